@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -14,6 +14,7 @@ from mmsearch_trl.engine.base import FinishReason, ImageInput
 from mmsearch_trl.protocol.action import Action
 from mmsearch_trl.search.types import Failure, Observation
 
+
 Part = str | ImageInput
 """A piece of a message: text, or an image where it stands."""
 
