@@ -6,9 +6,9 @@ that nobody declared. Transforms, all that image and video processors need, do n
 
 Run with the Python of the environment to repair; it writes two files into that environment's site-packages: a module
 that declares the two schemas just before `torchvision._meta_registrations` is imported, and a `.pth` file that puts
-the module's hook in place at every start of the interpreter, so that spawned processes (vLLM workers, data loaders) have
-it as well. Where the operators load, as on a machine with CUDA, the hook does nothing. Running it again rewrites the
-same two files. Box operators (`torchvision.ops`) stay unusable and still say so.
+the module's hook in place at every start of the interpreter, so that spawned processes (vLLM workers, data loaders)
+have it as well. Where the operators load, as on a machine with CUDA, the hook does nothing. Running it again rewrites
+the same two files. Box operators (`torchvision.ops`) stay unusable and still say so.
 """
 
 import sys
