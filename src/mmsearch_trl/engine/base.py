@@ -60,9 +60,7 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    async def generate(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling
-    ) -> Completion:
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
         """Write one assistant turn after `token_ids` (image pads expanded, one run per image, in order).
 
         Cancelling the call abandons the request without disturbing others.

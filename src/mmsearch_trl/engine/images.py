@@ -1,0 +1,62 @@
+"""Turns pictures into what the model's vision tower takes, once per distinct picture."""
+
+from collections import OrderedDict
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.search.types import image_digest
+
+
+class ImageFeatures(NamedTuple):
+    """`pixel_values` (patches, channels) and `grid_thw` (3,) of one image, as Qwen-VL image processors give them."""
+
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+
+
+class ImageEncoder:
+    """Content-addressed cache around a Qwen-VL image processor.
+
+    Args:
+        image_processor: The model's own; called on one image at a time.
+        capacity_bytes: Pixel values kept; the least recently used go first.
+    """
+
+    def __init__(self, image_processor: Any, capacity_bytes: int = 1 << 30) -> None:
+        self._processor = image_processor
+        self._merge = image_processor.merge_size**2
+        self._capacity = capacity_bytes
+        self._held = 0
+        self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._lock = Lock()
+        self.processed = 0
+        """Images that went through the processor so far."""
+
+    def encode(self, image: Image.Image) -> ImageInput:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        key = image_digest(rgb)
+        grid = self._features(key, rgb).grid_thw
+        return ImageInput(rgb, key, int(grid.prod()) // self._merge)
+
+    def features(self, image: ImageInput) -> ImageFeatures:
+        return self._features(image.key, image.image)
+
+    def _features(self, key: str, image: Image.Image) -> ImageFeatures:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        output = self._processor(images=[image], return_tensors="pt")
+        features = ImageFeatures(output["pixel_values"], output["image_grid_thw"][0])
+        with self._lock:
+            self.processed += 1
+            if key not in self._cache:
+                self._cache[key] = features
+                self._held += features.pixel_values.nbytes
+            while self._held > self._capacity and len(self._cache) > 1:
+                self._held -= self._cache.popitem(last=False)[1].pixel_values.nbytes
+        return features

@@ -1,0 +1,223 @@
+"""Batched generation with `transformers`: concurrent requests are collected, and each batch runs with a KV cache.
+
+Turns are sampled by inverse transform from one uniform number per token, drawn from the request's own generator, so a
+turn does not depend on which requests happened to share its batch. Log-probs are those of the full softmax at the
+sampling temperature, which is what the trainer computes; the ids that no model may sample (`forbidden_ids`) and the
+tails cut by top-p or top-k are taken out of the draw only.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.engine.images import ImageEncoder
+
+
+@dataclass(slots=True)
+class _Request:
+    token_ids: Sequence[int]
+    images: Sequence[ImageInput]
+    sampling: Sampling
+    answer: asyncio.Future[Completion]
+
+
+class TransformersEngine:
+    """An engine over a `transformers` vision-language model of the Qwen-VL family.
+
+    Args:
+        stop_ids: Ids that end a turn.
+        forbidden_ids: Ids that are never sampled: vision tokens; ids beyond the tokenizer are added here.
+        image_pad_id: Marks image positions (`mm_token_type_ids`), from which the model derives its M-RoPE positions.
+        vocabulary_size: Ids from here on have no token and are never sampled.
+        max_batch: Requests generated together at most.
+        gather_seconds: A batch starts when no request has arrived for this long.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        images: ImageEncoder,
+        *,
+        stop_ids: Collection[int],
+        forbidden_ids: Collection[int],
+        image_pad_id: int,
+        pad_id: int,
+        vocabulary_size: int,
+        max_batch: int = 64,
+        gather_seconds: float = 0.003,
+    ) -> None:
+        self._model = model
+        self._images = images
+        self._stop_ids = sorted(stop_ids)
+        self._image_pad_id = image_pad_id
+        self._pad_id = pad_id
+        self._max_batch = max_batch
+        self._gather_seconds = gather_seconds
+        width = model.get_output_embeddings().weight.shape[0]
+        forbidden = set(forbidden_ids) | set(range(vocabulary_size, width))
+        self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.long, device=model.device)
+        self._pending: list[_Request] = []
+        self._worker: asyncio.Task[None] | None = None
+        threads = torch.get_num_threads()
+        self._executor = ThreadPoolExecutor(1, "generate", initializer=torch.set_num_threads, initargs=(threads,))
+        self.busy_seconds = 0.0
+        """Time spent generating, for `rollout/engine_busy`."""
+        self.batches: list[int] = []
+        """Sizes of the batches generated so far."""
+
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        request = _Request(token_ids, images, sampling, asyncio.get_running_loop().create_future())
+        self._pending.append(request)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._serve())
+        return await request.answer
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._pending:
+            await self._gather()
+            batch = self._next_batch()
+            if not batch:
+                continue
+            started = loop.time()
+            try:
+                completions = await loop.run_in_executor(self._executor, self._generate, batch)
+            except Exception as error:
+                for request in batch:
+                    if not request.answer.done():
+                        request.answer.set_exception(EngineError(f"{type(error).__name__}: {error}"))
+                continue
+            finally:
+                self.busy_seconds += loop.time() - started
+            for request, completion in zip(batch, completions, strict=True):
+                if not request.answer.done():
+                    request.answer.set_result(completion)
+
+    async def _gather(self) -> None:
+        """Wait until requests stop arriving or a batch is full."""
+        seen = 0
+        while seen < len(self._pending) < self._max_batch:
+            seen = len(self._pending)
+            await asyncio.sleep(self._gather_seconds)
+
+    def _next_batch(self) -> list[_Request]:
+        """Take waiting requests that are sampled alike; abandoned ones are dropped."""
+        waiting = [request for request in self._pending if not request.answer.done()]
+        batch: list[_Request] = []
+        self._pending = []
+        for request in waiting:
+            alike = not batch or _truncation(request.sampling) == _truncation(batch[0].sampling)
+            (batch if alike and len(batch) < self._max_batch else self._pending).append(request)
+        return batch
+
+    @torch.no_grad()
+    def _generate(self, batch: list[_Request]) -> list[Completion]:
+        self.batches.append(len(batch))
+        inputs = self._inputs(batch)
+        width = inputs["input_ids"].shape[1]
+        sampler = _Sampler([request.sampling for request in batch], self._forbidden)
+        budgets = torch.tensor([request.sampling.max_tokens for request in batch], device=self._model.device)
+        config = GenerationConfig(
+            max_new_tokens=int(budgets.max()),
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=self._stop_ids,
+            pad_token_id=self._pad_id,
+            use_cache=True,
+        )
+        training = self._model.training
+        self._model.eval()
+        try:
+            output = self._model.generate(
+                **inputs,
+                generation_config=config,
+                logits_processor=[sampler],
+                stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width)]),
+            )
+        finally:
+            self._model.train(training)
+        rows = output[:, width:].tolist()
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
+        return [
+            self._completion(row[: request.sampling.max_tokens], row_logprobs)
+            for request, row, row_logprobs in zip(batch, rows, logprobs, strict=True)
+        ]
+
+    def _completion(self, row: list[int], logprobs: list[float]) -> Completion:
+        end = next((i + 1 for i, token in enumerate(row) if token in self._stop_ids), None)
+        reason = FinishReason.LENGTH if end is None else FinishReason.STOP
+        return Completion(tuple(row[:end]), tuple(logprobs[: end or len(row)]), reason)
+
+    def _inputs(self, batch: list[_Request]) -> dict[str, torch.Tensor]:
+        """Left-padded model inputs; pixel values of all rows' images in row order."""
+        device = self._model.device
+        width = max(len(request.token_ids) for request in batch)
+        ids = torch.full((len(batch), width), self._pad_id)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, request in enumerate(batch):
+            ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids)
+            mask[row, width - len(request.token_ids) :] = 1
+        features = [self._images.features(image) for request in batch for image in request.images]
+        inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self._image_pad_id).long()}
+        if features:
+            inputs["pixel_values"] = torch.cat([feature.pixel_values for feature in features])
+            inputs["image_grid_thw"] = torch.stack([feature.grid_thw for feature in features])
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _truncation(sampling: Sampling) -> tuple[float, int]:
+    return sampling.top_p, sampling.top_k
+
+
+class _Sampler(LogitsProcessor):
+    """Draws each row's next token from its own generator and leaves it as the only finite score."""
+
+    def __init__(self, samplings: list[Sampling], forbidden: torch.Tensor) -> None:
+        device = forbidden.device
+        self._generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
+        self._temperatures = torch.tensor([sampling.temperature for sampling in samplings], device=device)[:, None]
+        self._top_p, self._top_k = samplings[0].top_p, samplings[0].top_k
+        self._forbidden = forbidden
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        greedy = self._temperatures == 0
+        logprobs = torch.log_softmax(scores.float() / self._temperatures.masked_fill(greedy, 1.0), dim=-1)
+        allowed = logprobs.index_fill(1, self._forbidden, -torch.inf)
+        cumulative = self._truncate(allowed.exp().double()).cumsum(dim=-1)
+        draws = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators]
+        targets = torch.stack(draws).to(scores.device) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=scores.shape[1] - 1)
+        tokens = torch.where(greedy, allowed.argmax(dim=-1, keepdim=True), tokens)
+        self.logprobs.append(logprobs.gather(1, tokens).squeeze(1))
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+
+    def _truncate(self, probabilities: torch.Tensor) -> torch.Tensor:
+        if self._top_k > 0 and self._top_k < probabilities.shape[1]:
+            smallest = probabilities.topk(self._top_k, dim=-1).values[:, -1:]
+            probabilities = probabilities.masked_fill(probabilities < smallest, 0.0)
+        if self._top_p < 1.0:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            total = ordered.sum(dim=-1, keepdim=True)
+            outside = ordered.cumsum(dim=-1) - ordered >= self._top_p * total
+            probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(outside, 0.0))
+        return probabilities
+
+
+class _Budgets(StoppingCriteria):
+    """Ends each row at its own number of new tokens."""
+
+    def __init__(self, budgets: torch.Tensor, prompt_width: int) -> None:
+        self._budgets = budgets
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+        return input_ids.shape[1] - self._prompt_width >= self._budgets

@@ -1,0 +1,124 @@
+"""Message parts to token ids, through the model's own chat template.
+
+The template is asked for a conversation with a marker where the assistant spoke; what it writes after the marker is the
+reply with all its framing. So any template works, nothing the model sampled is encoded again, and an image is framed in
+a reply exactly as in the first prompt.
+
+Invariant, checked on every call: the ids hold as many image pads as the images have tokens, in order, and no control
+token that the template did not write.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
+from transformers import ProcessorMixin
+
+from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.engine.images import ImageEncoder
+from mmsearch_trl.protocol.safe_text import SafeText
+from mmsearch_trl.rollout.trajectory import Part
+
+
+_ASSISTANT = "ASSISTANT-TURN-MARKER"
+_VISION_TOKENS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+
+
+class Encoded(NamedTuple):
+    """A message as parts (images encoded) and as token ids with chat framing, image pads expanded."""
+
+    parts: tuple[Part, ...]
+    token_ids: tuple[int, ...]
+
+
+class ChatEncoder:
+    """Encodes prompts and replies for one processor.
+
+    Args:
+        processor: A Qwen-VL style processor: a tokenizer with a chat template, an image processor and one image token.
+        upstream_framing: Leave out the line break between the end of the assistant's turn and the reply, as
+            MMSearch-R1 does.
+    """
+
+    def __init__(self, processor: ProcessorMixin, *, upstream_framing: bool = False) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.images = ImageEncoder(processor.image_processor)
+        self.safe = SafeText(self.tokenizer)
+        self._upstream_framing = upstream_framing
+        self.image_token: str = processor.image_token
+        self.image_pad_id: int = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        self.vocabulary_size = len(self.tokenizer)
+        names = [getattr(processor, name, None) for name in _VISION_TOKENS]
+        names += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
+        vocabulary = self.tokenizer.get_vocab()
+        self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
+        self._control_ids = frozenset(self.tokenizer.all_special_ids) | self.vision_ids
+        self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))
+        self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
+        frame = self._ids(self._after_assistant(["-"]))
+        self._reply_controls = self._controls(frame)
+        self.turn_end_id: int = frame[0]
+        """The token with which the template closes an assistant turn."""
+
+    def prompt(self, content: Sequence[str | Image.Image]) -> Encoded:
+        """Encode the first user message, up to where the assistant starts to speak."""
+        parts = self._encode_images(content)
+        return Encoded(parts, self._expand(self._ids(self._first_message(parts)), parts, self._prompt_controls))
+
+    def reply(self, content: Sequence[str | Image.Image], sampled: Sequence[int]) -> Encoded:
+        """Encode a user message that follows the sampled turn, from the turn's end to the next turn's start.
+
+        Args:
+            sampled: The turn's ids. Where the model did not end it itself, the reply begins by ending it.
+        """
+        parts = self._encode_images(content)
+        ids = self._expand(self._ids(self._after_assistant(parts)), parts, self._reply_controls)
+        return Encoded(parts, ids[1:] if sampled and sampled[-1] == self.turn_end_id else ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def _encode_images(self, content: Sequence[str | Image.Image]) -> tuple[Part, ...]:
+        return tuple(part if isinstance(part, str) else self.images.encode(part) for part in content)
+
+    def _first_message(self, parts: Sequence[Part | None]) -> str:
+        return self._render([{"role": "user", "content": _blocks(parts)}])
+
+    def _after_assistant(self, parts: Sequence[Part]) -> str:
+        """What the template writes after an assistant turn when the user says `parts`."""
+        dialogue = [
+            {"role": "user", "content": [{"type": "text", "text": "-"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT}]},
+            {"role": "user", "content": _blocks(parts)},
+        ]
+        text = self._render(dialogue).split(_ASSISTANT, 1)[1]
+        return text.replace(">\n<", "><", 1) if self._upstream_framing else text
+
+    def _render(self, messages: list[dict]) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _controls(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control_ids for token in ids)
+
+    def _expand(self, ids: Sequence[int], parts: Sequence[Part], framing: int) -> tuple[int, ...]:
+        """Repeat each image pad as often as its image has tokens; `framing` is the template's own control tokens."""
+        images = [part for part in parts if isinstance(part, ImageInput)]
+        expected = framing + len(images) * self._image_controls
+        if ids.count(self.image_pad_id) != len(images) or self._controls(ids) != expected:
+            raise ValueError(
+                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text became "
+                "a control token or an image placeholder. Prompt files must hold none; use {image} for the image."
+            )
+        expanded: list[int] = []
+        remaining = iter(images)
+        for token in ids:
+            expanded += [token] * next(remaining).num_tokens if token == self.image_pad_id else [token]
+        return tuple(expanded)
+
+
+def _blocks(parts: Sequence[Part | None]) -> list[dict]:
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]

@@ -1,0 +1,202 @@
+"""The MMSearch-R1 protocol: what a turn asks for, and how the first prompt and the replies are worded.
+
+A turn ends in one action: `<answer>…</answer>`, `<search><img></search>` or `<text_search>query</text_search>`. Only the
+end of the turn decides about a search, as upstream does it; the reasoning before it is not looked at. What happened to a
+search is told by the observation's type, never by the wording of a reply.
+
+Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.base import Completion
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
+from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.search.types import Hit, ImageHit, Observation, Tool
+
+
+IMAGE_SEARCH_TAG = "<search><img></search>"
+RAW_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_IMAGE_SEARCH = re.compile(r"<search><img></search>$")
+_TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
+_QUERY = re.compile(r"<text_search>(.*?)</text_search>")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+Content = list[str | Image.Image]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """How replies are put; the defaults are the released checkpoints' own. Slots are filled literally.
+
+    `{image}` in `image_item` is where the thumbnail stands; a hit without one is written by `image_item_title_only`.
+    """
+
+    opening: str = "Searched results: <information>"
+    closing: str = "</information>\n"
+    question: str = "Original user's question: {question}\n"
+    image_header: str = (
+        "[Image Search Results] The result of the image search consists of web page information related to the image "
+        "from the user's original question. Each result includes the main image from the web page and its title, "
+        "ranked in descending order of search relevance, as demonstrated below:\n"
+    )
+    image_item: str = "{rank}. image: {image}\ntitle: {title}\n"
+    image_item_title_only: str = "{rank}. title: {title}\n"
+    text_header: str = (
+        "[Text Search Results] Below are the text summaries of the most relevant webpages related to your query, "
+        "ranked in descending order of relevance:\n"
+    )
+    text_item: str = "{rank}. ({source}) {text}\n"
+    nothing_found: str = "[{tool}] The search found nothing.\n"
+    failure: str = "[{tool}] The search could not be carried out ({reason}). Please reason with what you know."
+    overflow: str = "[{tool}] The results are too long to be shown. Please reason with what you know."
+
+
+UPSTREAM_FAILURE = (
+    "[{tool}] There is an error encountered in performing search. Please reason with your own capaibilities."
+)
+"""Upstream's sentence, its spelling included: checkpoints were trained on it."""
+
+_TOOL_NAMES = {Tool.IMAGE_SEARCH: "Image Search Results", Tool.TEXT_SEARCH: "Text Search Results"}
+
+
+class MMSearchProtocol:
+    """Reads turns and writes prompts and replies for one processor.
+
+    Args:
+        chat: Encoder of the model's processor; give it `upstream_framing=True` under `compat`.
+        compat: `"mmsearch_r1"` keeps upstream's reading of a turn (trailing blanks are not forgiven) and its failure
+            sentence.
+    """
+
+    def __init__(
+        self,
+        chat: ChatEncoder,
+        prompts: Prompts,
+        wording: Wording | None = None,
+        *,
+        compat: Literal["mmsearch_r1"] | None = None,
+    ) -> None:
+        self.chat = chat
+        self._prompts = prompts
+        self._wording = wording or Wording(**({"failure": UPSTREAM_FAILURE} if compat else {}))
+        self._compat = compat is not None
+
+    def prompt(self, task: Task) -> Encoded:
+        """The first user message: prompt text, images and question."""
+        template = self._prompts.first_turn.replace("<image>", "{image}")
+        if "{question}" not in template:
+            template += "{question}"
+        if "{image}" not in template:
+            template = "{image}" + template
+        content: Content = []
+        for i, piece in enumerate(template.split("{image}")):
+            content += task.images if i == 1 else ()
+            content.append(piece.replace("{question}", self.chat.safe(task.question)))
+        return self.chat.prompt([part for part in content if part != ""])
+
+    def read(self, text: str) -> Action:
+        """What a decoded turn asks for; `text` must hold model-sampled tokens only."""
+        end = text if self._compat else text.rstrip()
+        if _IMAGE_SEARCH.search(end):
+            return Action(ActionKind.IMAGE_SEARCH)
+        if _TEXT_SEARCH.search(end):
+            query = _QUERY.findall(end)[-1]
+            query = query if self._compat else query.strip()
+            return Action(ActionKind.TEXT_SEARCH, query) if query else Action(ActionKind.NONE)
+        answers = _ANSWER.findall(text)
+        return Action(ActionKind.ANSWER, answers[-1].strip()) if answers else Action(ActionKind.NONE)
+
+    def sampled(self, completion: Completion) -> Completion:
+        """The completion as it enters the transcript: ids that no model may sample are removed.
+
+        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not. Under `compat` a
+        turn without the turn-end token has its last id overwritten by it, as upstream does.
+        """
+        chat = self.chat
+        kept = [
+            (token, logprob)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
+            if token not in chat.vision_ids and token < chat.vocabulary_size
+        ]
+        if self._compat and kept and chat.turn_end_id not in (token for token, _ in kept):
+            kept[-1] = (chat.turn_end_id, kept[-1][1])
+        if len(kept) == len(completion.token_ids) and not self._compat:
+            return completion
+        ids, logprobs = zip(*kept, strict=True) if kept else ((), ())
+        return Completion(ids, logprobs, completion.finish_reason)
+
+    def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
+        """The user message that tells the model what its search brought."""
+        if observation.failure is not None:
+            text = self._wording.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
+            return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
+        image = observation.tool is Tool.IMAGE_SEARCH
+        after = self._prompts.after_image_search if image else self._prompts.after_text_search
+        if observation.raw is not None and not observation.raw.text.startswith(f"[{_TOOL_NAMES[observation.tool]}]"):
+            return self.chat.reply(self._inert(_raw_content(observation)), sampled)
+        question = self._wording.question.replace("{question}", self.chat.safe(task.question))
+        body = self._inert(_raw_content(observation) if observation.raw else self._body(observation))
+        return self.chat.reply([self._wording.opening, *body, self._wording.closing + question + after], sampled)
+
+    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+        """The short notice that stands for a reply that does not fit."""
+        return self.chat.reply([self._wording.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
+
+    def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
+        """The request for the final answer after a search that was refused."""
+        text = self._prompts.forced_answer.replace("{question}", self.chat.safe(task.question))
+        return self.chat.reply([text], sampled)
+
+    def _body(self, observation: Observation) -> Content:
+        wording = self._wording
+        image = observation.tool is Tool.IMAGE_SEARCH
+        if not observation.hits:
+            return [wording.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
+        content: Content = [wording.image_header if image else wording.text_header]
+        for rank, hit in enumerate(observation.hits, 1):
+            content += self._item(rank, hit)
+        return content
+
+    def _item(self, rank: int, hit: Hit) -> Content:
+        wording = self._wording
+        if not isinstance(hit, ImageHit):
+            slots = {"rank": str(rank), "source": hit.url or hit.title, "title": hit.title, "text": hit.text}
+            return [_fill(wording.text_item, slots)]
+        slots = {"rank": str(rank), "title": hit.title}
+        if hit.thumbnail is None:
+            return [_fill(wording.image_item_title_only, slots)]
+        before, after = wording.image_item.split("{image}")
+        return [_fill(before, slots), hit.thumbnail, _fill(after, slots)]
+
+    def _inert(self, content: Content) -> Content:
+        """Join neighbouring texts, so that no token can hide in a seam, and make them inert."""
+        joined: Content = []
+        for part in content:
+            if isinstance(part, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += part
+            else:
+                joined.append(part)
+        return [self.chat.safe(part) if isinstance(part, str) else part for part in joined]
+
+
+def _fill(template: str, slots: dict[str, str]) -> str:
+    """Fill slots in one pass, so that a value that looks like a slot stays text."""
+    return re.sub(r"\{(\w+)\}", lambda match: slots.get(match[1], match[0]), template)
+
+
+def _raw_content(observation: Observation) -> Content:
+    """A ready-made reply with its thumbnails where its placeholders stood (their number was checked on arrival)."""
+    assert observation.raw is not None
+    pieces = observation.raw.text.split(RAW_IMAGE)
+    content: Content = [pieces[0]]
+    for image, piece in zip(observation.raw.images, pieces[1:], strict=True):
+        content += [image, piece]
+    return content

@@ -1,0 +1,101 @@
+"""How long a rollout may run: a pure rule over a trajectory, so that it can be tested without an engine.
+
+* A turn gets at most `max_turn_tokens`, and never more than what is left of the response and of the context window.
+* The last turn may not search: its reply could not be answered.
+* A search over its limit is not executed; the trajectory ends, or is asked for its final answer (`forced_answer`).
+* A reply that does not fit is never cut: it is replaced by a short notice, or the trajectory ends (`on_overflow`).
+
+`compat="mmsearch_r1"` is upstream's rule instead: turns are not clamped to what is left and replies are not measured;
+the finished response is cut at `max_response_tokens` (`rollout/compat.py`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.search.types import Tool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The `rollout:` section of a recipe."""
+
+    max_turns: int = field(default=3, metadata={"help": "Assistant turns of a trajectory."})
+    max_turn_tokens: int = field(default=2048, metadata={"help": "Tokens that one turn may sample."})
+    max_response_tokens: int = field(
+        default=8192, metadata={"help": "Tokens after the first prompt: all turns and replies, image tokens included."}
+    )
+    max_context_tokens: int | None = field(
+        default=None, metadata={"help": "The engine's window: prompt and response. None: as long as they get."}
+    )
+    image_search_limit: int = field(default=1, metadata={"help": "Image searches of a trajectory."})
+    text_search_limit: int = field(default=2, metadata={"help": "Text searches of a trajectory."})
+    image_search_first_turn_only: bool = field(
+        default=False, metadata={"help": "Refuse an image search after the first turn, as the MMSearch-R1 paper says."}
+    )
+    forced_answer: bool = field(
+        default=False,
+        metadata={"help": "When a search is refused, ask for the final answer and grant one more turn for it."},
+    )
+    forced_answer_tokens: int = field(
+        default=256, metadata={"help": "Tokens kept back for the forced answer, its request included."}
+    )
+    on_overflow: Literal["notice", "end"] = field(
+        default="notice",
+        metadata={"help": "A reply that does not fit is replaced by a short notice, or ends the trajectory."},
+    )
+    compat: Literal["mmsearch_r1"] | None = field(
+        default=None, metadata={"help": "Reproduce MMSearch-R1's own rollout to the byte, its quirks included."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_turns", "max_turn_tokens", "max_response_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("image_search_limit", "text_search_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")
+        if self.compat not in (None, "mmsearch_r1"):
+            raise ValueError(f"rollout.compat must be 'mmsearch_r1' or absent, got {self.compat!r}.")
+        if self.on_overflow not in ("notice", "end"):
+            raise ValueError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
+        if self.forced_answer and self.forced_answer_tokens >= self.max_response_tokens:
+            raise ValueError("rollout.forced_answer_tokens must be smaller than rollout.max_response_tokens.")
+
+    def room(self, trajectory: Trajectory, *, final: bool = False) -> int:
+        """Tokens that may still be added; the forced answer's share is kept back until `final`."""
+        used = len(trajectory.completion_ids)
+        room = self.max_response_tokens - used
+        if self.max_context_tokens is not None:
+            room = min(room, self.max_context_tokens - len(trajectory.prompt_ids) - used)
+        return room - (self.forced_answer_tokens if self.forced_answer and not final else 0)
+
+    def turn_tokens(self, trajectory: Trajectory, *, final: bool = False) -> int:
+        """Tokens that the next turn may sample; 0 or less when there is no room for one."""
+        if self.compat and self.max_context_tokens is None:
+            return self.max_turn_tokens
+        return min(self.max_turn_tokens, self.room(trajectory, final=final))
+
+    def refusal(self, trajectory: Trajectory, action: Action) -> StopReason | None:
+        """Why the search that the newest turn asks for may not be executed, or None when it may.
+
+        `trajectory` holds the turns before the one that asks.
+        """
+        turn = len(trajectory.turns)
+        if turn + 1 >= self.max_turns:
+            return StopReason.TURN_LIMIT
+        if action.kind is ActionKind.IMAGE_SEARCH and turn > 0 and self.image_search_first_turn_only:
+            return StopReason.SEARCH_LIMIT
+        image = action.kind is ActionKind.IMAGE_SEARCH
+        tool, limit = (
+            (Tool.IMAGE_SEARCH, self.image_search_limit) if image else (Tool.TEXT_SEARCH, self.text_search_limit)
+        )
+        done = sum(observation.tool is tool for observation in trajectory.observations)
+        return StopReason.SEARCH_LIMIT if done >= limit else None
+
+    def fits(self, trajectory: Trajectory, turn_tokens: int, reply_tokens: int, *, final: bool = False) -> bool:
+        """Whether a reply can follow the newest turn (not yet in `trajectory`) with room left to react to it."""
+        if self.compat and self.max_context_tokens is None:
+            return True
+        return turn_tokens + reply_tokens < self.room(trajectory, final=final)

@@ -1,0 +1,157 @@
+"""The rollout: one readable coroutine per trajectory, on which the whole system hangs.
+
+Every trajectory runs on its own and nothing waits for the slowest. A tool that fails is a value in the trajectory; an
+engine that fails ends that trajectory alone, as a typed failure.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.base import Completion, Engine, EngineError, FinishReason, Sampling
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.chat import Encoded
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
+from mmsearch_trl.search.types import Failure, FailureKind, ImageQuery, Observation, Tool
+
+
+logger = logging.getLogger(__name__)
+
+
+class Tools(Protocol):
+    """What answers a search; `search.runtime.SearchRuntime` is one. Failures are values in the observation."""
+
+    async def image_search(self, query: ImageQuery) -> Observation: ...
+
+    async def text_search(self, query: str) -> Observation: ...
+
+
+async def run_trajectory(
+    task: Task, engine: Engine, protocol: MMSearchProtocol, tools: Tools, limits: Limits, sampling: Sampling
+) -> Trajectory:
+    """Roll out one task.
+
+    Args:
+        sampling: Of every turn; `max_tokens` is set per turn by `limits`, and each turn has a seed of its own that
+            depends on `sampling.seed` and the turn's number alone.
+    """
+    started = time.perf_counter()
+    prompt = protocol.prompt(task)
+    trajectory = Trajectory(task=task, prompt=prompt.parts, prompt_ids=prompt.token_ids)
+    final = False
+    while trajectory.stop is None:
+        budget = limits.turn_tokens(trajectory, final=final)
+        if budget < 1:
+            trajectory.stop = StopReason.TOKEN_LIMIT
+            break
+        seed = random.Random(f"{sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
+        turn_started = time.perf_counter()
+        try:
+            completion = await engine.generate(
+                trajectory.token_ids, trajectory.images, replace(sampling, max_tokens=budget, seed=seed)
+            )
+        except EngineError as error:
+            trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
+            break
+        turn = _turn(protocol, protocol.sampled(completion), time.perf_counter() - turn_started)
+        turn, trajectory.stop = await _react(turn, trajectory, protocol, tools, limits, final)
+        final = final or (trajectory.stop is None and turn.observation is None)
+        trajectory.turns.append(turn)
+    trajectory.seconds = time.perf_counter() - started
+    return trajectory
+
+
+async def run_batch(
+    tasks: Sequence[Task],
+    engine: Engine,
+    protocol: MMSearchProtocol,
+    tools: Tools,
+    limits: Limits,
+    samplings: Sequence[Sampling],
+) -> list[Trajectory]:
+    """Roll out all tasks at once; every task comes back exactly once, in order.
+
+    An unforeseen error ends its own trajectory only. When every trajectory fails, the first error is raised: that is a
+    defect and not bad luck.
+    """
+    outcomes = await asyncio.gather(
+        *(
+            run_trajectory(task, engine, protocol, tools, limits, sampling)
+            for task, sampling in zip(tasks, samplings, strict=True)
+        ),
+        return_exceptions=True,
+    )
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    if errors and len(errors) == len(outcomes):
+        raise errors[0]
+    trajectories = []
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        if isinstance(outcome, Trajectory):
+            trajectories.append(outcome)
+        elif isinstance(outcome, Exception):
+            logger.error("The rollout of task %s failed.", task.id, exc_info=outcome)
+            failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
+            trajectories.append(
+                Trajectory(task=task, prompt=(), prompt_ids=(), stop=StopReason.FAILED, failure=failure)
+            )
+        else:
+            raise outcome
+    return trajectories
+
+
+def _turn(protocol: MMSearchProtocol, completion: Completion, seconds: float) -> Turn:
+    text = protocol.chat.decode(completion.token_ids)
+    return Turn(
+        token_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        finish_reason=completion.finish_reason,
+        text=text,
+        action=protocol.read(text),
+        generation_seconds=seconds,
+    )
+
+
+async def _react(
+    turn: Turn, trajectory: Trajectory, protocol: MMSearchProtocol, tools: Tools, limits: Limits, final: bool
+) -> tuple[Turn, StopReason | None]:
+    """Carry out what a turn asks for. Returns the turn with its reply, and why the trajectory ends, if it does."""
+    if not turn.action.is_search:
+        if turn.action.kind is ActionKind.ANSWER:
+            return turn, StopReason.ANSWERED
+        cut_short = turn.finish_reason is FinishReason.LENGTH
+        return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
+    refusal = StopReason.TURN_LIMIT if final else limits.refusal(trajectory, turn.action)
+    if refusal is not None:
+        if final or not limits.forced_answer:
+            return turn, refusal
+        request = protocol.ask_for_answer(trajectory.task, turn.token_ids)
+        if not limits.fits(trajectory, len(turn.token_ids), len(request.token_ids), final=True):
+            return turn, StopReason.TOKEN_LIMIT
+        return _with_reply(turn, request), None
+    observation = await _search(turn.action, trajectory.task, tools)
+    reply = protocol.reply(observation, trajectory.task, turn.token_ids)
+    if not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
+        reply = protocol.overflow(observation.tool, turn.token_ids)
+        if limits.on_overflow == "end" or not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
+            return replace(turn, observation=observation), StopReason.TOKEN_LIMIT
+    return _with_reply(replace(turn, observation=observation), reply), None
+
+
+def _with_reply(turn: Turn, reply: Encoded) -> Turn:
+    return replace(turn, reply=reply.parts, reply_ids=reply.token_ids)
+
+
+async def _search(action: Action, task: Task, tools: Tools) -> Observation:
+    if action.kind is ActionKind.TEXT_SEARCH:
+        return await tools.text_search(action.text or "")
+    if not task.images:
+        failure = Failure(FailureKind.INVALID_QUERY, f"Task {task.id} has no image to search by.")
+        return Observation(tool=Tool.IMAGE_SEARCH, failure=failure)
+    return await tools.image_search(ImageQuery(task.images[0], data_id=task.id, url=task.image_url))
