@@ -1,0 +1,65 @@
+"""When an answer counts as right: exact match or containment, after SQuAD-style normalisation.
+
+Normalisation is deliberately no cleverer than the published reward, so that scores compare: lower case, ASCII
+punctuation deleted without a space, the words a/an/the blanked, white space collapsed. Nothing else is folded: `3.14`
+equals `314`, `well-known` differs from `well known`, and curly quotes, CJK punctuation and Unicode forms are kept.
+"""
+
+import json
+import re
+import string
+from collections.abc import Iterable
+
+
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """Bring an answer to the form in which it is compared: `The "Titanic"!` becomes `titanic`."""
+    without_punctuation = text.lower().translate(_DELETE_PUNCTUATION)
+    return " ".join(_ARTICLE.sub(" ", without_punctuation).split())
+
+
+def exact_match(answer: str, golds: Iterable[str]) -> bool:
+    """True when the normalised answer equals any normalised gold; no gold matches nothing."""
+    normalized = normalize_answer(answer)
+    return any(normalize_answer(gold) == normalized for gold in golds)
+
+
+def substring_match(answer: str, golds: Iterable[str]) -> bool:
+    """True when any normalised gold occurs in the normalised answer; a gold that normalises to "" occurs in all."""
+    normalized = normalize_answer(answer)
+    return any(normalize_answer(gold) in normalized for gold in golds)
+
+
+def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | None = None) -> tuple[str, ...]:
+    """Join a ground truth and its candidate answers into one tuple, ground truth first; the arguments are not changed.
+
+    Args:
+        ground_truth: One answer, or an iterable of them.
+        candidates: An iterable, or a JSON list in a string as the FVQA parquet files hold it; None when there are none.
+
+    Returns:
+        The strings among them; entries of any other type are dropped.
+
+    Raises:
+        ValueError: `candidates` is a string that is not a JSON list.
+    """
+    several = isinstance(ground_truth, Iterable) and not isinstance(ground_truth, str)
+    golds = ground_truth if several else (ground_truth,)
+    return tuple(gold for gold in (*golds, *_candidate_list(candidates)) if isinstance(gold, str))
+
+
+def _candidate_list(candidates: str | Iterable[object] | None) -> Iterable[object]:
+    if candidates is None:
+        return ()
+    if not isinstance(candidates, str):
+        return candidates
+    try:
+        parsed = json.loads(candidates)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"candidate answers are text but no JSON list: {candidates[:80]!r} ({error})") from error
+    if not isinstance(parsed, list):
+        raise ValueError(f"candidate answers must be a JSON list, got {type(parsed).__name__}: {candidates[:80]!r}")
+    return parsed
