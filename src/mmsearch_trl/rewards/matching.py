@@ -38,7 +38,7 @@ def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | 
 
     Args:
         ground_truth: One answer, or an iterable of them.
-        candidates: An iterable, or a JSON list in a string as the FVQA parquet files hold it; None when there are none.
+        candidates: An iterable, or a JSON list in a string as in the FVQA parquet files; None when there are none.
 
     Returns:
         The strings among them; entries of any other type are dropped.
@@ -46,8 +46,9 @@ def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | 
     Raises:
         ValueError: `candidates` is a string that is not a JSON list.
     """
-    several = isinstance(ground_truth, Iterable) and not isinstance(ground_truth, str)
-    golds = ground_truth if several else (ground_truth,)
+    golds: Iterable[object] = (ground_truth,)
+    if isinstance(ground_truth, Iterable) and not isinstance(ground_truth, str):
+        golds = ground_truth
     return tuple(gold for gold in (*golds, *_candidate_list(candidates)) if isinstance(gold, str))
 
 

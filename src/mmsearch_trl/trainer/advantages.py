@@ -1,0 +1,63 @@
+"""Group-relative advantages: how much better a trajectory did than the others of its prompt.
+
+The standard deviation is unbiased, and `eps` is added to it, not put under a root. A group of one has nothing to be
+compared with and keeps its raw reward. Sums run in float64, because equal float32 rewards can differ from their
+float32 mean by more than `eps` forgives.
+"""
+
+from typing import Literal
+
+import torch
+
+
+RewardScale = Literal["group", "batch", "none"]
+
+
+def group_advantages(
+    rewards: torch.Tensor, group_size: int, scale: RewardScale = "group", eps: float = 1e-6
+) -> torch.Tensor:
+    """Subtract each group's mean and divide by a standard deviation.
+
+    Args:
+        rewards: `(n,)`, the trajectories of one prompt adjacent; `n` is a multiple of `group_size`.
+        scale: Divide by the standard deviation of the `group`, of the whole `batch`, or by `none`.
+
+    Returns:
+        `(n,)` in the dtype of `rewards`; 0 wherever all rewards of a group are equal.
+
+    Raises:
+        ValueError: The rewards do not divide into groups, or `scale` is unknown.
+    """
+    grouped = _grouped(rewards, group_size)
+    mean = grouped.mean(dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(grouped)
+    if scale == "group":
+        std = grouped.std(dim=1, keepdim=True) if group_size > 1 else torch.ones_like(grouped)
+    elif scale == "batch":
+        std = grouped.std() if grouped.numel() > 1 else torch.ones_like(grouped)
+    elif scale == "none":
+        return (grouped - mean).flatten().to(rewards.dtype)
+    else:
+        raise ValueError(f"scale must be group, batch or none; got {scale!r}")
+    return ((grouped - mean) / (std + eps)).flatten().to(rewards.dtype)
+
+
+def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mark the groups that teach something: those whose rewards are not all equal.
+
+    Args:
+        rewards: `(n,)`, the trajectories of one prompt adjacent.
+
+    Returns:
+        Bool `(n / group_size,)`. A group of one never differs from itself and is False.
+
+    Raises:
+        ValueError: The rewards do not divide into groups.
+    """
+    grouped = _grouped(rewards, group_size)
+    return grouped.amax(dim=1) > grouped.amin(dim=1)
+
+
+def _grouped(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    if rewards.dim() != 1 or group_size < 1 or rewards.numel() % group_size:
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of {group_size}")
+    return rewards.double().view(-1, group_size)
