@@ -1,0 +1,118 @@
+"""Trace files: `traces/<split>-rank<r>.jsonl`, one writer per file, read together as one run.
+
+Lines are appended and flushed batch by batch. A run that was killed may leave half a line behind: the next writer cuts
+it off, and a reader passes over it with a warning; a broken line anywhere else is an error.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from mmsearch_trl.traces.build import ScoredTrajectory, pictures_of, trace_record
+from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.traces.records import TraceRecord
+from mmsearch_trl.traces.tokens import Decoder, TokenSpeller
+
+
+_BLOCK = 1 << 16
+
+logger = logging.getLogger(__name__)
+
+
+def trace_path(run_dir: Path, split: str, rank: int = 0) -> Path:
+    """Where a process writes the traces of a split."""
+    return run_dir / "traces" / f"{split}-rank{rank}.jsonl"
+
+
+def picture_store(run_dir: Path) -> PictureStore:
+    return PictureStore(run_dir / "traces" / "images")
+
+
+class TraceWriter:
+    """Appends the trajectories of one process to one file, their pictures to `images/` beside it."""
+
+    def __init__(self, path: Path, tokenizer: Decoder) -> None:
+        """Open `path` for appending, its folder made if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        self.path = path
+        self._file = path.open("ab")
+        self._pictures = PictureStore(path.parent / "images")
+        self._spell = TokenSpeller(tokenizer)
+
+    def write(self, batch: Iterable[ScoredTrajectory], *, step: int, split: str = "train") -> None:
+        """Append a batch and flush it; a picture is on disk before a line names it."""
+        for scored in batch:
+            for digest, image in pictures_of(scored.trajectory):
+                self._pictures.put(digest, image)
+            line = trace_record(scored, self._spell, step=step, split=split).to_json()
+            self._file.write(line.encode("ascii") + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "TraceWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def trace_files(run_dir: Path) -> list[Path]:
+    """The trace files of a run, by name.
+
+    Raises:
+        FileNotFoundError: the run has none.
+    """
+    files = sorted((run_dir / "traces").glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"{run_dir / 'traces'} holds no *.jsonl: give the folder of a run that writes traces")
+    return files
+
+
+def read_traces(run_dir: Path) -> Iterator[TraceRecord]:
+    """Yield every record of a run, file by file, in the order written.
+
+    Raises:
+        FileNotFoundError: the run has no traces.
+        ValueError: a line is not a record; the message names file and line.
+    """
+    for path in trace_files(run_dir):
+        yield from read_trace_file(path)
+
+
+def read_trace_file(path: Path) -> Iterator[TraceRecord]:
+    """Yield the records of one file; see `read_traces`."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                logger.warning("%s, line %d: passed over, the run ended while it was written", path, number)
+                return
+            try:
+                record = TraceRecord.from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            yield record
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last line end, searched for from the back: a trace file may be gigabytes."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = position = file.seek(0, os.SEEK_END)
+        while position > 0:
+            start = max(0, position - _BLOCK)
+            file.seek(start)
+            line_end = file.read(position - start).rfind(b"\n")
+            if line_end >= 0:
+                position = start + line_end + 1
+                break
+            position = start
+        if position < end:
+            file.truncate(position)

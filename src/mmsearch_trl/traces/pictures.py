@@ -1,0 +1,62 @@
+"""Pictures beside the traces: one small file per content, named by its digest, written at most once.
+
+Every process of a run shares the folder. A file appears whole or not at all (written aside, then renamed), and two
+processes that store the same picture write the same bytes, so no lock is needed.
+"""
+
+import os
+import re
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+
+MAX_SIDE = 384
+"""Pixels of the longer side: enough to see what is in the picture, few enough to put thousands into one page."""
+LOSSLESS_SIDE = 96
+"""Up to this longer side a picture is kept as PNG: tiny pictures are tiny files and blur badly as JPEG."""
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+class PictureStore:
+    """A folder of reduced pictures by digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stored: set[str] = set()
+
+    def put(self, digest: str, image: Image.Image) -> None:
+        """Store a picture, reduced to `MAX_SIDE`, unless its digest is already there."""
+        if digest in self._stored or self.find(digest):
+            self._stored.add(digest)
+            return
+        suffix, content = _encode(image)
+        path = self._path(digest, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
+        aside.write_bytes(content)
+        aside.replace(path)
+        self._stored.add(digest)
+
+    def find(self, digest: str) -> Path | None:
+        """The file of a digest, or None if it was never stored; what is no digest is never looked up."""
+        if not _DIGEST.fullmatch(digest):
+            return None
+        return next((path for suffix in ("jpg", "png") if (path := self._path(digest, suffix)).exists()), None)
+
+    def _path(self, digest: str, suffix: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"picture digest {digest!r} is not a hexadecimal SHA-256; use `image_digest`")
+        return self.folder / digest[:2] / f"{digest}.{suffix}"
+
+
+def _encode(image: Image.Image) -> tuple[str, bytes]:
+    picture = image.convert("RGB")
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    content = BytesIO()
+    if max(picture.size) <= LOSSLESS_SIDE:
+        picture.save(content, "PNG", optimize=True)
+        return "png", content.getvalue()
+    picture.save(content, "JPEG", quality=82)
+    return "jpg", content.getvalue()

@@ -1,0 +1,149 @@
+"""A trace record: one trajectory as one line of JSON, with what the policy was paid for it.
+
+A record holds text, numbers and picture digests only. Pictures are stored once per content beside the traces
+(`traces/pictures.py`), so eight rollouts of one question cost one picture. What is read back equals what was written:
+numbers are rounded when a record is made (`traces/build.py`), never when it is saved.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+
+class TraceToken(NamedTuple):
+    """One token, `[text, trained, logprob, count]` in JSON.
+
+    `trained` is the loss mask; `logprob` (nats) is None on observed tokens. A run of equal observed tokens, such as
+    the pads of an image, is one entry with its length as `count`.
+    """
+
+    text: str
+    trained: int
+    logprob: float | None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceHit:
+    """A search result; `thumbnail` is a picture digest, `text` the passage of a text search."""
+
+    title: str
+    url: str | None = None
+    text: str | None = None
+    thumbnail: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFailure:
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceObservation:
+    """A tool call's outcome. `raw_text` and `raw_images` are set for tools that write their own reply."""
+
+    tool: str
+    hits: tuple[TraceHit, ...] = ()
+    failure: TraceFailure | None = None
+    raw_text: str | None = None
+    raw_images: tuple[str, ...] = ()
+    backend: str = ""
+    seconds: float = 0.0
+    cached: bool = False
+    coalesced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceTurn:
+    """One turn of the model and the reply to it; `tokens` are those of both, in order."""
+
+    text: str
+    action: str
+    action_text: str | None
+    finish_reason: str
+    generation_seconds: float
+    tokens: tuple[TraceToken, ...]
+    observation: TraceObservation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOutcome:
+    """How it ended. `right` is None when nobody judged; `searched` counts calls that failed, too."""
+
+    stop: str | None
+    right: bool | None
+    searched: bool
+    failure: TraceFailure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRecord:
+    """One trajectory.
+
+    Attributes:
+        split: `train`, or the name of the evaluation.
+        step: Optimizer steps taken before it was sampled.
+        group: What reports group by: `extra["group"]` of the task where it has one, else its category.
+        prompt: The first message, images as `{"image": digest}`.
+        images: Digests of the question's pictures.
+        reward: What the policy was paid in all; `rewards` are its parts by name; None stands for a value that is not
+            finite.
+        advantage: None outside training.
+        seconds: Wall time of the whole rollout, waiting included.
+    """
+
+    id: str
+    split: str
+    step: int
+    data_source: str
+    category: str | None
+    group: str | None
+    question: str
+    answers: tuple[str, ...]
+    outcome: TraceOutcome
+    prompt: tuple[str | dict[str, str], ...]
+    images: tuple[str, ...]
+    turns: tuple[TraceTurn, ...]
+    reward: float | None
+    rewards: dict[str, float | None]
+    advantage: float | None
+    seconds: float
+
+    def to_json(self) -> str:
+        """The record as one line of ASCII JSON, without the line end."""
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "TraceRecord":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not JSON, or not a record; the message says which.
+        """
+        row = json.loads(line)
+        try:
+            row |= {key: tuple(row[key]) for key in ("answers", "prompt", "images")}
+            row["outcome"] = TraceOutcome(**row["outcome"] | {"failure": _failure(row["outcome"]["failure"])})
+            row["turns"] = tuple(map(_turn, row["turns"]))
+            return cls(**row)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a trace record ({type(error).__name__}: {error})") from error
+
+
+def _failure(row: dict[str, str] | None) -> TraceFailure | None:
+    return TraceFailure(**row) if row else None
+
+
+def _turn(row: dict[str, Any]) -> TraceTurn:
+    tokens = tuple(TraceToken(*token) for token in row["tokens"])
+    return TraceTurn(**row | {"tokens": tokens, "observation": _observation(row["observation"])})
+
+
+def _observation(row: dict[str, Any] | None) -> TraceObservation | None:
+    if row is None:
+        return None
+    hits = tuple(TraceHit(**hit) for hit in row["hits"])
+    parts = {"hits": hits, "failure": _failure(row["failure"]), "raw_images": tuple(row["raw_images"])}
+    return TraceObservation(**row | parts)

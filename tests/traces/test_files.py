@@ -1,0 +1,80 @@
+import logging
+
+import pytest
+from PIL import Image
+
+from mmsearch_trl.traces.files import TraceWriter, picture_store, read_traces, trace_path
+from mmsearch_trl.traces.pictures import MAX_SIDE, PictureStore
+
+
+def test_what_is_written_is_read_in_order_over_all_ranks(tmp_path, searching, answering, tokenizer):
+    for rank, scored in enumerate((searching, answering)):
+        with TraceWriter(trace_path(tmp_path, "train", rank), tokenizer) as writer:
+            writer.write([scored], step=1)
+            writer.write([scored], step=2)
+    records = list(read_traces(tmp_path))
+    assert [(record.step, record.outcome.searched) for record in records] == [
+        (1, True), (2, True), (1, False), (2, False),
+    ]  # fmt: skip
+
+
+def test_a_batch_is_on_disk_when_write_returns(tmp_path, answering, tokenizer):
+    writer = TraceWriter(trace_path(tmp_path, "train"), tokenizer)
+    writer.write([answering], step=0)
+    assert len(list(read_traces(tmp_path))) == 1
+    writer.close()
+
+
+def test_a_picture_is_stored_once_however_often_it_is_seen(run_dir):
+    assert len(list((run_dir / "traces" / "images").rglob("*.png"))) == 2
+
+
+def test_half_a_line_is_passed_over_and_cut_off_by_the_next_writer(tmp_path, answering, tokenizer, caplog):
+    path = trace_path(tmp_path, "train")
+    with TraceWriter(path, tokenizer) as writer:
+        writer.write([answering], step=0)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:100])
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_traces(tmp_path))) == 1
+    assert "line 2: passed over" in caplog.text
+    TraceWriter(path, tokenizer).close()
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path, tokenizer):
+    path = trace_path(tmp_path, "train")
+    path.parent.mkdir()
+    path.write_bytes(b'{"id"' * 40_000)
+    TraceWriter(path, tokenizer).close()
+    assert path.read_bytes() == b""
+
+
+def test_a_broken_line_names_file_and_line(run_dir):
+    path = trace_path(run_dir, "train")
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(ValueError, match=r"train-rank0\.jsonl, line 1: not a trace record"):
+        list(read_traces(run_dir))
+
+
+def test_a_folder_without_traces_says_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the folder of a run"):
+        list(read_traces(tmp_path))
+
+
+def test_large_pictures_are_reduced_and_small_ones_kept_exact(tmp_path):
+    store = PictureStore(tmp_path)
+    small, large = Image.new("RGB", (56, 40), (1, 2, 3)), Image.new("RGBA", (2000, 1000))
+    store.put("ab" * 32, small)
+    store.put("cd" * 32, large)
+    kept = store.find("ab" * 32), store.find("cd" * 32)
+    assert kept[0] and kept[1]
+    assert list(Image.open(kept[0]).get_flattened_data()) == list(small.get_flattened_data())
+    assert Image.open(kept[1]).size == (MAX_SIDE, MAX_SIDE // 2)
+
+
+def test_a_digest_never_leads_out_of_the_folder(tmp_path):
+    store = picture_store(tmp_path)
+    assert store.find("../../../etc/passwd") is None
+    with pytest.raises(ValueError, match="not a hexadecimal SHA-256"):
+        store.put("../x", Image.new("RGB", (4, 4)))
