@@ -78,7 +78,7 @@ class Prompts:
 def load_prompt(path: str | Path | None, default_name: str) -> str:
     """Read one prompt: a UTF-8 `.txt` file, or a `.pkl` file that holds one `str`; None reads the shipped default.
 
-    The newline that editors put at the end of a text file is not part of the prompt; a pickled prompt is kept as it is.
+    The newline that editors put at the end of a text file is no part of the prompt; a pickled prompt is kept as it is.
 
     Raises:
         PromptFileError: the file is missing, empty, of another kind, or a pickle of anything but one `str`.
