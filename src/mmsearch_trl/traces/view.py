@@ -1,0 +1,118 @@
+"""One HTML page to read a run's trajectories in: everything inside the file, nothing fetched, nothing executed but ours.
+
+The page is `viewer.html` with four slots filled: title, records, pictures and the hash of its one script. Tool text is
+untrusted, so three things hold. Records and pictures stand in script blocks of type `application/json`, in which `<`,
+`>` and `&` are written as escapes, so no text can end the block. The script puts text into the page as text nodes
+only. The page's content security policy lets no script run but the one with the hash, and lets nothing be loaded.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mmsearch_trl.traces.files import picture_store, read_traces
+from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.traces.records import TraceRecord, TraceToken
+
+
+MAX_RECORDS = 2000
+"""About as many as a browser opens at once without delay; of a longer run every n-th question is shown, whole."""
+_LONG_RUN = 4
+"""A run of equal observed tokens from this length on (an image's pads) is shown once, with its length."""
+_TEMPLATE = Path(__file__).with_name("viewer.html")
+_MIME = {".png": "image/png", ".jpg": "image/jpeg"}
+
+logger = logging.getLogger(__name__)
+
+
+def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX_RECORDS) -> Path:
+    """Write the page of a run and return its path (`<run_dir>/trajectories.html` unless `out` says otherwise).
+
+    Raises:
+        FileNotFoundError: the run has no traces.
+        ValueError: a trace line is broken; the message names file and line.
+    """
+    total, ids = _kept_ids(run_dir, max_records)
+    records = [record for record in read_traces(run_dir) if record.id in ids]
+    if len(records) < total:
+        logger.info("%s: %d of %d trajectories fit into the page", run_dir, len(records), total)
+    pictures = dict(_inlined(picture_store(run_dir), records))
+    page = _render(run_dir.resolve().name, [_entry(record) for record in records], pictures, total)
+    out = out or run_dir / "trajectories.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _kept_ids(run_dir: Path, max_records: int) -> tuple[int, set[str]]:
+    """Number of records, and the questions to show: whole questions, so that rollouts can be compared over steps."""
+    counts = Counter(record.id for record in read_traces(run_dir))
+    total = sum(counts.values())
+    stride = max(1, math.ceil(total / max_records))
+    return total, set(sorted(counts)[::stride])
+
+
+def _entry(record: TraceRecord) -> dict[str, Any]:
+    """The record as the page takes it: as saved, but with each stretch of observed tokens as one."""
+    entry = json.loads(record.to_json())
+    for turn, row in zip(record.turns, entry["turns"], strict=True):
+        row["tokens"] = list(_merged(turn.tokens))
+    return entry
+
+
+def _merged(tokens: Sequence[TraceToken]) -> Iterator[TraceToken]:
+    for trained, run in groupby(tokens, key=lambda token: token.trained):
+        if trained:
+            yield from run
+        else:
+            stretch = list(run)
+            yield TraceToken("".join(map(_shown, stretch)), 0, None, sum(token.count for token in stretch))
+
+
+def _shown(token: TraceToken) -> str:
+    return f"{token.text} \N{MULTIPLICATION SIGN} {token.count}" if token.count >= _LONG_RUN else token.text * token.count
+
+
+def _inlined(store: PictureStore, records: Iterable[TraceRecord]) -> Iterator[tuple[str, str]]:
+    """Yield digest and data URI of every stored picture that a record names."""
+    for digest in sorted({digest for record in records for digest in _digests(record)}):
+        path = store.find(digest)
+        if path:
+            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            yield digest, f"data:{_MIME[path.suffix]};base64,{content}"
+
+
+def _digests(record: TraceRecord) -> Iterator[str]:
+    yield from record.images
+    for turn in record.turns:
+        if turn.observation:
+            yield from (hit.thumbnail for hit in turn.observation.hits if hit.thumbnail)
+            yield from turn.observation.raw_images
+
+
+def _render(title: str, entries: list[dict[str, Any]], pictures: dict[str, str], total: int) -> str:
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    slots = {
+        "title": html.escape(title),
+        "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "records": _inert_json({"run": title, "total": total, "records": entries}),
+        "pictures": _inert_json(pictures),
+    }
+    # One pass over the template: what is put in is never searched for slots.
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda slot: slots[slot[1]], template)
+
+
+def _inert_json(value: object) -> str:
+    """JSON that cannot end the script block it stands in."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
