@@ -23,22 +23,23 @@ def group_advantages(
         scale: Divide by the standard deviation of the `group`, of the whole `batch`, or by `none`.
 
     Returns:
-        `(n,)` in the dtype of `rewards`; 0 wherever all rewards of a group are equal.
+        `(n,)` in the dtype of `rewards`, or float32 for integers; 0 wherever all rewards of a group are equal.
 
     Raises:
         ValueError: The rewards do not divide into groups, or `scale` is unknown.
     """
     grouped = _grouped(rewards, group_size)
+    dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
     mean = grouped.mean(dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(grouped)
     if scale == "group":
         std = grouped.std(dim=1, keepdim=True) if group_size > 1 else torch.ones_like(grouped)
     elif scale == "batch":
         std = grouped.std() if grouped.numel() > 1 else torch.ones_like(grouped)
     elif scale == "none":
-        return (grouped - mean).flatten().to(rewards.dtype)
+        return (grouped - mean).flatten().to(dtype)
     else:
         raise ValueError(f"scale must be group, batch or none; got {scale!r}")
-    return ((grouped - mean) / (std + eps)).flatten().to(rewards.dtype)
+    return ((grouped - mean) / (std + eps)).flatten().to(dtype)
 
 
 def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
