@@ -30,13 +30,13 @@ LATER_PROTOCOLS = ("searchr1_", "lmmr1_")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    folder = config.getoption("vectors")
+    folder = _folder(config)
     later = [path.name for path in _vector_files(folder) if path.name.startswith(LATER_PROTOCOLS)]
     return f"vectors: {folder}" + (f"; not yet covered: {', '.join(later)}" if later else "")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder = metafunc.config.getoption("vectors")
+    folder = _folder(metafunc.config)
     for fixture in set(metafunc.fixturenames) & JSONL.keys():
         vectors = _lines(folder / JSONL[fixture])
         metafunc.parametrize(fixture, vectors, ids=[vector["id"] for vector in vectors])
@@ -53,12 +53,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def numeric(pytestconfig: pytest.Config) -> dict[str, Any]:
     """The numeric file's sections by name."""
-    return _numeric(pytestconfig.getoption("vectors"))
+    return _numeric(_folder(pytestconfig))
 
 
 @pytest.fixture
 def known_file_names() -> set[str]:
     return {*JSONL.values(), NUMERIC}
+
+
+def _folder(config: pytest.Config) -> Path:
+    return Path(str(config.getoption("vectors")))
 
 
 def _vector_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.task import Task
@@ -108,7 +108,7 @@ def _trl_bnpo(case: Case) -> tuple[float, float]:
     mask = torch.tensor(case["mask"])
     log_probs = torch.tensor(case["log_prob"])
     metrics: dict[str, list[float]] = defaultdict(list)
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (log_probs, torch.zeros_like(log_probs), None),
         accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
         args=SimpleNamespace(delta=None),
