@@ -28,7 +28,7 @@ class ImageEncoder:
 
     def __init__(self, image_processor: Any, capacity_bytes: int = 1 << 30) -> None:
         self._processor = image_processor
-        self._merge = image_processor.merge_size**2
+        self.merge_size: int = image_processor.merge_size
         self._capacity = capacity_bytes
         self._held = 0
         self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -40,7 +40,7 @@ class ImageEncoder:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         key = image_digest(rgb)
         grid = self._features(key, rgb).grid_thw
-        return ImageInput(rgb, key, int(grid.prod()) // self._merge)
+        return ImageInput(rgb, key, int(grid.prod()) // self.merge_size**2)
 
     def features(self, image: ImageInput) -> ImageFeatures:
         return self._features(image.key, image.image)

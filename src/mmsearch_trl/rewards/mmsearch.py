@@ -160,7 +160,7 @@ def _weigh(answer_score: float, form_score: float, options: RewardConfig) -> flo
 class MMSearchReward:
     """`score` as a TRL reward function; dataset column `answers` holds each row's accepted answers.
 
-    Besides the reward it logs the means `reward/accuracy`, `reward/format` and `reward/searches`, and the penalty in
+    Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means `reward/accuracy`, `reward/format` and `reward/searches`, and the penalty in
     force, `reward/search_penalty`.
     """
 
@@ -173,6 +173,7 @@ class MMSearchReward:
         completions: Sequence[Completion],
         answers: Sequence[object] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[float]], None] | None = None,
         trainer_state: TrainerState | None = None,
         **columns: Any,
     ) -> list[float]:
@@ -183,6 +184,10 @@ class MMSearchReward:
             log_metric("reward/format", sum(part.format for part in parts) / len(parts))
             log_metric("reward/searches", sum(part.searches for part in parts) / len(parts))
             log_metric("reward/search_penalty", self.config.search_penalty_at(_step(trainer_state)))
+        if log_extra is not None:
+            log_extra("accuracy", [part.accuracy for part in parts])
+            log_extra("format", [part.format for part in parts])
+            log_extra("searches", [float(part.searches) for part in parts])
         return [part.reward for part in parts]
 
     def parts(

@@ -19,7 +19,7 @@ from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import Failure, FailureKind, ImageQuery, Observation, Tool
+from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, ImageQuery, Observation, Tool
 
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ class Tools(Protocol):
     async def image_search(self, query: ImageQuery) -> Observation: ...
 
     async def text_search(self, query: str) -> Observation: ...
+
+    def drain_records(self) -> list[CallRecord]:
+        """Calls since the last drain, for metrics."""
+        ...
 
 
 async def run_trajectory(

@@ -1,0 +1,90 @@
+"""MMSearch-R1's own end of a rollout: the response cut to a fixed length, and its attention and loss masks.
+
+Upstream lets turns and replies run past the total and cuts the finished response from the right; attends to it up to
+its last turn-end token; and trains the sampled tokens among those. One thing is done better even here: a cut that falls
+into an image takes the whole image away, where upstream leaves pads without features.
+
+Source: `vllm_rollout_spmd.py` and `dp_actor.py` of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.rollout.trajectory import Part, Trajectory, Turn
+
+
+class ResponseArrays(NamedTuple):
+    """A response padded to upstream's fixed length, each `(length,)`."""
+
+    ids: list[int]
+    response_mask: list[int]
+    attention_mask: list[int]
+    loss_mask: list[int]
+
+
+def attention_until_last_end(ids: Sequence[int], turn_end_id: int) -> list[int]:
+    """1 up to and including the last turn-end token; all 0 when there is none."""
+    last = max((i for i, token in enumerate(ids) if token == turn_end_id), default=-1)
+    return [int(i <= last) for i in range(len(ids))]
+
+
+def upstream_loss_mask(ids: Sequence[int], mask: Sequence[int], turn_end_id: int) -> list[int]:
+    attention = attention_until_last_end(ids, turn_end_id)
+    return [a * m for a, m in zip(attention, mask, strict=True)]
+
+
+def response_arrays(trajectory: Trajectory, length: int, *, pad_id: int, turn_end_id: int) -> ResponseArrays:
+    """Upstream's response tensors of a trajectory that was cut to `length` before (`cut_response`)."""
+    ids = trajectory.completion_ids
+    padding = length - len(ids)
+    attention = [*attention_until_last_end(ids, turn_end_id), *[0] * padding]
+    mask = [*trajectory.loss_mask, *[0] * padding]
+    loss = [a * m for a, m in zip(attention, mask, strict=True)]
+    return ResponseArrays([*ids, *[pad_id] * padding], mask, attention, loss)
+
+
+def cut_response(trajectory: Trajectory, length: int, image_pad_id: int) -> Trajectory:
+    """The trajectory with its response cut to at most `length` tokens, from the right, images never split."""
+    turns: list[Turn] = []
+    for turn in trajectory.turns:
+        if length <= 0:
+            break
+        kept = len(turn.token_ids[:length])
+        length -= kept
+        reply_ids, reply = _cut_reply(turn, length, image_pad_id)
+        length -= len(turn.reply_ids)
+        turns.append(
+            replace(
+                turn,
+                token_ids=turn.token_ids[:kept],
+                logprobs=turn.logprobs[:kept],
+                reply=reply,
+                reply_ids=reply_ids,
+            )
+        )
+    return replace(trajectory, turns=turns)
+
+
+def _cut_reply(turn: Turn, length: int, image_pad_id: int) -> tuple[tuple[int, ...], tuple[Part, ...]]:
+    if len(turn.reply_ids) <= length:
+        return turn.reply_ids, turn.reply
+    ids = turn.reply_ids[: max(length, 0)]
+    whole, pads = 0, ids.count(image_pad_id)
+    for image in turn.reply_images:
+        if pads < image.num_tokens:
+            break
+        pads -= image.num_tokens
+        whole += 1
+    if pads:  # the cut fell into an image: end before its first pad
+        ids = ids[: len(ids) - next(i for i, token in enumerate(reversed(ids)) if token == image_pad_id)]
+        ids = ids[: len(ids) - pads]
+    parts: list[Part] = []
+    for part in turn.reply:
+        if isinstance(part, ImageInput):
+            if whole == 0:
+                break
+            whole -= 1
+        parts.append(part)
+    return ids, tuple(parts)

@@ -1,0 +1,89 @@
+"""From trajectories to what TRL's `_generate` returns, and the checks that replace TRL's silent fall-backs."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.rollout.compat import upstream_loss_mask
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+
+
+class Generation(NamedTuple):
+    """TRL 1.16's 8-tuple of `GRPOTrainer._generate`, in its order; one entry per trajectory.
+
+    `images` holds every image of a trajectory, as `ImageInput`, in the order of its pads. `tool_images` equals it: TRL
+    reads only whether it is empty, to choose the branch that builds M-RoPE inputs from prompt and completion together.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    tool_mask: list[list[int]]
+    completions: list[list[dict[str, Any]]]
+    logprobs: list[list[float]]
+    extra_fields: dict[str, list[Any]]
+    images: list[list[ImageInput]] | None
+    tool_images: list[list[ImageInput]]
+
+
+def generation(
+    trajectories: Sequence[Trajectory], chat: ChatEncoder, *, mask_failures: bool, compat: bool = False
+) -> Generation:
+    """Lay trajectories out for TRL.
+
+    A trajectory that has no token (its rollout failed before the first turn) becomes one turn-end token outside the
+    loss, since TRL cannot hold an empty row.
+
+    Raises:
+        AssertionError: A trajectory's ids and images disagree.
+    """
+    rows = [_row(trajectory, chat, mask_failures, compat) for trajectory in trajectories]
+    prompt_ids, completion_ids, masks, logprobs = (list(column) for column in zip(*rows, strict=True))
+    images = [trajectory.images for trajectory in trajectories]
+    return Generation(
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        tool_mask=masks,
+        completions=[trajectory.messages or [{"role": "assistant", "content": ""}] for trajectory in trajectories],
+        logprobs=logprobs,
+        extra_fields={},
+        images=images if any(images) else None,
+        tool_images=images,
+    )
+
+
+def loss_mask(trajectory: Trajectory, *, mask_failures: bool) -> list[int]:
+    """1 on the sampled tokens that are trained, `(c,)`.
+
+    With `mask_failures`, tokens from the turn on whose search failed through the infrastructure's fault are left out,
+    and so is everything of a rollout that the engine broke: neither is the policy's doing.
+    """
+    if not mask_failures:
+        return trajectory.loss_mask
+    if trajectory.stop is StopReason.FAILED:
+        return [0] * len(trajectory.completion_ids)
+    mask: list[int] = []
+    healthy = 1
+    for turn in trajectory.turns:
+        failure = turn.observation.failure if turn.observation else None
+        if failure is not None and failure.infrastructure:
+            healthy = 0
+        mask += [healthy] * len(turn.token_ids) + [0] * len(turn.reply_ids)
+    return mask
+
+
+def _row(
+    trajectory: Trajectory, chat: ChatEncoder, mask_failures: bool, compat: bool
+) -> tuple[list[int], list[int], list[int], list[float]]:
+    prompt = list(trajectory.prompt_ids) or [chat.turn_end_id]
+    completion = trajectory.completion_ids
+    if not completion:
+        return prompt, [chat.turn_end_id], [0], [0.0]
+    mask = loss_mask(trajectory, mask_failures=mask_failures)
+    if compat:
+        mask = upstream_loss_mask(completion, mask, chat.turn_end_id)
+    logprobs = trajectory.logprobs
+    assert len(completion) == len(mask) == len(logprobs), trajectory.task.id
+    pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)
+    assert pads == sum(image.num_tokens for image in trajectory.images), trajectory.task.id
+    return prompt, completion, mask, logprobs

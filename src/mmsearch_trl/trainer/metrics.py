@@ -1,0 +1,104 @@
+"""What a rollout batch is judged by, under the names of TRL's logs.
+
+Every rank contributes one row of numbers per trajectory; sums are gathered in one call, so ranks cannot fall out of
+step and means are exact over all trajectories.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.search.types import CallRecord, Tool
+
+
+Gather = Callable[[torch.Tensor], torch.Tensor]
+
+
+def rollout_metrics(
+    trajectories: Sequence[Trajectory],
+    records: Sequence[CallRecord],
+    *,
+    seconds: float,
+    engine_busy_seconds: float,
+    gather: Gather,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over the trajectories of all ranks, and rates over their tool calls."""
+    rows = [_row(trajectory) for trajectory in trajectories]
+    sums = torch.tensor([math.fsum(column) for column in zip(*rows, strict=True)] + [float(len(rows))])
+    calls = torch.tensor(
+        [
+            float(len(records)),
+            float(sum(record.failure is not None for record in records)),
+            float(sum(record.cached for record in records)),
+            float(sum(record.coalesced for record in records)),
+        ]
+    )
+    times = torch.tensor([seconds, engine_busy_seconds, _quantile([record.seconds for record in records], 0.95)])
+    gathered = gather(torch.cat([sums, calls, times]).to(device)).view(-1, len(sums) + len(calls) + len(times)).cpu()
+    totals = gathered.sum(dim=0)
+    count, (n_calls, failed, cached, coalesced) = totals[len(sums) - 1], totals[len(sums) : len(sums) + 4]
+    metrics = {name: float(total / count) for name, total in zip(_COLUMNS, totals, strict=False)}
+    metrics["search/failure_rate"] = float(failed / n_calls) if n_calls else 0.0
+    metrics["search/cache_hit"] = float(cached / n_calls) if n_calls else 0.0
+    metrics["search/coalesced"] = float(coalesced / n_calls) if n_calls else 0.0
+    metrics["search/latency_p95"] = float(gathered[:, -1].max())
+    metrics["rollout/seconds"] = float(gathered[:, -3].max())
+    metrics["rollout/engine_busy"] = float(totals[-2] / totals[-3]) if totals[-3] else 0.0
+    return metrics
+
+
+def completion_metrics(
+    trajectories: Sequence[Trajectory], *, ended: Callable[[Trajectory], bool], gather: Gather, device: torch.device
+) -> tuple[dict[str, float], int]:
+    """TRL's `completions/*` over sampled tokens, and the tokens of all ranks seen by the model."""
+    lengths = torch.tensor(
+        [[float(sum(t.loss_mask)), float(ended(t)), float(len(t.prompt_ids))] for t in trajectories]
+    )
+    gathered = gather(lengths.to(device)).cpu()
+    sampled, terminated = gathered[:, 0], gathered[:, 1].bool()
+    whole = sampled[terminated] if terminated.any() else torch.zeros(1)
+    metrics = {
+        "completions/mean_length": float(sampled.mean()),
+        "completions/min_length": float(sampled.min()),
+        "completions/max_length": float(sampled.max()),
+        "completions/clipped_ratio": float((~terminated).float().mean()),
+        "completions/mean_terminated_length": float(whole.mean()),
+        "completions/min_terminated_length": float(whole.min()),
+        "completions/max_terminated_length": float(whole.max()),
+    }
+    return metrics, int(gathered[:, 0].sum() + gathered[:, 2].sum())
+
+
+def accuracy_by_search(
+    trajectories: Sequence[Trajectory], accuracies: Sequence[float], *, gather: Gather, device: torch.device
+) -> Iterator[tuple[str, float]]:
+    """`accuracy/searched` and `accuracy/unsearched`; a group without trajectories is left out."""
+    sums = torch.zeros(2, 2)
+    for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
+        sums[int(any(True for _ in trajectory.observations))] += torch.tensor([accuracy, 1.0])
+    totals = gather(sums.to(device).view(1, 4)).view(-1, 2, 2).sum(dim=0)
+    for name, (right, count) in zip(("accuracy/unsearched", "accuracy/searched"), totals.tolist(), strict=True):
+        if count:
+            yield name, right / count
+
+
+_COLUMNS = ("search/ratio", "search/image_ratio", "search/text_ratio", "rollout/turns", "rollout/failed")
+
+
+def _row(trajectory: Trajectory) -> list[float]:
+    tools = {observation.tool for observation in trajectory.observations}
+    failed = trajectory.stop is StopReason.FAILED
+    return [
+        float(bool(tools)),
+        float(Tool.IMAGE_SEARCH in tools),
+        float(Tool.TEXT_SEARCH in tools),
+        float(len(trajectory.turns)),
+        float(failed),
+    ]
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    return float(torch.tensor(values).quantile(q)) if values else 0.0
