@@ -1,4 +1,4 @@
-"""One HTML page to read a run's trajectories in: everything inside the file, nothing fetched, nothing executed but ours.
+"""One HTML page to read a run's trajectories in: all inside the file, nothing fetched, no script run but ours.
 
 The page is `viewer.html` with four slots filled: title, records, pictures and the hash of its one script. Tool text is
 untrusted, so three things hold. Records and pictures stand in script blocks of type `application/json`, in which `<`,
@@ -11,11 +11,11 @@ import hashlib
 import html
 import json
 import logging
-import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mmsearch_trl.traces.records import TraceRecord, TraceToken
 
 
 MAX_RECORDS = 2000
-"""About as many as a browser opens at once without delay; of a longer run every n-th question is shown, whole."""
+"""About as many as a browser opens at once without delay; of a longer run a sample of its questions is shown."""
 _LONG_RUN = 4
 """A run of equal observed tokens from this length on (an image's pads) is shown once, with its length."""
 _TEMPLATE = Path(__file__).with_name("viewer.html")
@@ -54,11 +54,15 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
 
 
 def _kept_ids(run_dir: Path, max_records: int) -> tuple[int, set[str]]:
-    """Number of records, and the questions to show: whole questions, so that rollouts can be compared over steps."""
+    """Number of records, and the questions to show: whole questions, so that rollouts can be compared over steps.
+
+    Questions are drawn by a hash of their id, since ids often alternate or run through one group after the other.
+    """
     counts = Counter(record.id for record in read_traces(run_dir))
-    total = sum(counts.values())
-    stride = max(1, math.ceil(total / max_records))
-    return total, set(sorted(counts)[::stride])
+    drawn = sorted(counts, key=lambda task_id: zlib.crc32(task_id.encode()))
+    room = accumulate(counts[task_id] for task_id in drawn)
+    kept = {task_id for task_id, used in zip(drawn, room, strict=True) if used <= max_records}
+    return sum(counts.values()), kept or set(drawn[:1])
 
 
 def _entry(record: TraceRecord) -> dict[str, Any]:
@@ -79,7 +83,9 @@ def _merged(tokens: Sequence[TraceToken]) -> Iterator[TraceToken]:
 
 
 def _shown(token: TraceToken) -> str:
-    return f"{token.text} \N{MULTIPLICATION SIGN} {token.count}" if token.count >= _LONG_RUN else token.text * token.count
+    if token.count < _LONG_RUN:
+        return token.text * token.count
+    return f"{token.text} \N{MULTIPLICATION SIGN} {token.count}"
 
 
 def _inlined(store: PictureStore, records: Iterable[TraceRecord]) -> Iterator[tuple[str, str]]:
