@@ -1,8 +1,16 @@
-"""The `--vectors` option; pytest reads options only from a conftest that it loads before it collects."""
+"""The `--vectors` option; pytest reads options only from a conftest that it loads before it collects.
+
+Hypothesis runs without a deadline: on a busy machine the first call of a test is slow for reasons of its own.
+"""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
