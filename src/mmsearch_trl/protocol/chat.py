@@ -1,8 +1,8 @@
 """Message parts to token ids, through the model's own chat template.
 
-The template is asked for a conversation with a marker where the assistant spoke; what it writes after the marker is the
-reply with all its framing. So any template works, nothing the model sampled is encoded again, and an image is framed in
-a reply exactly as in the first prompt.
+The template is asked for a conversation with a marker where the assistant spoke; what it writes after the marker is
+the reply with all its framing. So any template works, nothing the model sampled is encoded again, and an image is
+framed in a reply exactly as in the first prompt.
 
 Invariant, checked on every call: the ids hold as many image pads as the images have tokens, in order, and no control
 token that the template did not write.
@@ -110,8 +110,8 @@ class ChatEncoder:
         expected = framing + len(images) * self._image_controls
         if ids.count(self.image_pad_id) != len(images) or self._controls(ids) != expected:
             raise ValueError(
-                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text became "
-                "a control token or an image placeholder. Prompt files must hold none; use {image} for the image."
+                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
+                "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
             )
         expanded: list[int] = []
         remaining = iter(images)

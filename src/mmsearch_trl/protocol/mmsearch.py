@@ -1,8 +1,8 @@
 """The MMSearch-R1 protocol: what a turn asks for, and how the first prompt and the replies are worded.
 
-A turn ends in one action: `<answer>…</answer>`, `<search><img></search>` or `<text_search>query</text_search>`. Only the
-end of the turn decides about a search, as upstream does it; the reasoning before it is not looked at. What happened to a
-search is told by the observation's type, never by the wording of a reply.
+A turn ends in one action: `<answer>…</answer>`, `<search><img></search>` or `<text_search>query</text_search>`. Only
+the end of the turn decides about a search, as upstream does it; the reasoning before it is not looked at. What
+happened to a search is told by the observation's type, never by the wording of a reply.
 
 Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
 """
@@ -117,8 +117,8 @@ class MMSearchProtocol:
     def sampled(self, completion: Completion) -> Completion:
         """The completion as it enters the transcript: ids that no model may sample are removed.
 
-        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not. Under `compat` a
-        turn without the turn-end token has its last id overwritten by it, as upstream does.
+        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not. Under `compat`
+        a turn without the turn-end token has its last id overwritten by it, as upstream does.
         """
         chat = self.chat
         kept = [

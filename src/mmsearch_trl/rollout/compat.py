@@ -1,8 +1,8 @@
 """MMSearch-R1's own end of a rollout: the response cut to a fixed length, and its attention and loss masks.
 
 Upstream lets turns and replies run past the total and cuts the finished response from the right; attends to it up to
-its last turn-end token; and trains the sampled tokens among those. One thing is done better even here: a cut that falls
-into an image takes the whole image away, where upstream leaves pads without features.
+its last turn-end token; and trains the sampled tokens among those. One thing is done better even here: a cut that
+falls into an image takes the whole image away, where upstream leaves pads without features.
 
 Source: `vllm_rollout_spmd.py` and `dp_actor.py` of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
 """

@@ -9,9 +9,9 @@ from trl import GRPOConfig
 class MMSearchGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` with the options of on-demand search training.
 
-    Three defaults differ from TRL's. `vllm_importance_sampling_mode` is `token_truncate`, since a ratio multiplied over
-    a whole multi-turn sequence soon leaves any clip range. `log_multimodal` is off, since it gathers every picture on
-    every rank (they are kept once, in the traces). `eval_temperature` is 0, as the paper evaluates.
+    Two defaults differ from TRL's: `vllm_importance_sampling_mode` is `token_truncate`, since a ratio multiplied over
+    a whole multi-turn sequence soon leaves any clip range; `log_multimodal` is off, since it gathers every picture on
+    every rank (they are kept once, in the traces).
 
     Raises:
         ValueError: Options contradict each other; the message names them.

@@ -60,8 +60,8 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     """Trains a vision-language model to search on demand.
 
     Args:
-        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, kwargs: As for `trl.GRPOTrainer`. Rows
-            are those of `data.dataset.load_dataset_rows`: `prompt`, `question`, encoded `images`, `answers`, `id`.
+        model, reward_funcs, args, kwargs: As for `trl.GRPOTrainer`. Rows of `train_dataset` are those of
+            `data.dataset.load_dataset_rows`: `prompt`, `question`, encoded `images`, `answers`, `id` and more.
         search: The tools.
         limits: Turns, tokens and searches of a trajectory.
         protocol: How turns are read and replies written; by default MMSearch-R1's with the project's own prompts.
@@ -257,7 +257,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         metrics, tokens = completion_metrics(
             self._trajectories,
             ended=lambda t: (
-                bool(t.turns) and t.turns[-1].token_ids[-1:] != () and t.turns[-1].token_ids[-1] in stop_ids
+                bool(t.turns) and not stop_ids.isdisjoint(t.turns[-1].token_ids[-1:])
             ),
             gather=self.accelerator.gather,
             device=device,
