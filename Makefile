@@ -1,0 +1,32 @@
+# `make demo` trains a search agent from nothing; `make test` runs the tests. Both set up .venv first if needed.
+SEED ?= 0
+ENGINE ?= transformers
+OUT ?= runs/demo
+PYTHON ?= python3
+export PYTHON
+# Quiet about newer releases of the type checker, and no look for one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint
+
+help:
+	@echo "make demo   build the world, train, evaluate, show the result  (SEED=$(SEED) ENGINE=$(ENGINE) OUT=$(OUT))"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and types"
+	@echo "make setup  make .venv and install into it (the others do so if needed; PYTHON=$(PYTHON))"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml tools/setup.sh tools/install_torchvision_shim.py
+	@tools/setup.sh
+
+demo: .venv/.installed
+	.venv/bin/python -m mmsearch_trl.world.demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)
+
+test: .venv/.installed
+	.venv/bin/python -m pytest
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/pyright

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the package into it; run by `make setup`, and by the other targets where it is needed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "setup: no Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11)." >&2
+    echo "setup: install one, or name it: make setup PYTHON=/path/to/python3" >&2
+    return 1
+}
+
+started=$SECONDS
+fresh=no
+if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    echo "setup: making .venv with $("$python" --version)"
+    if ! "$python" -m venv .venv; then
+        rm -rf .venv
+        echo "setup: $python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2
+        exit 1
+    fi
+    fresh=yes
+fi
+python=.venv/bin/python
+pip=("$python" -m pip --disable-pip-version-check install --quiet)
+
+# torch first and by itself: torchvision is then chosen to match it, and a torch that is there already is kept.
+if ! "$python" -c 'import torch' 2>/dev/null; then
+    echo "setup: installing torch"
+    "${pip[@]}" torch==2.13.0
+fi
+echo "setup: installing mmsearch-trl and its dependencies"
+"${pip[@]}" --editable '.[dev]'
+"$python" tools/install_torchvision_shim.py
+
+if [ "$fresh" = yes ] || [ ! -f .venv/.install_seconds ]; then
+    echo $((SECONDS - started)) > .venv/.install_seconds
+fi
+touch .venv/.installed
+echo "setup: done in $((SECONDS - started)) s"
