@@ -1,0 +1,88 @@
+"""Builds the two kinds of index: `mmsearch index image|text SOURCE --out DIR` calls these."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mmsearch_trl.search.image.index import load_encoder, write_image_index
+from mmsearch_trl.search.image.source import read_pictures
+from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
+from mmsearch_trl.search.index_folder import new_folder
+from mmsearch_trl.search.text.bm25 import write_text_index
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished index: where it is, how many entries it has, its fingerprint, and the seconds it took."""
+
+    path: Path
+    count: int
+    fingerprint: str
+    seconds: float
+
+
+def build_image_index(
+    source: str | Path,
+    out: str | Path,
+    *,
+    captions: str | Path | None = None,
+    model: str | None = None,
+    thumbnail_side: int = THUMBNAIL_SIDE,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Built:
+    """Build an image index in the new folder `out`.
+
+    Args:
+        source: A folder of pictures, or a JSONL of `{"image", "title", "url"?, "thumbnail"?}` (see
+            `search/image/source.py`).
+        captions: Titles and addresses for a folder of pictures.
+        model: Path or name of a SigLIP, DINOv2 or CLIP model; None uses the model-free descriptor, which finds the
+            same picture but not another picture of the same thing.
+        thumbnail_side: Longer side of the stored thumbnails, pixels.
+        overwrite: Replace the index that `out` holds.
+
+    Raises:
+        ValueError: a row is wrong (file and line are named), or `out` exists; nothing is left behind.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    with new_folder(out, overwrite=overwrite) as folder:
+        pictures = read_pictures(Path(source), None if captions is None else Path(captions))
+        encoder = load_encoder(model)
+        with tqdm(total=len(pictures), desc="Encoding pictures", unit="image", disable=not progress) as bar:
+            manifest = write_image_index(
+                pictures, folder, encoder, model=model, thumbnail_side=thumbnail_side, advance=bar.update
+            )
+    return Built(out, manifest.count, manifest.fingerprint, time.perf_counter() - start)
+
+
+def build_text_index(
+    source: str | Path,
+    out: str | Path,
+    *,
+    language: str = "en",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Built:
+    """Build a BM25 index in the new folder `out`.
+
+    Args:
+        source: A JSONL of `{"id", "contents"}` (title on the first line) or `{"title"?, "text", "url"?}`; may be
+            gzipped (`.gz`).
+        language: How words are cut: a code of `search/text/analysis.py`, such as `en` or `zh`.
+        overwrite: Replace the index that `out` holds.
+
+    Raises:
+        ValueError: a row is wrong (file and line are named), or `out` exists; nothing is left behind.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    with (
+        new_folder(out, overwrite=overwrite) as folder,
+        tqdm(desc="Indexing passages", unit="passage", disable=not progress) as bar,
+    ):
+        manifest = write_text_index(Path(source), folder, language=language, advance=bar.update)
+    return Built(out, manifest.count, manifest.fingerprint, time.perf_counter() - start)

@@ -1,0 +1,151 @@
+"""An image index on disk: exact cosine search by pixels over a memory-mapped matrix.
+
+    manifest.json     what it is and which encoder made it
+    vectors.npy       unit vectors, float32 (n, d), memory-mapped, shared by the processes of a machine
+    hits.jsonl        title, address and place of the thumbnail, line i for row i
+    thumbnails.bin    the re-encoded thumbnails, end to end
+
+Search is exact and deterministic: ties are broken by row. At 100,000 x 768 a query takes about 13 ms on two cores;
+beyond some 250,000 pictures an approximate index is worth its trouble.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from mmsearch_trl.search.image.descriptor import Encoder, FloatArray, PictureDescriptor
+from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.image.source import Picture
+from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
+from mmsearch_trl.search.index_folder import Manifest, digest_of, read_manifest, write_manifest
+from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.types import ImageHit, ImageQuery
+
+
+_VECTORS, _HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
+_BATCH = 32
+
+
+class ImageIndex:
+    """Looks a picture up by its pixels; a `SearchBackend[ImageQuery]`. Open one with `ImageIndex.open`."""
+
+    name = "image-index"
+    by_pixels: ClassVar[bool] = True
+
+    def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder) -> None:
+        self.fingerprint = manifest.fingerprint
+        self._encoder = encoder
+        self._thumbnails = folder / _THUMBNAILS
+        self._vectors: FloatArray = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
+        with (folder / _HITS).open(encoding="utf-8") as file:
+            self._entries = [json.loads(line) for line in file]
+        if self._vectors.shape != (manifest.count, encoder.dim) or len(self._entries) != manifest.count:
+            raise ValueError(
+                f"{folder} is damaged: {manifest.count} entries of {encoder.dim} numbers were expected, found vectors "
+                f"{self._vectors.shape} and {len(self._entries)} hits; build it again"
+            )
+
+    @classmethod
+    def open(cls, path: str | Path, encoder: Encoder | None = None) -> "ImageIndex":
+        """Open an index without rebuilding anything.
+
+        Args:
+            path: The folder that `write_image_index` made.
+            encoder: The encoder it was built with; None takes the one that the manifest names.
+
+        Raises:
+            ValueError: there is no index, it is damaged, or it was built with another encoder.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder, "image")
+        encoder = encoder or load_encoder(manifest.model)
+        if encoder.fingerprint != manifest.encoder:
+            raise ValueError(
+                f"{folder} was built with encoder {manifest.encoder}, queries would be encoded with "
+                f"{encoder.fingerprint}: build the index again or name the encoder it was built with"
+            )
+        return cls(folder, manifest, encoder)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def search(self, query: ImageQuery, k: int) -> list[ImageHit]:
+        """The `k` likest pictures, best first, scored by cosine."""
+        return await call_blocking(self.search_now, query.image, k)
+
+    def search_now(self, image: Image.Image, k: int) -> list[ImageHit]:
+        """As `search`, on the calling thread."""
+        # Rounded, because a matrix product may give equal rows scores that differ in their last bit.
+        scores = np.round(self._vectors @ self._encoder.encode([image])[0], 6)
+        with self._thumbnails.open("rb") as file:
+            return [self._hit(row, float(scores[row]), file.seek, file.read) for row in _best_rows(scores, k)]
+
+    def _hit(self, row: int, score: float, seek: Callable[[int], int], read: Callable[[int], bytes]) -> ImageHit:
+        entry = self._entries[row]
+        seek(entry["offset"])
+        thumbnail = load_image(read(entry["length"]))
+        return ImageHit(title=entry["title"], url=entry["url"], thumbnail=thumbnail, score=score)
+
+
+def load_encoder(model: str | None) -> Encoder:
+    """The vision model of this path or name; None is the model-free descriptor."""
+    if model is None:
+        return PictureDescriptor()
+    from mmsearch_trl.search.image.siglip import VisionEncoder  # torch is imported only where a model is asked for
+
+    return VisionEncoder(model)
+
+
+def write_image_index(
+    pictures: Sequence[Picture],
+    folder: Path,
+    encoder: Encoder,
+    *,
+    model: str | None = None,
+    thumbnail_side: int = THUMBNAIL_SIDE,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Manifest:
+    """Encode `pictures` into an index in the existing empty `folder`; `advance` is told of pictures done.
+
+    Raises:
+        SourceError: a picture cannot be read; names its file and line.
+    """
+    vectors = np.lib.format.open_memmap(
+        folder / _VECTORS, mode="w+", dtype=np.float32, shape=(len(pictures), encoder.dim)
+    )
+    digest = digest_of(encoder.fingerprint)
+    with (folder / _HITS).open("w", encoding="utf-8") as hits, (folder / _THUMBNAILS).open("wb") as thumbnails:
+        for start in range(0, len(pictures), _BATCH):
+            batch = pictures[start : start + _BATCH]
+            loaded = [picture.load() for picture in batch]
+            encoded = encoder.encode([image for image, _ in loaded])
+            vectors[start : start + len(batch)] = encoded
+            for picture, (_, shown) in zip(batch, loaded, strict=True):
+                data = encode_thumbnail(shrink(shown, thumbnail_side))
+                entry = {"title": picture.title, "url": picture.url, "offset": thumbnails.tell(), "length": len(data)}
+                line = json.dumps(entry)
+                hits.write(line + "\n")
+                thumbnails.write(data)
+                digest = digest_of(digest, line, data)
+            digest = digest_of(digest, encoded.tobytes())
+            advance(len(batch))
+    vectors.flush()
+    manifest = Manifest(
+        kind="image", count=len(pictures), fingerprint=digest, encoder=encoder.fingerprint, model=model
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _best_rows(scores: FloatArray, k: int) -> list[int]:
+    """Rows of the `k` highest scores, highest first, ties by row number."""
+    k = min(k, len(scores))
+    if k <= 0:
+        return []
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= kth)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k].tolist()

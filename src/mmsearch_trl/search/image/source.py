@@ -1,0 +1,91 @@
+"""The pictures an image index is built from: a folder, or a JSONL with one picture a line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.rows import Row, SourceError, read_rows
+
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One entry to be: the picture that is looked up, and what a search shows of it.
+
+    Attributes:
+        thumbnail: Another picture to show in results; None shows the picture itself.
+        origin: `file` or `file:line`, for messages.
+    """
+
+    file: Path
+    title: str
+    url: str | None
+    thumbnail: Path | None
+    origin: str
+
+    def load(self) -> tuple[Image.Image, Image.Image]:
+        """The picture to encode and the one to show.
+
+        Raises:
+            SourceError: one of the files is no readable picture.
+        """
+        image = self._open(self.file)
+        return image, image if self.thumbnail is None else self._open(self.thumbnail)
+
+    def _open(self, file: Path) -> Image.Image:
+        try:
+            return load_image(file)
+        except ValueError as error:
+            raise SourceError(f"{self.origin}: {error}") from error
+
+
+def read_pictures(source: Path, captions: Path | None = None) -> list[Picture]:
+    """List the pictures of `source`, in a fixed order.
+
+    Args:
+        source: A folder of pictures (searched whole; a title is the file's name unless a caption gives it), or a JSONL
+            of `{"image": path relative to the JSONL, "title": str, "url"?: str, "thumbnail"?: path}`.
+        captions: For a folder: a JSONL of `{"image": path relative to the folder, "title": str, "url"?: str}`.
+
+    Raises:
+        SourceError: a row is wrong, a caption names no picture, or there is no picture at all.
+    """
+    if source.is_dir():
+        pictures = list(_read_folder(source, captions))
+    elif captions is not None:
+        raise SourceError(f"captions {captions} go with a folder of pictures, and {source} is a file")
+    else:
+        pictures = [_picture(row, source.parent) for row in read_rows(source)]
+    if not pictures:
+        raise SourceError(f"{source}: no picture was found (folders are searched for {', '.join(sorted(_SUFFIXES))})")
+    return pictures
+
+
+def _read_folder(folder: Path, captions: Path | None) -> Iterator[Picture]:
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+    captioned = {} if captions is None else {row.text("image"): row for row in read_rows(captions)}
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        row = captioned.pop(name, None)
+        if row is None:
+            yield Picture(file, file.stem, None, None, str(file))
+        else:
+            yield _picture(row, folder)
+    for row in captioned.values():
+        raise row.error(f"no picture {row.text('image')!r} in {folder}")
+
+
+def _picture(row: Row, base: Path) -> Picture:
+    thumbnail = row.text("thumbnail", "")
+    return Picture(
+        file=base / row.text("image"),
+        title=row.text("title"),
+        url=row.text("url", "") or None,
+        thumbnail=base / thumbnail if thumbnail else None,
+        origin=f"{row.file}:{row.line}",
+    )

@@ -1,0 +1,96 @@
+"""The folder an index lives in: written beside its place and moved there when complete, opened by its manifest.
+
+A build that fails or is killed leaves no half index behind: the folder appears, with its manifest, or it does not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an index folder holds.
+
+    Attributes:
+        kind: `image` or `text`.
+        count: Number of entries.
+        fingerprint: SHA-256 over everything the answers depend on; part of the key of cached answers.
+        encoder: Image index: fingerprint of the encoder that made the vectors.
+        model: Image index: path or name of the vision model, None for the model-free descriptor.
+        language: Text index: which analyzer cut the words.
+    """
+
+    kind: str
+    count: int
+    fingerprint: str
+    encoder: str = ""
+    model: str | None = None
+    language: str = ""
+    format: int = FORMAT
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path, kind: str) -> Manifest:
+    """
+    Raises:
+        ValueError: `folder` holds no index of this kind and format; says how to build one.
+    """
+    build = f"build it with `mmsearch index {kind} SOURCE --out {folder}`"
+    try:
+        manifest = Manifest(**json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no {kind} index ({_MANIFEST} is missing): {build}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / _MANIFEST} cannot be read ({error}): {build}") from error
+    if manifest.kind != kind:
+        raise ValueError(f"{folder} holds a {manifest.kind} index where a {kind} index is needed")
+    if manifest.format != FORMAT:
+        raise ValueError(f"{folder} has index format {manifest.format}, this version reads {FORMAT}: {build}")
+    return manifest
+
+
+@contextmanager
+def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A scratch folder that becomes `out` when the block ends well and is deleted when it does not.
+
+    Raises:
+        ValueError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
+    """
+    if out.exists():
+        if not overwrite:
+            raise ValueError(f"{out} exists: choose another folder, delete it, or ask to overwrite it")
+        if not (out / _MANIFEST).is_file():
+            raise ValueError(f"{out} exists and is not an index: it is not replaced; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if out.exists():
+            shutil.rmtree(out)
+        scratch.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """SHA-256 of several parts; their borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

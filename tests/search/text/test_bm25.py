@@ -1,0 +1,142 @@
+import asyncio
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmsearch_trl.search.build import build_text_index
+from mmsearch_trl.search.text.bm25 import TextIndex
+
+
+ROWS = [
+    {"id": "0", "contents": '"Bel Tor"\nBel Tor was founded in 1742.\nIts city is Calton.'},
+    {"id": "1", "contents": '"Kor Ma"\nKor Ma was founded in 1801. Its city is Durham.'},
+    {"title": "Tor Bel", "text": " Founded 1555, in Ashby.", "url": "https://t.example"},
+    {"contents": "A line alone is a text."},
+]
+
+
+def source(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> TextIndex:
+    folder = tmp_path_factory.mktemp("text")
+    build_text_index(source(folder / "rows.jsonl", ROWS), folder / "index", progress=False)
+    return TextIndex.open(folder / "index")
+
+
+def test_the_passage_with_the_words_comes_first(index: TextIndex) -> None:
+    hits = asyncio.run(index.search("who founded Kor Ma?", 2))
+    assert hits[0].title == '"Kor Ma"'
+    assert hits[0].text == "Kor Ma was founded in 1801. Its city is Durham."
+    assert len(hits) == 2 and (hits[0].score or 0) > (hits[1].score or 0)
+
+
+def test_the_first_line_of_contents_is_the_title_and_the_rest_the_text(index: TextIndex) -> None:
+    hit = index.search_now("calton", 1)[0]
+    assert (hit.title, hit.text) == ('"Bel Tor"', "Bel Tor was founded in 1742.\nIts city is Calton.")
+    alone = index.search_now("line alone", 1)[0]
+    assert (alone.title, alone.text) == ("", "A line alone is a text.")
+
+
+def test_title_text_and_address_are_kept_to_the_blank(index: TextIndex) -> None:
+    hit = index.search_now("ashby", 1)[0]
+    assert (hit.title, hit.text, hit.url) == ("Tor Bel", " Founded 1555, in Ashby.", "https://t.example")
+
+
+def test_words_match_by_stem_and_without_accents(index: TextIndex) -> None:
+    assert index.search_now("FOUNDING in Cáltón", 1)[0].title == '"Bel Tor"'
+
+
+@pytest.mark.parametrize("query", ["", "   ", "!!!", "zzzz", "\ud800", "\0", "。"])
+def test_a_query_without_a_known_word_finds_nothing(index: TextIndex, query: str) -> None:
+    assert index.search_now(query, 3) == []
+
+
+@pytest.mark.parametrize("query", ["C++ [tor TO", '"tor', "words:tor AND ^^ (", "tor~2 *", "-tor", "ordinal:0 tor"])
+def test_query_language_is_read_as_plain_words(index: TextIndex, query: str) -> None:
+    assert {hit.title for hit in index.search_now(query, 3)} >= {'"Bel Tor"', "Tor Bel"}
+
+
+@given(st.text(max_size=80), st.integers(-2, 10))
+def test_any_query_gives_the_same_hits_again_and_never_raises(index: TextIndex, query: str, k: int) -> None:
+    hits = index.search_now(query, k)
+    assert hits == index.search_now(query, k) and len(hits) <= max(k, 0)
+
+
+def test_a_very_long_query_is_cut(index: TextIndex) -> None:
+    words = " ".join(f"w{number}" for number in range(100_000))
+    assert index.search_now(f"calton {words}", 1)[0].title == '"Bel Tor"'
+    assert index.search_now(f"{words} calton", 1) == []
+
+
+def test_ties_are_broken_by_order_of_the_source(tmp_path: Path) -> None:
+    rows = [{"title": str(number), "text": "same words"} for number in range(500)]
+    build_text_index(source(tmp_path / "rows.jsonl", rows), tmp_path / "index", progress=False)
+    assert [hit.title for hit in TextIndex.open(tmp_path / "index").search_now("words", 3)] == ["0", "1", "2"]
+
+
+def test_building_twice_gives_the_same_hits_and_fingerprint(tmp_path: Path) -> None:
+    rows = [{"text": f"word{number % 7} word{number % 11} word{number % 13}"} for number in range(400)]
+    path = source(tmp_path / "rows.jsonl", rows)
+    first = build_text_index(path, tmp_path / "1", progress=False)
+    second = build_text_index(path, tmp_path / "2", progress=False)
+    one, two = TextIndex.open(tmp_path / "1"), TextIndex.open(tmp_path / "2")
+    assert first.fingerprint == second.fingerprint == one.fingerprint and len(one) == 400
+    for number in range(13):
+        assert one.search_now(f"word{number}", 10) == two.search_now(f"word{number}", 10)
+
+
+def test_chinese_is_found_where_the_language_is_set(tmp_path: Path) -> None:
+    path = source(tmp_path / "rows.jsonl", [{"text": "北京是中国的首都"}, {"text": "东京是日本的首都"}])
+    build_text_index(path, tmp_path / "index", language="zh", progress=False)
+    index = TextIndex.open(tmp_path / "index")
+    assert index.search_now("日本首都", 1)[0].text == "东京是日本的首都"
+    assert index.search_now("京", 5) and not index.search_now("狗", 5)
+
+
+def test_a_gzipped_source_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode()))
+    assert build_text_index(path, tmp_path / "index", progress=False).count == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ('{"title": "a"}', "rows.jsonl:3: key 'text' is missing"),
+        ('{"contents": null}', "rows.jsonl:3: key 'contents' is missing"),
+        ('{"text": ["a"]}', "rows.jsonl:3: key 'text' is list"),
+        ('{"text": "  "}', "rows.jsonl:3: the passage is empty"),
+        ("null", "rows.jsonl:3: a JSON object is needed"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line_and_leaves_nothing_behind(tmp_path: Path, row: str, complaint: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "fine"}\n\n' + row + "\n")
+    with pytest.raises(ValueError, match=complaint):
+        build_text_index(path, tmp_path / "out" / "index", progress=False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_missing_source_an_empty_one_and_an_unknown_language_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone.jsonl: cannot be read"):
+        build_text_index(tmp_path / "gone.jsonl", tmp_path / "index", progress=False)
+    with pytest.raises(ValueError, match="no passage was found"):
+        build_text_index(source(tmp_path / "empty.jsonl", []), tmp_path / "index", progress=False)
+    with pytest.raises(ValueError, match=r"unknown language 'xx': choose one of .*en"):
+        build_text_index(source(tmp_path / "r.jsonl", ROWS), tmp_path / "index", language="xx", progress=False)
+
+
+def test_a_folder_without_index_or_with_the_other_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no text index"):
+        TextIndex.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"kind": "image", "count": 1, "fingerprint": "x"}')
+    with pytest.raises(ValueError, match="holds a image index where a text index is needed"):
+        TextIndex.open(tmp_path)
