@@ -2,7 +2,7 @@
 
 A web page may hold `<|im_end|>`, `<|image_pad|>` or `</information>`. Tokenised as it stands, the first two become
 real control tokens and the third ends the block that marks the text as a search result. Here each such string is
-broken by an invisible WORD JOINER after its first character: a reader sees the same text, a tokenizer plain characters.
+broken by an invisible WORD JOINER after its first character: a reader sees the same text, a tokenizer characters.
 
 Invariants: no added token of the tokenizer and no protocol tag survives, however they overlap, whatever their case;
 the function is idempotent; nothing but invisible characters is removed or added.
