@@ -1,0 +1,80 @@
+"""What an evaluation leaves for people: a table for the terminal, and every row as JSON."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.traces.rows import EvaluationRow
+
+
+_COLUMNS: tuple[tuple[str, Callable[[GroupSummary], float], bool], ...] = (
+    ("search", lambda group: group.search_ratio, True),
+    ("image", lambda group: group.image_ratio, True),
+    ("text", lambda group: group.text_ratio, True),
+    ("format", lambda group: group.format, True),
+    ("reward", lambda group: group.reward, False),
+)
+"""Heading, value, and whether it is a share; accuracy stands before them, with its standard error."""
+
+
+def summary_table(groups: Mapping[str, GroupSummary], title: str = "Evaluation") -> Table:
+    """One line per group."""
+    table = _table(title)
+    for name, group in groups.items():
+        table.add_row(_shown(name), str(group.n), *_cells(group))
+    return table
+
+
+def comparison_table(
+    before: Mapping[str, GroupSummary], after: Mapping[str, GroupSummary], title: str = "Before and after training"
+) -> Table:
+    """Two lines per group, before and after; a group that only one side has gets one line."""
+    table = _table(title, "when")
+    for name in dict.fromkeys([*before, *after]):
+        stages = [(label, side[name]) for label, side in (("before", before), ("after", after)) if name in side]
+        for position, (label, group) in enumerate(stages):
+            last = position == len(stages) - 1
+            heading = "" if position else _shown(name)
+            style = "bold" if label == "after" else "dim"
+            table.add_row(heading, label, str(group.n), *_cells(group, style), end_section=last)
+    return table
+
+
+def save_rows(rows: Iterable[EvaluationRow], path: Path) -> Path:
+    """Save rows as one JSON list of objects (pandas: `orient="records"`) and return the path.
+
+    The file appears whole or not at all.
+    """
+    content = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside.write_text(content + "\n", encoding="ascii")
+    aside.replace(path)
+    return path
+
+
+def _table(title: str, *labels: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for heading in ("group", *labels):
+        table.add_column(heading)
+    for heading in ("n", "accuracy", *(heading for heading, _, _ in _COLUMNS)):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _cells(group: GroupSummary, style: str = "") -> list[Text]:
+    accuracy = f"{group.accuracy:.1%} ± {group.accuracy_stderr:.1%}"
+    values = (f"{value(group):.1%}" if share else f"{value(group):.3f}" for _, value, share in _COLUMNS)
+    return [Text(cell, style=style) for cell in (accuracy, *values)]
+
+
+def _shown(name: str) -> Text:
+    # A group is named by a data file: `Text` keeps rich from reading brackets in it as markup.
+    return Text(name.replace("_", " "))
