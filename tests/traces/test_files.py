@@ -42,6 +42,16 @@ def test_half_a_line_is_passed_over_and_cut_off_by_the_next_writer(tmp_path, ans
     assert path.read_bytes() == whole
 
 
+def test_a_resumed_run_samples_its_last_steps_again(tmp_path, answering, searching, tokenizer):
+    with TraceWriter(trace_path(tmp_path, "train"), tokenizer) as writer:
+        for step in range(4):
+            writer.write([answering], step=step)
+    with TraceWriter(trace_path(tmp_path, "train"), tokenizer) as writer:
+        writer.forget_from(2)
+        writer.write([searching], step=2)
+    assert [(r.step, r.outcome.searched) for r in read_traces(tmp_path)] == [(0, False), (1, False), (2, True)]
+
+
 def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path, tokenizer):
     path = trace_path(tmp_path, "train")
     path.parent.mkdir()

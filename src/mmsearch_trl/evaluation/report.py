@@ -61,7 +61,14 @@ def save_rows(rows: Iterable[EvaluationRow], path: Path) -> Path:
 
 
 def _table(title: str, *labels: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("group", *labels):
         table.add_column(heading)
     for heading in ("n", "accuracy", *(heading for heading, _, _ in _COLUMNS)):

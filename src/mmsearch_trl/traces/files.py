@@ -51,6 +51,17 @@ class TraceWriter:
             self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
 
+    def forget_from(self, step: int) -> None:
+        """Drop what was sampled at `step` or later: a run that resumes from a checkpoint samples it again."""
+        self._file.close()
+        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        with aside.open("wb") as kept:
+            kept.writelines(
+                record.to_json().encode("ascii") + b"\n" for record in read_trace_file(self.path) if record.step < step
+            )
+        aside.replace(self.path)
+        self._file = self.path.open("ab")
+
     def close(self) -> None:
         self._file.close()
 
