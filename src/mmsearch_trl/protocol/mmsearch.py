@@ -9,7 +9,6 @@ Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
@@ -19,6 +18,7 @@ from mmsearch_trl.engine.base import Completion
 from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.protocol.wording import UPSTREAM_FAILURE, Wording
 from mmsearch_trl.search.types import Hit, ImageHit, Observation, Tool
 
 
@@ -31,38 +31,6 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 Content = list[str | Image.Image]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
-    """How replies are put; the defaults are the released checkpoints' own. Slots are filled literally.
-
-    `{image}` in `image_item` is where the thumbnail stands; a hit without one is written by `image_item_title_only`.
-    """
-
-    opening: str = "Searched results: <information>"
-    closing: str = "</information>\n"
-    question: str = "Original user's question: {question}\n"
-    image_header: str = (
-        "[Image Search Results] The result of the image search consists of web page information related to the image "
-        "from the user's original question. Each result includes the main image from the web page and its title, "
-        "ranked in descending order of search relevance, as demonstrated below:\n"
-    )
-    image_item: str = "{rank}. image: {image}\ntitle: {title}\n"
-    image_item_title_only: str = "{rank}. title: {title}\n"
-    text_header: str = (
-        "[Text Search Results] Below are the text summaries of the most relevant webpages related to your query, "
-        "ranked in descending order of relevance:\n"
-    )
-    text_item: str = "{rank}. ({source}) {text}\n"
-    nothing_found: str = "[{tool}] The search found nothing.\n"
-    failure: str = "[{tool}] The search could not be carried out ({reason}). Please reason with what you know."
-    overflow: str = "[{tool}] The results are too long to be shown. Please reason with what you know."
-
-
-UPSTREAM_FAILURE = (
-    "[{tool}] There is an error encountered in performing search. Please reason with your own capaibilities."
-)
-"""Upstream's sentence, its spelling included: checkpoints were trained on it."""
 
 _TOOL_NAMES = {Tool.IMAGE_SEARCH: "Image Search Results", Tool.TEXT_SEARCH: "Text Search Results"}
 

@@ -160,8 +160,8 @@ def _weigh(answer_score: float, form_score: float, options: RewardConfig) -> flo
 class MMSearchReward:
     """`score` as a TRL reward function; dataset column `answers` holds each row's accepted answers.
 
-    Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means `reward/accuracy`, `reward/format` and `reward/searches`, and the penalty in
-    force, `reward/search_penalty`.
+    Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means
+    `reward/accuracy`, `reward/format` and `reward/searches`, and the penalty in force, `reward/search_penalty`.
     """
 
     def __init__(self, config: RewardConfig | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Supervised batches from trajectories: only what the assistant said is learned, token for token as rollouts have it."""
+"""Supervised batches from trajectories: only what the assistant said is learned, in the tokens of a rollout."""
 
 from collections.abc import Sequence
 

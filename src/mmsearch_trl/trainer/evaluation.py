@@ -73,7 +73,7 @@ def _batch(
     trainer: MMSearchGRPOTrainer, dataset: Any, numbers: list[int], traces: TraceWriter, prefix: str
 ) -> list[Result]:
     rows = [dict(dataset[number % len(dataset)]) for number in numbers]
-    tasks = [row_to_task(row, resize=trainer.limits.compat is not None) for row in rows]
+    tasks = [row_to_task(row, resize=trainer.resize_images) for row in rows]
     seeds = [f"{prefix}/{number}" for number in numbers]
     trajectories = trainer.roll_out(tasks, seeds, trainer.args.eval_temperature)
     scored = trainer.score(rows, trajectories)

@@ -65,6 +65,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         search: The tools.
         limits: Turns, tokens and searches of a trajectory.
         protocol: How turns are read and replies written; by default MMSearch-R1's with the project's own prompts.
+        resize_images: Bring question images to MMSearch-R1's size.
 
     Raises:
         ValueError: `args` or `kwargs` ask for something that this trainer replaces.
@@ -82,6 +83,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         search: Tools,
         limits: Limits | None = None,
         protocol: MMSearchProtocol | None = None,
+        resize_images: bool = False,
         **kwargs: Any,
     ) -> None:
         check_versions()
@@ -92,6 +94,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         if not self._is_vlm:
             raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
         self.limits = limits or Limits()
+        self.resize_images = resize_images
         self.search = search
         self.protocol = protocol or default_protocol(self.processing_class, self.limits)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
@@ -190,8 +193,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self._generations = (step, count if self._generations[0] == step else 0)
         first = self.accelerator.process_index * len(rows)
         seeds = [f"{step}/{self._generations[1]}/{first + i}" for i in range(len(rows))]
-        resize = self.limits.compat is not None
-        tasks = [row_to_task(row, resize=resize) for row in rows]
+        tasks = [row_to_task(row, resize=self.resize_images) for row in rows]
         trajectories = self.roll_out(tasks, seeds, self.args.temperature)
         return [{k: v for k, v in row.items() if k not in _IMAGE_COLUMNS} for row in rows], trajectories
 
@@ -256,9 +258,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         stop_ids = set(self.eos_token_ids)
         metrics, tokens = completion_metrics(
             self._trajectories,
-            ended=lambda t: (
-                bool(t.turns) and not stop_ids.isdisjoint(t.turns[-1].token_ids[-1:])
-            ),
+            ended=lambda t: bool(t.turns) and not stop_ids.isdisjoint(t.turns[-1].token_ids[-1:]),
             gather=self.accelerator.gather,
             device=device,
         )
@@ -394,6 +394,11 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     ) -> dict[str, float]:
         """Greedy rollouts of every row, exact means, and every row saved to `<output_dir>/evaluation`."""
         return evaluate(self, eval_dataset or self.eval_dataset, metric_key_prefix)
+
+    def close(self) -> None:
+        """Flush traces and let go of the tools."""
+        if self._traces is not None:
+            self._traces.close()
 
     @property
     def _mode(self) -> str:

@@ -3,8 +3,9 @@
 from transformers import ProcessorMixin
 
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol, Wording
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.protocol.wording import Wording
 
 
 PROMPTS = Prompts(

@@ -1,0 +1,64 @@
+"""The data keys of a recipe."""
+
+from dataclasses import dataclass, field
+
+from mmsearch_trl.data.rows import OnError
+from mmsearch_trl.protocol.prompt_files import Prompts
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which questions, which prompts, and what happens to a bad row. Paths start at the working directory."""
+
+    train_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Training data: MMSearch-R1 parquet files, .jsonl files, or folders that hold one."},
+    )
+    eval_files: list[str] = field(
+        default_factory=list, metadata={"help": "Evaluation data, of the same kinds; empty for none."}
+    )
+    on_bad_row: OnError = field(
+        default="raise",
+        metadata={"help": "A row without readable image or right answer: stop (raise), or leave it out (skip)."},
+    )
+    resize_images: bool = field(
+        default=False,
+        metadata={"help": "Bring question images to 512x512..2x672x672 pixels, as MMSearch-R1 does."},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Leave out rows whose first prompt has more tokens than this, image tokens included."},
+    )
+    first_turn_prompt: str | None = field(
+        default=None, metadata={"help": "A .txt or .pkl file that replaces the shipped first prompt."}
+    )
+    after_image_search_prompt: str | None = field(
+        default=None, metadata={"help": "Replaces the text after the results of an image search."}
+    )
+    after_text_search_prompt: str | None = field(
+        default=None, metadata={"help": "Replaces the text after the results of a text search."}
+    )
+    forced_answer_prompt: str | None = field(
+        default=None, metadata={"help": "Replaces the text that asks for the final answer."}
+    )
+
+    reply_wording: str | None = field(
+        default=None, metadata={"help": "A YAML file that replaces the wording of replies (protocol/wording.py)."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
+
+    def prompts(self) -> Prompts:
+        """The prompts of the named files, the shipped ones where none is named.
+
+        Raises:
+            PromptFileError: a file is missing or is no prompt.
+        """
+        return Prompts.load(
+            self.first_turn_prompt,
+            self.after_image_search_prompt,
+            self.after_text_search_prompt,
+            self.forced_answer_prompt,
+        )

@@ -1,0 +1,36 @@
+"""What a run folder says about its run: the resolved recipe and the environment it ran in."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import yaml
+
+from mmsearch_trl.config import Recipe
+
+
+_PACKAGES = ("mmsearch-trl", "trl", "transformers", "accelerate", "peft", "torch", "datasets", "deepspeed", "vllm")
+
+
+def record_run(recipe: Recipe, folder: Path) -> None:
+    """Write `recipe.yaml` and `environment.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"# Resolved from {recipe.path}, overrides included.\n" + yaml.safe_dump(
+        dict(recipe.values), sort_keys=False
+    )
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices, by name; no host name, user name or variable of the environment."""
+    found = {"python": platform.python_version(), "system": platform.platform(), "processor": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found | {"gpus": ", ".join(gpus) or "none"}

@@ -1,0 +1,124 @@
+"""Train a search agent with GRPO: `accelerate launch -m mmsearch_trl.train --config RECIPE [--key value ...]`.
+
+Reads top-down: the recipe is read and checked before anything is loaded; then data, model, tools and trainer are
+built; then it trains, saves, evaluates and, where the recipe says so, pushes to the Hub.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
+from trl import get_peft_config, get_quantization_config
+
+from mmsearch_trl.config import Recipe, load_recipe
+from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.wording import Wording
+from mmsearch_trl.rewards.mmsearch import MMSearchReward
+from mmsearch_trl.run_folder import record_run
+from mmsearch_trl.search.config import build_runtime
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    recipe = load_recipe(list(sys.argv[1:] if arguments is None else arguments))
+    recipe.validate()
+    train(recipe)
+
+
+def train(recipe: Recipe) -> MMSearchGRPOTrainer:
+    """Carry out a recipe that was validated."""
+    trainer = build_trainer(recipe)
+    args = trainer.args
+    if PartialState().is_main_process:
+        record_run(recipe, Path(args.output_dir))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=None)
+    trainer.close()
+    return trainer
+
+
+def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
+    """Load everything that a recipe names and put the trainer together."""
+    args = recipe.trainer
+    assert isinstance(args, MMSearchGRPOConfig)
+    set_seed(args.seed)
+    search = build_runtime(recipe.search)
+    processor = load_processor(recipe)
+    protocol = build_protocol(recipe, processor)
+    train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
+    eval_files = recipe.data.eval_files
+    eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
+    return MMSearchGRPOTrainer(
+        load_model(recipe),
+        MMSearchReward(recipe.reward),
+        args,
+        search=search,
+        limits=recipe.rollout,
+        protocol=protocol,
+        resize_images=recipe.data.resize_images,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets or None,
+        processing_class=processor,
+        peft_config=get_peft_config(recipe.model),
+    )
+
+
+def load_processor(recipe: Recipe) -> ProcessorMixin:
+    model = recipe.model
+    return AutoProcessor.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+    )
+
+
+def load_model(recipe: Recipe) -> PreTrainedModel:
+    model = recipe.model
+    options: dict[str, Any] = {
+        "revision": model.model_revision,
+        "trust_remote_code": model.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+    }
+    return AutoModelForImageTextToText.from_pretrained(model.model_name_or_path, **options)
+
+
+def build_protocol(recipe: Recipe, processor: ProcessorMixin) -> MMSearchProtocol:
+    compat = recipe.rollout.compat
+    chat = ChatEncoder(processor, upstream_framing=compat is not None)
+    wording = recipe.data.reply_wording
+    return MMSearchProtocol(chat, recipe.data.prompts(), Wording.load(wording) if wording else None, compat=compat)
+
+
+def load_rows(recipe: Recipe, files: Sequence[str], protocol: MMSearchProtocol) -> Dataset:
+    """The rows of data files; one process prepares them, overlong prompts are left out where the recipe says so."""
+    data = recipe.data
+    with PartialState().main_process_first():
+        rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
+        if data.max_prompt_length is None:
+            return rows
+        return drop_long_prompts(
+            rows,
+            lambda task: len(protocol.prompt(task).token_ids),
+            data.max_prompt_length,
+            resize=data.resize_images,
+        )
+
+
+if __name__ == "__main__":
+    main()
