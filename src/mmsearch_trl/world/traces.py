@@ -171,7 +171,7 @@ class TraceWriter:
         return Observation(tool=Tool.TEXT_SEARCH, hits=tuple(passages))
 
     def _bearer(self, name: str, rng: random.Random) -> Entity:
-        """The known entity of that name, or a newcomer that bears it."""
+        """The known entity of that name, or a newcomer. A passage shows no emblem, so any one will do."""
         known = next((entity for entity in self._known if entity.name == name), None)
         return known or Entity(self._world.pool[0], _either_order(name, rng), *random_facts(rng))
 
