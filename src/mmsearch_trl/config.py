@@ -1,0 +1,242 @@
+"""A recipe: one YAML file that says everything about a training run.
+
+Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
+`trl.SFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
+`SearchConfig`, `Limits` and `RewardConfig`. Any key can be overridden on the command line, nested ones with a dot:
+
+    --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
+
+A recipe with a mistake is refused before any work is done.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import ModelConfig, SFTConfig
+
+from mmsearch_trl.config_values import RecipeError, Where, build, unknown_key
+from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.data.tasks import data_file
+from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.versions import check_versions
+
+
+Kind = Literal["grpo", "sft"]
+
+_SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits, "reward": RewardConfig}
+_TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": SFTConfig}
+_TEXT_SEARCH_TAG = "<text_search>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A parsed recipe. `values` are its keys as written, overrides included: what a run folder records."""
+
+    path: Path
+    values: Mapping[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    trainer: MMSearchGRPOConfig | SFTConfig
+    search: SearchConfig
+    rollout: Limits
+    reward: RewardConfig
+
+    def validate(self, *, check_files: bool = True) -> None:
+        """Check what no single section can see.
+
+        Args:
+            check_files: Also open the prompts and look for the data and for a local model.
+
+        Raises:
+            RecipeError: something is missing or contradicts something else.
+        """
+        if not self.model.model_name_or_path:
+            raise RecipeError(f"{self.path}: model_name_or_path is missing: name a model folder or a Hub model")
+        if not self.data.train_files:
+            raise RecipeError(f"{self.path}: train_files is missing: name at least one data file")
+        if check_files:
+            self._check_files()
+        if isinstance(self.trainer, MMSearchGRPOConfig):
+            self._check_searches_possible(check_files)
+
+    def _check_files(self) -> None:
+        model = str(self.model.model_name_or_path)
+        if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+            raise RecipeError(f"{self.path}: model_name_or_path: no such folder: {model}")
+        for key in ("train_files", "eval_files"):
+            for file in getattr(self.data, key):
+                try:
+                    data_file(file)
+                except ValueError as error:
+                    raise RecipeError(f"{self.path}: {key}: {error}") from error
+
+    def _check_searches_possible(self, check_files: bool) -> None:
+        if self.data.first_turn_prompt is not None and not check_files:
+            return
+        try:
+            prompt = self.data.prompts().first_turn
+        except ValueError as error:
+            raise RecipeError(f"{self.path}: {error}") from error
+        for tag, name, limit in (
+            (IMAGE_SEARCH_TAG, "image", self.rollout.image_search_limit),
+            (_TEXT_SEARCH_TAG, "text", self.rollout.text_search_limit),
+        ):
+            if tag not in prompt:
+                continue
+            advice = f"or name a first_turn_prompt without {tag}"
+            if limit == 0:
+                raise RecipeError(
+                    f"{self.path}: rollout.{name}_search_limit is 0, but the first prompt offers {name} search "
+                    f"({tag}) and the model would be cut off for using it: set the limit to 1 or more, {advice}"
+                )
+            if self.rollout.max_turns == 1:
+                raise RecipeError(
+                    f"{self.path}: rollout.max_turns is 1, so that no search can be answered, but the first prompt "
+                    f"offers {name} search ({tag}): set max_turns to 2 or more, {advice}"
+                )
+
+
+def load_recipe(
+    source: str | Path | Sequence[str], overrides: Mapping[str, Any] | None = None, *, kind: Kind = "grpo"
+) -> Recipe:
+    """Read a recipe and build its sections; `Recipe.validate` then checks them against each other and the disk.
+
+    Args:
+        source: The file, or command line arguments that name it with `--config`.
+        overrides: Values that replace the file's, by dotted key, as from the command line.
+        kind: `"sft"` reads the trainer keys of `trl.SFTConfig` and has no `search:`, `rollout:` and `reward:`.
+
+    Raises:
+        RecipeError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
+        VersionError: an installed library is out of range.
+    """
+    check_versions()
+    if not isinstance(source, str | Path):
+        source, parsed = parse_arguments(source)
+        overrides = parsed | dict(overrides or {})
+    path, overrides = Path(source), overrides or {}
+    values = _read(path)
+    for key, value in overrides.items():
+        _override(values, key, value)
+
+    def where(key: str) -> str:
+        return f"command line (--{key})" if key in overrides else str(path)
+
+    return _build(path, values, kind, where)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Split `--config FILE --key value --section.key=value --flag` into the file and the overriding values.
+
+    Values are read as YAML. Several values after one key are a list, none is `true`.
+    """
+    words: dict[str, list[str]] = {}
+    key = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            key = name.replace("-", "_")
+            words[key] = [value] if equals else []
+        elif key is None:
+            raise RecipeError(f"command line: unexpected {argument!r}; write --config FILE and then --key value")
+        else:
+            words[key].append(argument)
+    if not words.get("config"):
+        raise RecipeError("command line: --config FILE is missing, the recipe to run")
+    path = Path(words.pop("config")[0])
+    return path, {key: _parsed(key, texts) for key, texts in words.items()}
+
+
+def _parsed(key: str, texts: list[str]) -> Any:
+    try:
+        values = [yaml.safe_load(text) for text in texts]
+    except yaml.YAMLError as error:
+        raise RecipeError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
+    if not values:
+        return True
+    return values[0] if len(values) == 1 else values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(f"recipe not found: {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
+    return values
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"command line (--{key}): `{parent}` is not a mapping")
+        values = inner
+    values[last] = value
+
+
+def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Recipe:
+    classes = (ModelConfig, DataConfig, _TRAINERS[kind])
+    names = [{field.name for field in fields(cls) if field.init} for cls in classes]
+    sections = _SECTIONS if kind == "grpo" else {}
+    for key in values:
+        if key not in sections and not any(key in known for known in names):
+            raise unknown_key(key, sorted(set().union(*names, sections)), where)
+    built = {name: _section(cls, values.get(name), name, where) for name, cls in _SECTIONS.items()}
+    model_values, data_values, trainer_values = (
+        {key: values[key] for key in values if key in known} for known in names
+    )
+    if kind == "grpo":
+        _check_groups(trainer_values, where)
+        # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
+        trainer_values.setdefault("max_completion_length", built["rollout"].max_response_tokens)
+    return Recipe(
+        path=path,
+        values=values,
+        model=build(ModelConfig, model_values, where),
+        data=build(DataConfig, data_values, where),
+        trainer=build(_TRAINERS[kind], trainer_values, where),
+        **built,
+    )
+
+
+def _section(cls: type, values: Any, name: str, where: Where) -> Any:
+    if values is not None and not isinstance(values, dict):
+        raise RecipeError(f"{where(name)}: `{name}` must be a mapping of keys to values, got {values!r}")
+    return build(cls, values or {}, where, f"{name}.")
+
+
+def _check_groups(values: Mapping[str, Any], where: Where) -> None:
+    """Say with numbers what to change where a generation batch does not hold whole groups of rollouts."""
+    defaults = {field.name: field.default for field in fields(MMSearchGRPOConfig)}
+    given = defaults | dict(values)
+    per_device, group = given["per_device_train_batch_size"], given["num_generations"]
+    steps = given["steps_per_generation"] or given["gradient_accumulation_steps"]
+    if given["generation_batch_size"] is not None or not all(
+        isinstance(n, int) and n > 0 for n in (per_device, group, steps)
+    ):
+        return  # wrong types, and the other way to give the batch, are TRL's and `build`'s to refuse
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = per_device * processes * steps
+    if batch % group == 0:
+        return
+    fitting = ", ".join(str(number) for number in range(2, batch + 1) if batch % number == 0)
+    raise RecipeError(
+        f"{where('num_generations')}: num_generations {group} does not divide the generation batch of {batch} "
+        f"rollouts (per_device_train_batch_size {per_device} x {processes} processes x {steps} steps per generation). "
+        f"Make the batch a multiple of {group}, such as {(batch // group + 1) * group}, through "
+        "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+        + (f"; or set num_generations to one of {fitting}" if fitting else "")
+    )

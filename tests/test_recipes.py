@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from trl import SFTConfig
+
+from mmsearch_trl.config import Recipe, load_recipe
+from mmsearch_trl.config_values import RecipeError
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+MMSEARCH_R1 = ROOT / "recipes" / "mmsearch_r1"
+ADAPTED = sorted(MMSEARCH_R1.glob("*-lora.yaml"))
+# Training arguments refuse bfloat16 on a machine without a GPU.
+ON_CPU = {"use_cpu": True, "bf16": False}
+
+
+def load(path: Path) -> Recipe:
+    return load_recipe(path, ON_CPU, kind="sft" if path.stem.startswith("sft") else "grpo")
+
+
+def test_every_promised_recipe_is_there() -> None:
+    names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
+    models = ("qwen2.5-vl-7b", "qwen2.5-vl-7b-paper", "qwen2.5-vl-3b", "qwen3-vl-8b")
+    wanted = {f"mmsearch_r1/{model}{variant}.yaml" for model in models for variant in ("", "-lora")}
+    assert names >= wanted | {"world/grpo.yaml", "world/sft.yaml"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_builds_and_contradicts_nothing(path: Path) -> None:
+    recipe = load(path)
+    recipe.validate(check_files=False)
+    assert isinstance(recipe.trainer, SFTConfig if path.stem.startswith("sft") else MMSearchGRPOConfig)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_explains_itself_and_how_it_is_launched(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"--config recipes/{path.relative_to(ROOT / 'recipes')}" in text
+    for section in ("# Model --", "# Data --", "# Trainer --"):
+        assert section in text
+
+
+def test_a_mistyped_key_of_a_recipe_is_refused(tmp_path: Path) -> None:
+    text = (MMSEARCH_R1 / "qwen2.5-vl-7b.yaml").read_text().replace("epsilon:", "epsilom:")
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml: unknown key `epsilom`; did you mean `epsilon`"):
+        load_recipe(tmp_path / "r.yaml", ON_CPU)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen3-vl-8b"])
+def test_the_script_preset_has_upstreams_values(name: str) -> None:
+    recipe = load(MMSEARCH_R1 / f"{name}.yaml")
+    trainer = recipe.trainer
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    rollouts = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 8
+    assert (trainer.num_generations, rollouts // trainer.num_generations) == (4, 32)
+    assert trainer.steps_per_generation == trainer.gradient_accumulation_steps
+    assert (trainer.learning_rate, trainer.lr_sigmoid_ratio, trainer.lr_sigmoid_step) == (2e-6, 0.95, 45)
+    assert (trainer.num_train_epochs, trainer.save_steps, trainer.eval_steps) == (30, 100, 100)
+    check_shared_values(recipe)
+
+
+def test_the_paper_preset_has_the_papers_values() -> None:
+    recipe = load(MMSEARCH_R1 / "qwen2.5-vl-7b-paper.yaml")
+    trainer = recipe.trainer
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert trainer.per_device_train_batch_size * trainer.steps_per_generation * 32 == 512 * 8
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 32 == 128 * 8
+    assert (trainer.num_generations, trainer.learning_rate, trainer.lr_sigmoid_ratio) == (8, 2e-6, None)
+    assert recipe.rollout.image_search_first_turn_only
+    check_shared_values(recipe)
+
+
+def check_shared_values(recipe: Recipe) -> None:
+    trainer, rollout, reward = recipe.trainer, recipe.rollout, recipe.reward
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.entropy_coef) == ("bnpo", 0.001, 0.2, 0.0)
+    assert (trainer.scale_rewards, trainer.advantage_eps, trainer.num_iterations) == ("group", 1e-6, 1)
+    assert not trainer.filter_zero_variance_groups
+    assert (trainer.adam_beta1, trainer.adam_beta2, trainer.weight_decay) == (0.9, 0.999, 0.01)
+    assert (trainer.max_grad_norm, trainer.temperature, trainer.top_p) == (1.0, 1.0, 1.0)
+    assert (trainer.eval_on_start, trainer.eval_temperature) == (True, 0.0)
+    assert (rollout.max_turns, rollout.image_search_limit, rollout.text_search_limit) == (3, 1, 2)
+    assert (rollout.max_turn_tokens, rollout.max_response_tokens) == (2048, 8192)
+    assert recipe.data.max_prompt_length == 4096
+    assert recipe.data.resize_images
+    assert (reward.search_penalty, reward.format_penalty, reward.reward_mode) == (0.1, 0.1, "EM")
+
+
+@pytest.mark.parametrize("path", ADAPTED, ids=lambda path: path.stem)
+def test_a_lora_recipe_differs_from_its_base_by_the_adapter_only(path: Path) -> None:
+    adapted = yaml.safe_load(path.read_text())
+    base = yaml.safe_load(path.with_stem(path.stem.removesuffix("-lora")).read_text())
+    changed = {key for key in adapted | base if adapted.get(key) != base.get(key)}
+    adapter = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
+    assert changed == adapter | {"dtype", "learning_rate", "output_dir"}
+    assert adapted["use_peft"]
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "zero2", "zero3", "fsdp2"])
+def test_an_accelerate_configuration_is_understood_by_accelerate(name: str) -> None:
+    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes == (1 if name == "single" else 8)
