@@ -5,7 +5,6 @@ TRL's own evaluation samples at the training temperature, averages means of batc
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate.utils import gather_object
 
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.evaluation.metrics import summarize
+from mmsearch_trl.evaluation.report import save_rows
 from mmsearch_trl.rewards.mmsearch import RewardParts
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
@@ -118,6 +118,4 @@ def _metrics(trainer: MMSearchGRPOTrainer, results: list[Result], prefix: str) -
 
 def _save(trainer: MMSearchGRPOTrainer, rows: list[EvaluationRow], prefix: str) -> None:
     folder = Path(trainer.args.output_dir) / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{prefix}_step{trainer.state.global_step}_{len(rows)}.json"
-    path.write_text(json.dumps([row.as_dict() for row in rows], ensure_ascii=False, indent=1), encoding="utf-8")
+    save_rows(rows, folder / f"{prefix}_step{trainer.state.global_step}_{len(rows)}.json")
