@@ -115,16 +115,23 @@ class Observation:
     coalesced: bool = False
 
 
+Answer = Sequence[Hit] | RawReply
+"""What a backend gives: hits, best first (none: "searched and found nothing"), or a reply it has written itself."""
+
 QueryT = TypeVar("QueryT", contravariant=True)
 
 
 class SearchBackend(Protocol[QueryT]):
-    """One way to answer a query. `fingerprint` changes whenever the same query could get another answer."""
+    """One way to answer a query. `fingerprint` changes whenever the same query could get another answer.
+
+    An image backend whose answers depend on the pixels alone may say so with an attribute `by_pixels = True`: then
+    equal pictures share one call and one cached answer whatever the rows they come from are called.
+    """
 
     name: str
     fingerprint: str
 
-    async def search(self, query: QueryT, k: int) -> Sequence[Hit]:
+    async def search(self, query: QueryT, k: int) -> Answer:
         """Return at most `k` hits, best first; an empty sequence means "searched and found nothing".
 
         Raises:

@@ -12,7 +12,6 @@ beyond some 250,000 pictures an approximate index is worth its trouble.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -34,7 +33,7 @@ class ImageIndex:
     """Looks a picture up by its pixels; a `SearchBackend[ImageQuery]`. Open one with `ImageIndex.open`."""
 
     name = "image-index"
-    by_pixels: ClassVar[bool] = True
+    by_pixels = True
 
     def __init__(self, folder: Path, manifest: Manifest, encoder: Encoder) -> None:
         self.fingerprint = manifest.fingerprint

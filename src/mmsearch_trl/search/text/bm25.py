@@ -12,7 +12,6 @@ Rules, each learnt from a trap:
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import tantivy
 
@@ -35,7 +34,7 @@ _REPORT_EVERY = 500
 class TextIndex:
     """Finds passages by their words; a `SearchBackend[str]`. Open one with `TextIndex.open`."""
 
-    name: ClassVar[str] = "text-index"
+    name = "text-index"
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.fingerprint = manifest.fingerprint

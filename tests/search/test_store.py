@@ -1,0 +1,140 @@
+import io
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmsearch_trl.search.store import AnswerStore, answer_key
+from mmsearch_trl.search.types import Answer, ImageHit, RawReply, TextHit, Tool
+
+
+SMALL = Image.effect_noise((28, 30), 90).convert("RGB")
+LARGE = Image.effect_noise((300, 200), 90).convert("RGB")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "deep" / "answers.sqlite")
+
+
+def image_hits(answer: Answer | None) -> list[ImageHit]:
+    assert answer is not None and not isinstance(answer, RawReply)
+    return [hit for hit in answer if isinstance(hit, ImageHit)]
+
+
+def test_what_is_put_is_got_by_another_store_on_the_same_file(store: AnswerStore) -> None:
+    hits = (TextHit("a", "b", "c", 0.5), TextHit("", "x\ud800", None, None))
+    assert store.get("k") is None
+    assert store.put("k", hits) == hits
+    assert AnswerStore(store.path).get("k") == hits
+
+
+def test_a_small_thumbnail_is_kept_exactly_and_a_missing_one_stays_missing(store: AnswerStore) -> None:
+    store.put("k", (ImageHit("a", "u", SMALL, 0.1), ImageHit("b"), ImageHit("c", None, SMALL)))
+    first, second, third = image_hits(store.get("k"))
+    assert (first.title, first.url, first.score) == ("a", "u", 0.1)
+    assert first.thumbnail is not None and first.thumbnail.tobytes() == SMALL.tobytes()
+    assert second.thumbnail is None and third.thumbnail is not None
+
+
+def test_put_returns_the_very_pixels_that_get_will(store: AnswerStore) -> None:
+    now = image_hits(store.put("k", (ImageHit("a", None, LARGE),)))[0].thumbnail
+    later = image_hits(store.get("k"))[0].thumbnail
+    assert now is not None and later is not None
+    assert now.size == LARGE.size and now.tobytes() == later.tobytes()
+
+
+def test_a_ready_made_reply_and_an_empty_answer_are_kept(store: AnswerStore) -> None:
+    store.put("raw", RawReply("text <|image_pad|>", (SMALL,)))
+    store.put("none", ())
+    reply = store.get("raw")
+    assert isinstance(reply, RawReply) and reply.text == "text <|image_pad|>"
+    assert [image.tobytes() for image in reply.images] == [SMALL.tobytes()]
+    assert store.get("none") == ()
+
+
+def test_the_first_answer_stays(store: AnswerStore) -> None:
+    store.put("k", (TextHit("first", ""),))
+    assert store.put("k", (TextHit("second", ""),)) == (TextHit("first", ""),)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda e: e[:-1], lambda e: b"", lambda e: e[:20] + b"?" + e[21:], lambda e: "text"]
+)
+def test_a_damaged_entry_is_a_miss_and_dropped(store: AnswerStore, damage: object) -> None:
+    store.put("k", (TextHit("title", "text"),))
+    with sqlite3.connect(store.path) as connection:
+        entry = connection.execute("SELECT entry FROM answers").fetchone()[0]
+        connection.execute("UPDATE answers SET entry = ?", (damage(entry),))  # pyright: ignore[reportCallIssue]
+    connection.close()
+    assert store.get("k") is None
+    assert len(store) == 0
+
+
+def test_entries_are_never_unpickled(store: AnswerStore) -> None:
+    import pickle
+
+    store.put("k", ())
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE answers SET entry = ?", (pickle.dumps(print),))
+    connection.close()
+    assert store.get("k") is None
+
+
+def test_a_file_that_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(ValueError, match=r"x cannot be used as an answer cache .*delete it or name another"):
+        AnswerStore(tmp_path / "x")
+
+
+def test_a_store_that_breaks_later_does_not_stop_the_search(store: AnswerStore) -> None:
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("DROP TABLE answers")
+    connection.close()
+    hits = (TextHit("a", "b"),)
+    assert store.get("k") is None
+    assert store.put("k", hits) == hits
+
+
+def write(path: Path, worker: int) -> None:
+    store = AnswerStore(path)
+    for number in range(40):
+        store.put(f"{number}", (TextHit(str(worker), "x" * 1000),))
+        store.put(f"{worker}-{number}", ())
+
+
+def test_several_processes_write_one_store_and_a_forked_one_goes_on(store: AnswerStore) -> None:
+    store.put("0", (TextHit("parent", ""),))
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=write, args=(store.path, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(store) == 40 + 3 * 40
+    assert store.get("0") == (TextHit("parent", ""),)
+
+
+def test_thumbnails_lie_in_the_file_as_png_or_jpeg(store: AnswerStore) -> None:
+    store.put("k", (ImageHit("a", None, SMALL), ImageHit("b", None, LARGE)))
+    with sqlite3.connect(store.path) as connection:
+        entry = connection.execute("SELECT entry FROM answers").fetchone()[0]
+    connection.close()
+    png, jpeg = entry.index(b"\x89PNG"), entry.index(b"\xff\xd8\xff")
+    assert png < jpeg
+    assert Image.open(io.BytesIO(entry[jpeg:])).size == LARGE.size
+
+
+text = st.text(max_size=20)
+
+
+@given(st.tuples(text, text, text, st.integers(1, 9)), st.tuples(text, text, text, st.integers(1, 9)))
+def test_keys_are_equal_exactly_when_the_calls_are(one: tuple, two: tuple) -> None:
+    keys = [answer_key(Tool.IMAGE_SEARCH, call[0], [call[1], call[2]], call[3]) for call in (one, two)]
+    assert (keys[0] == keys[1]) == (one == two)
+    assert keys[0] != answer_key(Tool.TEXT_SEARCH, one[0], [one[1], one[2]], one[3])
