@@ -37,6 +37,9 @@ class MMSearchGRPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Leave tokens out of the loss from the turn on whose search failed through no fault of it."},
     )
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "Leave the vision tower as it is, adapters in it included."}
+    )
     lr_sigmoid_ratio: float | None = field(
         default=None, metadata={"help": "Share of the learning rate that MMSearch-R1's sigmoid decay removes."}
     )

@@ -93,6 +93,10 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, **kwargs)
         if not self._is_vlm:
             raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
+        if args.freeze_vision:
+            for name, parameter in self.model.named_parameters():
+                if ".visual." in name:
+                    parameter.requires_grad_(False)
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search

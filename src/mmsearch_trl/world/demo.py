@@ -1,0 +1,183 @@
+"""The main job, end to end, from nothing: `make demo`.
+
+Builds a world, warm-starts a tiny model, trains it with `MMSearchGRPOTrainer` on real tools, evaluates before and after,
+and leaves a table, a plot and a page of trajectories. The GRPO settings are those of `recipes/world/grpo.yaml`.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mmsearch_trl.config import load_recipe
+from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.evaluation.report import comparison_table
+from mmsearch_trl.traces.files import read_traces
+from mmsearch_trl.traces.plot import learning_curves, plot_learning
+from mmsearch_trl.traces.view import write_page
+from mmsearch_trl.train import build_trainer
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.world.files import write_world
+from mmsearch_trl.world.model import build_model
+from mmsearch_trl.world.protocol import build_protocol
+from mmsearch_trl.world.tokenizer import build_processor
+from mmsearch_trl.world.warm_start import warm_start, warm_start_config
+from mmsearch_trl.world.world import World
+
+
+WARM_START_STEPS = 800
+GROUPS = ("known", "held_out")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """Shares at temperature 1 over `n` tasks of one group; `reward` is a mean."""
+
+    accuracy: float
+    search_ratio: float
+    image_ratio: float
+    text_ratio: float
+    format: float
+    reward: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Wall time; `total` is everything but the installation."""
+
+    install: float | None
+    warm_start: float
+    grpo: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSummary:
+    """What `summary.json` holds and the table is made from."""
+
+    seed: int
+    engine: str
+    before: Mapping[str, GroupResult]
+    after: Mapping[str, GroupResult]
+    seconds: Seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="mmsearch demo", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("--seed", type=int, default=0, help="seed of world, model and training")
+    parser.add_argument("--engine", choices=["transformers"], default="transformers", help="what writes the rollouts")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything that it makes")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/world/grpo.yaml"), help="GRPO settings")
+    parser.add_argument("--warm_start_steps", type=int, default=WARM_START_STEPS, help="supervised steps")
+    parser.add_argument("--max_steps", type=int, default=None, help="GRPO steps; by default the recipe's")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "transformers", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
+    run_demo(options)
+
+
+def run_demo(options: argparse.Namespace) -> DemoSummary:
+    """Run every stage and print what came of it."""
+    out: Path = options.out
+    started = time.perf_counter()
+    world = World(options.seed)
+    write_world(world, out / "world")
+    make_warm_start(world, out / "warm_start", steps=options.warm_start_steps)
+    warm_started = time.perf_counter()
+    trainer = make_trainer(options.recipe, out, seed=options.seed, max_steps=options.max_steps)
+    before = evaluate_groups(trainer)
+    grpo_started = time.perf_counter()
+    trainer.train()
+    trainer.save_model()
+    grpo_ended = time.perf_counter()
+    after = evaluate_groups(trainer)
+    trainer.close()
+    run = Path(trainer.args.output_dir)
+    plot = plot_learning(learning_curves(read_traces(run)), out / "learning.png")
+    page = write_page(run, out / "trajectories.html")
+    seconds = Seconds(
+        install=_install_seconds(),
+        warm_start=round(warm_started - started, 1),
+        grpo=round(grpo_ended - grpo_started, 1),
+        total=round(time.perf_counter() - started, 1),
+    )
+    summary = DemoSummary(
+        seed=options.seed, engine=options.engine, before=results(before), after=results(after), seconds=seconds
+    )
+    (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+    console = Console()
+    console.print(comparison_table(before, after))
+    console.print(f"[bold]{seconds.total:.0f} s[/bold]: warm start {seconds.warm_start:.0f}, GRPO {seconds.grpo:.0f}")
+    for name, path in (("summary", out / "summary.json"), ("plot", plot), ("trajectories", page)):
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def make_warm_start(world: World, folder: Path, *, steps: int) -> None:
+    """Draw a model, teach it perception and grammar, and save it with its processor."""
+    processor = build_processor()
+    model = build_model(processor, world.seed)
+    warm_start(model, build_protocol(processor), world, warm_start_config(folder, steps=steps, seed=world.seed))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMSearchGRPOTrainer:
+    """The recipe's trainer, on the world and the warm start that lie in `out`."""
+    world = out / "world"
+    paths: dict[str, Any] = {
+        "model_name_or_path": str(out / "warm_start"),
+        "train_files": [str(world / "train.jsonl")],
+        "eval_files": [str(world / f"{group}.jsonl") for group in GROUPS],
+        "output_dir": str(out / "grpo"),
+        "search.image_index": str(world / "image_index"),
+        "search.text_index": str(world / "text_index"),
+        "seed": seed,
+    }
+    for name in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
+        paths[f"{name}_prompt"] = str(world / "prompts" / f"{name}.txt")
+    paths["reply_wording"] = str(world / "prompts" / "wording.yaml")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    loaded = load_recipe(recipe, paths | given)
+    loaded.validate()
+    return build_trainer(loaded)
+
+
+def evaluate_groups(trainer: MMSearchGRPOTrainer) -> dict[str, GroupSummary]:
+    """Known and held-out entities at the recipe's evaluation temperature."""
+    metrics = trainer.evaluate()
+    names = [item.name for item in fields(GroupSummary)]
+    return {group: GroupSummary(**{name: metrics[f"eval_{group}_{name}"] for name in names}) for group in GROUPS}
+
+
+def results(groups: Mapping[str, GroupSummary]) -> dict[str, GroupResult]:
+    names = [item.name for item in fields(GroupResult)]
+    return {
+        group: GroupResult(**{name: getattr(summary, name) for name in names}) for group, summary in groups.items()
+    }
+
+
+def _install_seconds() -> float | None:
+    """What `make` noted when it installed, if it did."""
+    note = Path(".venv/.install_seconds")
+    return float(note.read_text()) if note.exists() else None
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()
