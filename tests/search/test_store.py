@@ -69,7 +69,7 @@ def test_a_damaged_entry_is_a_miss_and_dropped(store: AnswerStore, damage: objec
     store.put("k", (TextHit("title", "text"),))
     with sqlite3.connect(store.path) as connection:
         entry = connection.execute("SELECT entry FROM answers").fetchone()[0]
-        connection.execute("UPDATE answers SET entry = ?", (damage(entry),))  # pyright: ignore[reportCallIssue]
+        connection.execute("UPDATE answers SET entry = ?", (damage(entry),))
     connection.close()
     assert store.get("k") is None
     assert len(store) == 0

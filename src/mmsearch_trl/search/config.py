@@ -1,0 +1,97 @@
+"""The `search:` section of a recipe, and the runtime it describes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
+from mmsearch_trl.search.image.index import ImageIndex, load_encoder
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.types import ImageQuery, SearchBackend
+
+
+@dataclass(kw_only=True)
+class SearchConfig:
+    """Where searches are answered from, and how long they may take."""
+
+    image_index: str | None = field(
+        default=None, metadata={"help": "Image search: folder made by `mmsearch index image`, searched by pixels."}
+    )
+    image_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Vision model of `image_index`, where it is not at the place the index remembers."},
+    )
+    image_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Image search, instead of `image_index`: a published FVQA cache (a pickle, a folder of pickles, or "
+            "a folder of <data_id>/meta.json)."
+        },
+    )
+    text_index: str | None = field(
+        default=None, metadata={"help": "Text search: folder made by `mmsearch index text`."}
+    )
+    image_top_k: int = field(default=5, metadata={"help": "Most results of an image search."})
+    text_top_k: int = field(default=3, metadata={"help": "Most results of a text search."})
+    timeout_s: float = field(default=20.0, metadata={"help": "Seconds after which a search is a failure."})
+    max_concurrency: int = field(default=64, metadata={"help": "Searches running at a time, per process."})
+    cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "SQLite file, on a local disk, in which answers are kept over runs; default: nothing is kept."
+        },
+    )
+
+
+def build_runtime(config: SearchConfig) -> SearchRuntime:
+    """Open what `config` names.
+
+    Raises:
+        ValueError: a key has an impossible value, or its path cannot be opened; names the key and the path.
+    """
+    for key in ("image_top_k", "text_top_k", "timeout_s", "max_concurrency"):
+        if getattr(config, key) <= 0:
+            raise ValueError(f"search.{key} is {getattr(config, key)}: it must be greater than 0")
+    cache = config.cache
+    with _named("text_index", config.text_index):
+        text = None if config.text_index is None else TextIndex.open(config.text_index)
+    image = _open_image(config)
+    with _named("cache", None):
+        store = None if cache is None else AnswerStore(cache)
+    return SearchRuntime(
+        image,
+        text,
+        k_image=config.image_top_k,
+        k_text=config.text_top_k,
+        timeout_s=config.timeout_s,
+        max_concurrency=config.max_concurrency,
+        cache=store,
+    )
+
+
+def _open_image(config: SearchConfig) -> SearchBackend[ImageQuery] | None:
+    if config.image_index is not None and config.image_cache is not None:
+        raise ValueError("search.image_index and search.image_cache are both set: keep one of them")
+    if config.image_encoder is not None and config.image_index is None:
+        raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
+    with _named("image_cache", config.image_cache):
+        if config.image_cache is not None:
+            return open_fvqa_cache(config.image_cache)
+    with _named("image_encoder", None):
+        encoder = None if config.image_encoder is None else load_encoder(config.image_encoder)
+    with _named("image_index", config.image_index):
+        return None if config.image_index is None else ImageIndex.open(config.image_index, encoder)
+
+
+@contextmanager
+def _named(key: str, path: str | None) -> Iterator[None]:
+    """Puts the recipe key before whatever is wrong with its value; a given path must exist."""
+    if path is not None and not Path(path).exists():
+        raise ValueError(f"search.{key}: {path} does not exist")
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"search.{key}: {error}") from error

@@ -1,0 +1,196 @@
+"""Image search answered from the two public caches of FVQA search results; nothing is downloaded.
+
+* The official pickles of the FVQA release (`FvqaPickleCache`), read by `pickled_cache`.
+* The folder layout of FVQA_Cache (`FvqaFolderCache`): `<root>/<data_id>/meta.json` with `title_list` and `image_urls`,
+  or `search_results` of `title` and `image_url`; thumbnails beside it as `img_000.jpg` (or png, webp, gif).
+
+A question is looked up by its `data_id`; where it has none, by its image's digest. A thumbnail that is missing, broken,
+or only an address gives a hit with title and address: never a made-up picture. A question that is not in the cache is
+a `NOT_CACHED` failure, which is not the same as having found nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.image.pickled_cache import PICTURES, TITLES, PickledPicture, read_pickle
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, image_digest
+
+
+PICKLE_NAMES = ("fvqa_train_image_search_results_cache.pkl", "fvqa_test_image_search_results_cache.pkl")
+FOLDER_NAMES = ("fvqa_train_cache", "fvqa_test_cache")
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+
+
+class FvqaPickleCache:
+    """The official pickles; a `SearchBackend[ImageQuery]`.
+
+    Args:
+        files: The train pickle, the test pickle, or both.
+
+    Raises:
+        ValueError: a file is no FVQA cache; see `read_pickle`.
+    """
+
+    name = "fvqa-pickle-cache"
+
+    def __init__(self, *files: Path) -> None:
+        self._rows = {name: row for file in reversed(files) for name, row in read_pickle(file).items()}
+        self.fingerprint = digest_of(self.name, *(file.read_bytes() for file in files))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
+        """The cached results of a question, at most `k`.
+
+        Raises:
+            SearchError: `NOT_CACHED`.
+        """
+        return await call_blocking(self._search, query, k)
+
+    def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
+        name = _name(query)
+        row = self._rows.get(name)
+        if row is None:
+            raise _not_cached(name)
+        pairs = zip_longest(row[TITLES], row[PICTURES])
+        hits = [_pickled_hit(title, picture) for title, picture in pairs]
+        return _useful(hits)[:k]
+
+
+class FvqaFolderCache:
+    """The folder layout; a `SearchBackend[ImageQuery]`.
+
+    Args:
+        train: The folder of the training questions' folders, if there is one.
+        test: Likewise for the test questions. A data id says by its prefix (`fvqa_train`, `fvqa_test`) which of the
+            two it is looked for in; one that does not is looked for in both, train first.
+    """
+
+    name = "fvqa-folder-cache"
+
+    def __init__(self, train: Path | None = None, test: Path | None = None) -> None:
+        self._folders = {prefix: folder for prefix, folder in (("fvqa_train", train), ("fvqa_test", test)) if folder}
+        if not self._folders:
+            raise ValueError("a folder of train or of test questions is needed")
+        # A folder's time changes when a question is added; a change inside a question's folder goes unseen.
+        stamps = [f"{folder.resolve()}:{folder.stat().st_mtime_ns}" for folder in self._folders.values()]
+        self.fingerprint = digest_of(self.name, *stamps)
+
+    async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
+        """The cached results of a question, at most `k`.
+
+        Raises:
+            SearchError: `NOT_CACHED`, or `BAD_RESPONSE` where a `meta.json` is damaged.
+        """
+        return await call_blocking(self._search, query, k)
+
+    def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
+        name = _name(query)
+        folder = self._find(name)
+        if folder is None:
+            raise _not_cached(name)
+        return _useful(_read_question(folder))[:k]
+
+    def _find(self, name: str) -> Path | None:
+        """The folder of a question. A name that is more than a file name must not lead out of the cache."""
+        if not name or Path(name).name != name or name == ".." or "\0" in name:
+            return None
+        routed = [folder for prefix, folder in self._folders.items() if name.startswith(prefix)]
+        if not routed and not name.startswith(("fvqa_train", "fvqa_test")):
+            routed = list(self._folders.values())
+        return next((folder / name for folder in routed if (folder / name / "meta.json").is_file()), None)
+
+
+def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache:
+    """Open a cache of either layout, told by what is there.
+
+    Args:
+        path: A pickle; a folder with one or both of the release's pickles; a folder with `fvqa_train_cache` or
+            `fvqa_test_cache` in it; or a folder of questions' folders.
+
+    Raises:
+        ValueError: there is no such cache at `path`; says what was looked for.
+    """
+    path = Path(path)
+    if path.is_file():
+        return FvqaPickleCache(path)
+    pickles = [path / name for name in PICKLE_NAMES if (path / name).is_file()]
+    if pickles:
+        return FvqaPickleCache(*pickles)
+    train, test = (path / name if (path / name).is_dir() else None for name in FOLDER_NAMES)
+    if train or test:
+        return FvqaFolderCache(train, test)
+    if next(path.glob("*/meta.json"), None) is not None:
+        return FvqaFolderCache(path, path)
+    raise ValueError(
+        f"{path} is no FVQA cache: it is neither a pickle nor a folder with {PICKLE_NAMES[0]}, with {FOLDER_NAMES[0]}/ "
+        "or with <data_id>/meta.json"
+    )
+
+
+def _name(query: ImageQuery) -> str:
+    return query.data_id or image_digest(query.image)
+
+
+def _not_cached(name: str) -> SearchError:
+    return SearchError(FailureKind.NOT_CACHED, f"the cache holds no image search of {name[:100]!r}")
+
+
+def _useful(hits: list[ImageHit]) -> list[ImageHit]:
+    return [hit for hit in hits if hit.title or hit.thumbnail is not None]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _pickled_hit(title: Any, picture: Any) -> ImageHit:
+    thumbnail = picture.rebuild() if isinstance(picture, PickledPicture) else None
+    return ImageHit(title=_text(title), url=_text(picture) or None, thumbnail=thumbnail)
+
+
+def _read_question(folder: Path) -> list[ImageHit]:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        rows, first = _rows_of(meta), _first_number(meta, folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"{folder / 'meta.json'} is damaged: {type(error).__name__}"
+        raise SearchError(FailureKind.BAD_RESPONSE, message) from None
+    return [
+        ImageHit(title=_text(title), url=_text(url) or None, thumbnail=_read_thumbnail(folder, number))
+        for number, (title, url) in enumerate(rows, start=first)
+    ]
+
+
+def _rows_of(meta: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Title and address of each result, in either variant of `meta.json`."""
+    if "search_results" in meta:
+        return [(result.get("title"), result.get("image_url")) for result in meta["search_results"]]
+    return list(zip_longest(meta["title_list"], meta.get("image_urls") or []))
+
+
+def _first_number(meta: dict[str, Any], folder: Path) -> int:
+    """Number of the first thumbnail: the `search_results` variant counts from 1, unless there is an `img_000`."""
+    return 1 if "search_results" in meta and next(folder.glob("img_000.*"), None) is None else 0
+
+
+def _read_thumbnail(folder: Path, number: int) -> Image.Image | None:
+    """A failed download was saved as `.html`: it is not looked at."""
+    for suffix in _SUFFIXES:
+        file = folder / f"img_{number:03d}{suffix}"
+        if file.is_file():
+            try:
+                return load_image(file)
+            except ValueError:
+                continue
+    return None

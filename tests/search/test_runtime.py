@@ -1,0 +1,317 @@
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmsearch_trl.search.runtime import SearchRuntime, normalise_query
+from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.types import (
+    Answer,
+    FailureKind,
+    ImageHit,
+    ImageQuery,
+    Observation,
+    RawReply,
+    SearchError,
+    TextHit,
+    Tool,
+)
+
+
+RED = Image.new("RGB", (8, 8), "red")
+HITS = [TextHit(f"title {number}", "text") for number in range(9)]
+
+
+class Backend:
+    """A backend whose behaviour is a coroutine function; counts its calls and how many run at a time."""
+
+    name = "test"
+    fingerprint = "test-1"
+
+    def __init__(self, behave: Callable[[Any], Awaitable[Answer]]) -> None:
+        self.behave = behave
+        self.queries: list[Any] = []
+        self.running = self.most = self.cancelled = 0
+
+    async def search(self, query: Any, k: int) -> Answer:
+        self.queries.append(query)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            return await self.behave(query)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+def returning(answer: Any, seconds: float = 0.0) -> Backend:
+    async def behave(query: Any) -> Answer:
+        await asyncio.sleep(seconds)
+        return answer
+
+    return Backend(behave)
+
+
+def raising(error: BaseException) -> Backend:
+    async def behave(query: Any) -> Answer:
+        raise error
+
+    return Backend(behave)
+
+
+def text_runtime(backend: Any, **options: Any) -> SearchRuntime:
+    return SearchRuntime(None, backend, **options)
+
+
+def ask(backend: Any, query: str = "who?", **options: Any) -> Observation:
+    return asyncio.run(text_runtime(backend, **options).text_search(query))
+
+
+def kind(observation: Observation) -> FailureKind | None:
+    return observation.failure.kind if observation.failure else None
+
+
+def test_hits_are_cut_to_k_and_named_by_backend() -> None:
+    observation = ask(returning(HITS), k_text=2)
+    assert observation.hits == tuple(HITS[:2])
+    assert (observation.tool, observation.backend, observation.failure) == (Tool.TEXT_SEARCH, "test", None)
+
+
+def test_nothing_found_is_a_success_without_hits() -> None:
+    observation = ask(returning([]))
+    assert observation.hits == () and observation.failure is None
+
+
+def test_a_tool_without_backend_is_a_failure() -> None:
+    runtime = SearchRuntime(None, None)
+    text = asyncio.run(runtime.text_search("a"))
+    image = asyncio.run(runtime.image_search(ImageQuery(RED)))
+    assert kind(text) is kind(image) is FailureKind.UNAVAILABLE
+    assert image.failure is not None and image.failure.message == "no image search is configured"
+
+
+@pytest.mark.parametrize("query", ["", "  \n\t ", "\0\x1b"])
+def test_an_empty_query_is_the_policys_failure_and_is_not_sent(query: str) -> None:
+    backend = returning(HITS)
+    observation = ask(backend, query)
+    assert kind(observation) is FailureKind.INVALID_QUERY and backend.queries == []
+    assert observation.failure is not None and not observation.failure.infrastructure
+
+
+def test_a_query_is_sent_normalised_and_bounded() -> None:
+    assert normalise_query(" Cafe\u0301\n \0 who \ud800") == "Caf\u00e9 who"
+    assert len(normalise_query("x" * 100_000)) == 2000
+
+
+def test_a_backends_own_error_keeps_its_kind() -> None:
+    observation = ask(raising(SearchError(FailureKind.RATE_LIMITED, "slow down")))
+    assert observation.failure is not None
+    assert (observation.failure.kind, observation.failure.message) == (FailureKind.RATE_LIMITED, "slow down")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("key=SECRET"), asyncio.CancelledError(), TimeoutError("SECRET")])
+def test_an_unexpected_exception_is_a_failure_that_tells_its_type_only(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    observation = ask(raising(error))
+    assert kind(observation) is FailureKind.UNAVAILABLE
+    assert "SECRET" not in repr(observation) + caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, "text", {"a": 1}, [ImageHit("a")], ["a"], [TextHit("a", None)]])  # type: ignore
+def test_an_answer_that_is_no_hits_is_a_failure(answer: Any) -> None:
+    assert kind(ask(returning(answer))) in (FailureKind.BAD_RESPONSE, FailureKind.UNAVAILABLE)
+
+
+def test_a_hang_ends_at_the_deadline() -> None:
+    backend = returning(HITS, seconds=60)
+    observation = ask(backend, timeout_s=0.1)
+    assert kind(observation) is FailureKind.TIMEOUT and 0.1 <= observation.seconds < 1
+    assert backend.cancelled == 1
+
+
+def test_a_backend_that_ignores_its_cancellation_is_left_behind_with_its_slot_freed() -> None:
+    async def stubborn(query: Any) -> Answer:
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                continue
+        return HITS if query == "2" else []
+
+    async def run() -> list[Observation]:
+        runtime = text_runtime(Backend(stubborn), timeout_s=0.1, max_concurrency=1)
+        return [await runtime.text_search("0"), await runtime.text_search("1")]
+
+    for observation in asyncio.run(run()):
+        assert observation.failure is not None and "no answer within" in observation.failure.message
+        assert observation.seconds < 0.4
+
+
+def test_a_blocking_backend_runs_on_a_thread_and_its_hang_ends_at_the_deadline() -> None:
+    class Blocking:
+        name = fingerprint = "blocking"
+
+        def search(self, query: str, k: int) -> Sequence[TextHit]:
+            if query == "hang":
+                threading.Event().wait(30)
+            time.sleep(0.1)
+            return HITS
+
+    async def run() -> list[Observation]:
+        runtime = text_runtime(Blocking(), timeout_s=0.4)
+        return await asyncio.gather(*(runtime.text_search(query) for query in ["a", "b", "c", "hang"]))
+
+    start = time.monotonic()
+    observations = asyncio.run(run())
+    assert [kind(o) for o in observations] == [None, None, None, FailureKind.TIMEOUT]
+    assert time.monotonic() - start < 2
+
+
+def test_no_more_calls_run_than_slots_and_the_wait_counts_towards_the_deadline() -> None:
+    async def run(backend: Backend, timeout_s: float) -> list[Observation]:
+        runtime = text_runtime(backend, max_concurrency=2, timeout_s=timeout_s)
+        return await asyncio.gather(*(runtime.text_search(str(number)) for number in range(6)))
+
+    backend = returning(HITS, seconds=0.02)
+    assert all(o.failure is None for o in asyncio.run(run(backend, 5)))
+    assert backend.most == 2
+    kinds = [kind(o) for o in asyncio.run(run(returning(HITS, seconds=0.2), 0.3))]
+    assert kinds[:2] == [None, None] and kinds[2:] == [FailureKind.TIMEOUT] * 4
+
+
+def test_identical_calls_in_flight_are_one_call() -> None:
+    backend = returning([ImageHit("a", None, RED)], seconds=0.05)
+
+    async def run() -> list[Observation]:
+        runtime = SearchRuntime(backend, None)
+        queries = [ImageQuery(RED.copy(), data_id="x") for _ in range(8)]
+        return await asyncio.gather(*(runtime.image_search(query) for query in queries))
+
+    observations = asyncio.run(run())
+    assert len(backend.queries) == 1
+    assert sorted(o.coalesced for o in observations) == [False] + [True] * 7
+    assert len({id(o.hits[0]) for o in observations}) == 1
+
+
+def test_rows_of_one_picture_share_a_call_only_where_pixels_decide() -> None:
+    async def calls(backend: Backend) -> int:
+        runtime = SearchRuntime(backend, None)
+        await asyncio.gather(*(runtime.image_search(ImageQuery(RED, data_id=name)) for name in "abc"))
+        return len(backend.queries)
+
+    by_name, by_pixels = returning([], 0.05), returning([], 0.05)
+    by_pixels.by_pixels = True  # type: ignore[attr-defined]
+    assert asyncio.run(calls(by_name)) == 3
+    assert asyncio.run(calls(by_pixels)) == 1
+
+
+def test_cancelling_one_waiter_leaves_the_others_and_cancelling_all_ends_the_call() -> None:
+    async def run() -> tuple[Observation, Backend]:
+        backend = returning(HITS, seconds=0.1)
+        runtime = text_runtime(backend)
+        first, second = (asyncio.ensure_future(runtime.text_search("a")) for _ in range(2))
+        await asyncio.sleep(0.02)
+        first.cancel()
+        observation = await second
+        assert first.cancelled() and backend.cancelled == 0
+        alone = asyncio.ensure_future(runtime.text_search("b"))
+        await asyncio.sleep(0.02)
+        alone.cancel()
+        await asyncio.wait({alone})
+        again = await runtime.text_search("b")
+        assert alone.cancelled() and again.failure is None and not again.coalesced
+        return observation, backend
+
+    observation, backend = asyncio.run(run())
+    assert observation.hits and backend.cancelled == 1 and len(backend.queries) == 3
+
+
+def test_an_answer_is_kept_and_a_failure_is_not(tmp_path: Path) -> None:
+    answers: list[Any] = [SearchError(FailureKind.UNAVAILABLE, "down"), [ImageHit("a", "u", RED), ImageHit("b")]]
+
+    async def behave(query: Any) -> Answer:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    backend = Backend(behave)
+    runtime = SearchRuntime(backend, None, cache=AnswerStore(tmp_path / "cache"))
+    first, second, third = (asyncio.run(runtime.image_search(ImageQuery(RED))) for _ in range(3))
+    runtime.close()
+    assert kind(first) is FailureKind.UNAVAILABLE
+    assert not second.cached and third.cached and len(backend.queries) == 2
+    assert [(hit.title, hit.url) for hit in third.hits] == [("a", "u"), ("b", None)]
+    later = SearchRuntime(backend, None, cache=AnswerStore(tmp_path / "cache"))
+    fourth = asyncio.run(later.image_search(ImageQuery(RED.copy())))
+    assert fourth.cached and len(backend.queries) == 2
+    backend.fingerprint = "test-2"
+    answers.append([])
+    assert not asyncio.run(later.image_search(ImageQuery(RED))).cached
+
+
+def test_a_thumbnail_that_cannot_be_used_leaves_its_title() -> None:
+    empty = Image.new("RGB", (0, 5))
+    runtime = SearchRuntime(returning([ImageHit("a", "u", empty), ImageHit("b", None, RED.convert("P"))]), None)
+    first, second = asyncio.run(runtime.image_search(ImageQuery(RED))).hits
+    assert isinstance(first, ImageHit) and isinstance(second, ImageHit)
+    assert (first.title, first.url, first.thumbnail) == ("a", "u", None)
+    assert second.thumbnail is not None and second.thumbnail.mode == "RGB"
+
+
+def test_a_ready_made_reply_becomes_raw() -> None:
+    observation = ask(returning(RawReply("text")))
+    assert observation.raw == RawReply("text") and observation.hits == ()
+
+
+def test_every_call_is_recorded_once_and_the_log_is_drained() -> None:
+    async def run(runtime: SearchRuntime) -> None:
+        await asyncio.gather(*(runtime.text_search(query) for query in ["a", "a", "", "b"]))
+
+    runtime = text_runtime(returning(HITS, 0.01))
+    asyncio.run(run(runtime))
+    records = runtime.drain_records()
+    assert sorted(record.failure or "" for record in records) == ["", "", "", FailureKind.INVALID_QUERY]
+    assert sum(record.coalesced for record in records) == 1
+    assert all(record.seconds >= 0 and record.tool is Tool.TEXT_SEARCH for record in records)
+    assert runtime.drain_records() == [] == runtime.records
+
+
+def test_one_runtime_serves_loops_one_after_another_and_side_by_side() -> None:
+    runtime = text_runtime(returning(HITS, 0.02), max_concurrency=1)
+
+    async def several() -> list[Observation]:
+        return await asyncio.gather(*(runtime.text_search(str(number)) for number in range(4)))
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    beside = asyncio.run_coroutine_threadsafe(several(), loop)
+    observations = asyncio.run(several()) + asyncio.run(several()) + beside.result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+    assert [kind(o) for o in observations] == [None] * 12
+
+
+def test_closing_ends_calls_in_flight_and_refuses_later_ones() -> None:
+    async def run() -> list[Observation]:
+        runtime = text_runtime(returning(HITS, 60))
+        waiting = asyncio.ensure_future(runtime.text_search("a"))
+        await asyncio.sleep(0.02)
+        runtime.close()
+        return [await waiting, await runtime.text_search("b")]
+
+    start = time.monotonic()
+    assert [kind(o) for o in asyncio.run(run())] == [FailureKind.UNAVAILABLE] * 2
+    assert time.monotonic() - start < 2
