@@ -220,7 +220,7 @@ def _section(cls: type, values: Any, name: str, where: Where) -> Any:
 
 def _check_groups(values: Mapping[str, Any], where: Where) -> None:
     """Say with numbers what to change where a generation batch does not hold whole groups of rollouts."""
-    defaults = {field.name: field.default for field in fields(MMSearchGRPOConfig)}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(MMSearchGRPOConfig)}
     given = defaults | dict(values)
     per_device, group = given["per_device_train_batch_size"], given["num_generations"]
     steps = given["steps_per_generation"] or given["gradient_accumulation_steps"]

@@ -88,10 +88,14 @@ def test_bytes_that_are_no_pickle_end_in_an_error_that_names_the_file(
         assert "p.pkl" in str(error)
 
 
-def test_a_missing_an_empty_and_an_unknown_file_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text(" \n")
+def test_nothing_need_follow_the_results_of_a_search(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert Prompts.load(after_image_search=tmp_path / "empty.txt").after_image_search == ""
+
+
+def test_a_missing_and_an_unknown_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{}")
-    for name, message in [("gone.txt", "not found"), ("empty.txt", "is empty"), ("p.json", r"a \.txt file")]:
+    for name, message in [("gone.txt", "not found"), ("p.json", r"a \.txt file")]:
         with pytest.raises(PromptFileError, match=message):
             load_prompt(tmp_path / name, "first_turn")
 

@@ -39,8 +39,8 @@ class Prompts:
 
     Attributes:
         first_turn: The first user message, always with exactly one `{image}` and one `{question}`.
-        after_image_search: Follows the results of an image search.
-        after_text_search: Follows the results of a text search.
+        after_image_search: Follows the results of an image search; may be empty.
+        after_text_search: Follows the results of a text search; may be empty.
         forced_answer: Asks for the final answer when no search is left.
     """
 
@@ -81,7 +81,7 @@ def load_prompt(path: str | Path | None, default_name: str) -> str:
     The newline that editors put at the end of a text file is no part of the prompt; a pickled prompt is kept as it is.
 
     Raises:
-        PromptFileError: the file is missing, empty, of another kind, or a pickle of anything but one `str`.
+        PromptFileError: the file is missing, of another kind, or a pickle of anything but one `str`.
     """
     if path is None:
         shipped = files("mmsearch_trl.protocol") / "prompts" / f"{default_name}.txt"
@@ -95,8 +95,6 @@ def load_prompt(path: str | Path | None, default_name: str) -> str:
         text = _read_text(path).removesuffix("\n")
     else:
         raise PromptFileError(f"{path}: a prompt is a .txt file, or a .pkl file that holds one str")
-    if not text.strip():
-        raise PromptFileError(f"{path}: the prompt is empty")
     return text
 
 
