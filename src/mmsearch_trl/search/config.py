@@ -27,8 +27,8 @@ class SearchConfig:
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Image search, instead of `image_index`: a published FVQA cache (a pickle, a folder of pickles, or "
-            "a folder of <data_id>/meta.json)."
+            "help": "Image search, instead of `image_index`: a published FVQA cache (a pickle, a folder of pickles, "
+            "or a folder of <data_id>/meta.json)."
         },
     )
     text_index: str | None = field(
@@ -40,9 +40,7 @@ class SearchConfig:
     max_concurrency: int = field(default=64, metadata={"help": "Searches running at a time, per process."})
     cache: str | None = field(
         default=None,
-        metadata={
-            "help": "SQLite file, on a local disk, in which answers are kept over runs; default: nothing is kept."
-        },
+        metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
     )
 
 

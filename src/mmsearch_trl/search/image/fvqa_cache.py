@@ -4,13 +4,14 @@
 * The folder layout of FVQA_Cache (`FvqaFolderCache`): `<root>/<data_id>/meta.json` with `title_list` and `image_urls`,
   or `search_results` of `title` and `image_url`; thumbnails beside it as `img_000.jpg` (or png, webp, gif).
 
-A question is looked up by its `data_id`; where it has none, by its image's digest. A thumbnail that is missing, broken,
-or only an address gives a hit with title and address: never a made-up picture. A question that is not in the cache is
-a `NOT_CACHED` failure, which is not the same as having found nothing.
+A question is looked up by its `data_id`, else by its image's public address, else by its image's digest, so that a
+cache of one's own needs no ids. A thumbnail that is missing, broken, or only an address gives a hit with title and
+address: never a made-up picture. A question that is not in the cache is a `NOT_CACHED` failure, which is not the same
+as having found nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,9 @@ class FvqaPickleCache:
         return await call_blocking(self._search, query, k)
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        name = _name(query)
-        row = self._rows.get(name)
+        row = next((self._rows[name] for name in _names(query) if name in self._rows), None)
         if row is None:
-            raise _not_cached(name)
+            raise _not_cached(query)
         pairs = zip_longest(row[TITLES], row[PICTURES])
         hits = [_pickled_hit(title, picture) for title, picture in pairs]
         return _useful(hits)[:k]
@@ -95,10 +95,9 @@ class FvqaFolderCache:
         return await call_blocking(self._search, query, k)
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        name = _name(query)
-        folder = self._find(name)
+        folder = next((folder for name in _names(query) if (folder := self._find(name)) is not None), None)
         if folder is None:
-            raise _not_cached(name)
+            raise _not_cached(query)
         return _useful(_read_question(folder))[:k]
 
     def _find(self, name: str) -> Path | None:
@@ -132,18 +131,22 @@ def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache:
         return FvqaFolderCache(train, test)
     if next(path.glob("*/meta.json"), None) is not None:
         return FvqaFolderCache(path, path)
-    raise ValueError(
-        f"{path} is no FVQA cache: it is neither a pickle nor a folder with {PICKLE_NAMES[0]}, with {FOLDER_NAMES[0]}/ "
-        "or with <data_id>/meta.json"
-    )
+    wanted = f"{PICKLE_NAMES[0]}, {FOLDER_NAMES[0]}/ or <data_id>/meta.json"
+    raise ValueError(f"{path} is no FVQA cache: it is neither a pickle nor a folder with {wanted}")
 
 
-def _name(query: ImageQuery) -> str:
-    return query.data_id or image_digest(query.image)
+def _names(query: ImageQuery) -> Iterator[str]:
+    """The keys a question may have in a cache; the digest costs time and comes last."""
+    if query.data_id:
+        yield query.data_id
+    if query.url:
+        yield query.url
+    yield image_digest(query.image)
 
 
-def _not_cached(name: str) -> SearchError:
-    return SearchError(FailureKind.NOT_CACHED, f"the cache holds no image search of {name[:100]!r}")
+def _not_cached(query: ImageQuery) -> SearchError:
+    name = repr(query.data_id[:100]) if query.data_id else "a picture without data id"
+    return SearchError(FailureKind.NOT_CACHED, f"the cache holds no image search of {name}")
 
 
 def _useful(hits: list[ImageHit]) -> list[ImageHit]:

@@ -1,0 +1,86 @@
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmsearch_trl.search.build import build_image_index, build_text_index
+from mmsearch_trl.search.config import SearchConfig, build_runtime
+from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, TextHit
+
+
+@pytest.fixture
+def indexes(emblem: Callable[..., Image.Image], tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        emblem(number).save(tmp_path / "pictures" / f"{number}.png")
+    rows = [{"title": f"Emblem {number}", "text": f"The emblem {number} of Calton."} for number in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    image, text = str(tmp_path / "image"), str(tmp_path / "text")
+    build_image_index(tmp_path / "pictures", image, progress=False)
+    build_text_index(tmp_path / "rows.jsonl", text, progress=False)
+    return {"image_index": image, "text_index": text}
+
+
+def test_every_key_has_a_help_text() -> None:
+    assert all(field.metadata.get("help") for field in fields(SearchConfig))
+
+
+def test_a_recipe_searches_both_indexes_and_keeps_the_answers(
+    indexes: dict[str, str], emblem: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    config = SearchConfig(**indexes, image_top_k=2, text_top_k=1, cache=str(tmp_path / "cache.sqlite"))  # type: ignore
+    for cached in (False, True):
+        runtime = build_runtime(config)
+        image = asyncio.run(runtime.image_search(ImageQuery(emblem(3, 56, (1, 1)), data_id=str(cached))))
+        text = asyncio.run(runtime.text_search("emblem 2"))
+        runtime.close()
+        assert image.failure is text.failure is None
+        assert (image.cached, text.cached) == (cached, cached)
+        assert isinstance(image.hits[0], ImageHit) and image.hits[0].title == "3" and len(image.hits) == 2
+        assert isinstance(text.hits[0], TextHit) and text.hits[0].title == "Emblem 2" and len(text.hits) == 1
+
+
+def test_a_published_cache_is_opened_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "fvqa_train_cache" / "fvqa_train_1").mkdir(parents=True)
+    (tmp_path / "fvqa_train_cache" / "fvqa_train_1" / "meta.json").write_text('{"title_list": ["a"]}')
+    runtime = build_runtime(SearchConfig(image_cache=str(tmp_path)))
+    query = ImageQuery(Image.new("RGB", (4, 4)), data_id="fvqa_train_1")
+    assert asyncio.run(runtime.image_search(query)).hits == (ImageHit("a"),)
+    failure = asyncio.run(runtime.text_search("who?")).failure
+    assert failure is not None and failure.kind is FailureKind.UNAVAILABLE
+
+
+@pytest.mark.parametrize("key", ["image_index", "image_cache", "text_index"])
+def test_a_missing_path_is_named_with_its_key(key: str) -> None:
+    values: Any = {key: "/nowhere/at/all"}
+    with pytest.raises(ValueError, match=rf"search\.{key}: /nowhere/at/all does not exist"):
+        build_runtime(SearchConfig(**values))
+
+
+@pytest.mark.parametrize("key", ["image_index", "image_cache", "text_index"])
+def test_a_folder_of_something_else_is_named_with_its_key(key: str, tmp_path: Path) -> None:
+    values: Any = {key: str(tmp_path)}
+    with pytest.raises(ValueError, match=rf"search\.{key}: {tmp_path} "):
+        build_runtime(SearchConfig(**values))
+
+
+@pytest.mark.parametrize("key", ["image_top_k", "text_top_k", "timeout_s", "max_concurrency"])
+def test_a_number_must_be_greater_than_zero(key: str) -> None:
+    values: Any = {key: 0}
+    with pytest.raises(ValueError, match=rf"search\.{key} is 0: it must be greater than 0"):
+        build_runtime(SearchConfig(**values))
+
+
+def test_contradictions_are_errors(indexes: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"search\.image_index and search\.image_cache are both set"):
+        build_runtime(SearchConfig(image_index=indexes["image_index"], image_cache=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"search\.image_index is not set"):
+        build_runtime(SearchConfig(image_encoder="model"))
+    (tmp_path / "file").write_text("x" * 5000)
+    with pytest.raises(ValueError, match=r"search\.cache: .*file cannot be used as an answer cache"):
+        build_runtime(SearchConfig(cache=str(tmp_path / "file")))
