@@ -9,9 +9,12 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
 from mmsearch_trl import versions
-from mmsearch_trl.config import Recipe, load_recipe, parse_arguments
+from mmsearch_trl.config import load_recipe, parse_arguments
 from mmsearch_trl.config_values import RecipeError, build
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -24,6 +27,9 @@ bf16: false
 learning_rate: 1e-6
 per_device_train_batch_size: 8
 num_generations: 4
+search:
+  image_index: '{FVQA_MINI.parent}'
+  text_index: '{FVQA_MINI.parent}'
 rollout:
   max_turns: 3
 reward:
@@ -118,9 +124,9 @@ def test_no_key_belongs_to_two_sections() -> None:
         assert len(names) == len(set(names))
 
 
-def test_every_key_of_ours_has_a_help_text() -> None:
-    recipe_keys = [*fields(DataConfig), *Recipe.__dataclass_fields__["rollout"].type.__dataclass_fields__.values()]
-    assert [key.name for key in recipe_keys if not key.metadata.get("help")] == []
+@pytest.mark.parametrize("cls", [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig])
+def test_every_key_has_a_help_text(cls: type) -> None:
+    assert [key.name for key in fields(cls) if key.init and not key.metadata.get("help")] == []
 
 
 def test_the_command_line_overrides_the_file(write: Write) -> None:
@@ -149,7 +155,7 @@ def test_dashes_in_a_value_are_kept() -> None:
     [
         ("learning_rte: 1", r"made\.yaml: unknown key `learning_rte`; did you mean `learning_rate`\?"),
         ("rewards: {}", "unknown key `rewards`; did you mean `reward`"),
-        ("search: 3", "`search` must be a mapping"),
+        ("reward: 3", "`reward` must be a mapping"),
         ("seed: [1", r"made\.yaml: not readable as YAML"),
         ("beta: big", "`beta` must be a number, got 'big'"),
         ("on_bad_row: ignore", "`on_bad_row` must be one of 'raise', 'skip'"),
@@ -209,10 +215,16 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
     [
         (
             {"rollout.image_search_limit": 0},
-            r"image_search_limit is 0, but the first prompt offers image search \(<se",
+            r"offers image search \(<search><img></search>\), but rollout\.image_s",
         ),
-        ({"rollout.text_search_limit": 0}, r"text_search_limit is 0, but the first prompt offers text search \(<text"),
+        (
+            {"rollout.text_search_limit": 0},
+            r"offers text search \(<text_search>\), but rollout\.text_search_limit is 0",
+        ),
         ({"rollout.max_turns": 1}, "max_turns is 1, so that no search can be answered"),
+        ({"search.text_index": None}, r"offers text search .*: name search\.text_index"),
+        ({"search.image_index": None}, r"name search\.image_index or search\.image_cache"),
+        ({"search.image_cache": "gone.pkl"}, r"search\.image_cache: not found: gone\.pkl"),
         ({"train_files": "gone.parquet"}, r"train_files: data file not found: gone\.parquet"),
         ({"eval_files": "gone.jsonl"}, r"eval_files: data file not found: gone\.jsonl"),
         ({"train_files": []}, "train_files is missing"),
@@ -232,6 +244,7 @@ def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
 def test_a_tool_may_be_off_with_a_prompt_that_does_not_offer_it(write: Write, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("Answer. {image} {question}")
     overrides = {"rollout.image_search_limit": 0, "rollout.text_search_limit": 0, "rollout.max_turns": 1}
+    overrides |= {"search.image_index": None, "search.text_index": None}
     load_recipe(write(), overrides | {"first_turn_prompt": str(tmp_path / "p.txt")}).validate()
 
 

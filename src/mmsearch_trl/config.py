@@ -77,30 +77,39 @@ class Recipe:
                     data_file(file)
                 except ValueError as error:
                     raise RecipeError(f"{self.path}: {key}: {error}") from error
+        for key in ("image_index", "image_cache", "text_index"):
+            place = getattr(self.search, key)
+            if place is not None and not Path(place).exists():
+                raise RecipeError(f"{self.path}: search.{key}: not found: {place}")
 
     def _check_searches_possible(self, check_files: bool) -> None:
+        """A search that the first prompt offers can be carried out."""
         if self.data.first_turn_prompt is not None and not check_files:
             return
         try:
             prompt = self.data.prompts().first_turn
         except ValueError as error:
             raise RecipeError(f"{self.path}: {error}") from error
-        for tag, name, limit in (
-            (IMAGE_SEARCH_TAG, "image", self.rollout.image_search_limit),
-            (_TEXT_SEARCH_TAG, "text", self.rollout.text_search_limit),
-        ):
+        search, rollout = self.search, self.rollout
+        tools = (
+            ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, search.image_index or search.image_cache),
+            ("text", _TEXT_SEARCH_TAG, rollout.text_search_limit, search.text_index),
+        )
+        for name, tag, limit, source in tools:
             if tag not in prompt:
                 continue
-            advice = f"or name a first_turn_prompt without {tag}"
+            problem = None
             if limit == 0:
+                problem = f"rollout.{name}_search_limit is 0: set it to 1 or more"
+            elif rollout.max_turns == 1:
+                problem = "rollout.max_turns is 1, so that no search can be answered: set it to 2 or more"
+            elif source is None:
+                keys = "search.image_index or search.image_cache" if name == "image" else "search.text_index"
+                problem = f"nothing is set to search in: name {keys}"
+            if problem:
                 raise RecipeError(
-                    f"{self.path}: rollout.{name}_search_limit is 0, but the first prompt offers {name} search "
-                    f"({tag}) and the model would be cut off for using it: set the limit to 1 or more, {advice}"
-                )
-            if self.rollout.max_turns == 1:
-                raise RecipeError(
-                    f"{self.path}: rollout.max_turns is 1, so that no search can be answered, but the first prompt "
-                    f"offers {name} search ({tag}): set max_turns to 2 or more, {advice}"
+                    f"{self.path}: the first prompt offers {name} search ({tag}), but {problem}, or name a "
+                    f"first_turn_prompt that does not offer it"
                 )
 
 
