@@ -48,6 +48,11 @@ def test_id_category_url_and_extra_columns_are_carried(write_parquet: Writer) ->
     assert task.extra == {"note": "kept"}
 
 
+def test_extra_info_need_not_be_a_mapping(write_parquet: Writer) -> None:
+    (task,) = read_tasks(write_parquet({"extra_info": "kept"}))
+    assert task.extra == {"extra_info": "kept"}
+
+
 def test_image_urls_may_be_a_list(write_parquet: Writer) -> None:
     (task,) = read_tasks(write_parquet({"image_urls": ["http://example.org/a.png"]}))
     assert task.image_url == "http://example.org/a.png"

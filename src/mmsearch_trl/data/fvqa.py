@@ -60,7 +60,7 @@ def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
             data_source=cells["data_source"] or path.stem,
             image_url=next((url for url in _listed(cells.get("image_urls")) if url), None),
             category=cells.get("category"),
-            extra=cells.get("extra_info") or {},
+            extra=_extra(cells.get("extra_info")),
         )
     except (ValueError, TypeError, AttributeError) as error:
         return RowError(path, place, str(error))
@@ -71,6 +71,10 @@ def _question(prompt: Any) -> str:
     if not isinstance(question, str) or not question.strip():
         raise ValueError("the question (`content` of the first message of `prompt`) is empty")
     return question
+
+
+def _extra(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {} if value is None else {"extra_info": value}
 
 
 def _listed(value: Any) -> list[Any]:
