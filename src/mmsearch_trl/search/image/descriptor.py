@@ -53,7 +53,7 @@ class Encoder(Protocol):
 
 
 class PictureDescriptor:
-    """The model-free encoder: numpy and Pillow only, about 3 ms a picture."""
+    """The model-free encoder: numpy and Pillow only, about 4 ms a picture on one core."""
 
     name = "picture-descriptor"
     fingerprint = "picture-descriptor-1"
@@ -101,10 +101,15 @@ def _shape(views: FloatArray) -> FloatArray:
     dx = np.take_along_axis(across, strongest, -1)[..., 0]
     dy = np.take_along_axis(down, strongest, -1)[..., 0]
     position = (np.arctan2(dy, dx) % np.pi) * (_DIRECTIONS / np.pi)
-    distance = np.abs(position[..., None] - np.arange(_DIRECTIONS, dtype=np.float32))
-    share = np.clip(1.0 - np.minimum(distance, _DIRECTIONS - distance), 0.0, None)
-    directed = share * np.hypot(dx, dy)[..., None]
-    cells = np.einsum("ir,vrcd,jc->vijd", _SOFT_CELLS, directed, _SOFT_CELLS, optimize=True)
+    # A gradient between two directions counts for both, by nearness; the last direction is next to the first.
+    below = position.astype(np.intp)
+    above_share, strength = position - below, np.hypot(dx, dy)
+    directed = np.zeros((*position.shape, _DIRECTIONS), np.float32)
+    at = np.indices(position.shape, sparse=True)
+    directed[(*at, below % _DIRECTIONS)] = strength * (1.0 - above_share)
+    directed[(*at, (below + 1) % _DIRECTIONS)] += strength * above_share
+    rows = (_SOFT_CELLS @ directed.reshape(-1, _SIDE, _SIDE * _DIRECTIONS)).reshape(-1, _SIDE, _DIRECTIONS)
+    cells = _SOFT_CELLS @ rows
     # The root evens out strong and weak edges, as the Hellinger kernel does.
     histogram = np.sqrt(cells).reshape(len(views), -1)
     return histogram / (np.linalg.norm(histogram, axis=1, keepdims=True) + _SHAPE_FLOOR * _CELLS)
