@@ -8,18 +8,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
-from trl import get_peft_config, get_quantization_config
+from transformers import set_seed
+from trl import get_peft_config
 
+from mmsearch_trl.build import build_protocol, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
-from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.protocol.wording import Wording
 from mmsearch_trl.rewards.mmsearch import MMSearchReward
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.config import build_runtime
@@ -59,13 +57,13 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     assert isinstance(args, MMSearchGRPOConfig)
     set_seed(args.seed)
     search = build_runtime(recipe.search)
-    processor = load_processor(recipe)
+    processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
     eval_files = recipe.data.eval_files
     eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
     return MMSearchGRPOTrainer(
-        load_model(recipe),
+        load_model(recipe.model),
         MMSearchReward(recipe.reward),
         args,
         search=search,
@@ -77,32 +75,6 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
         processing_class=processor,
         peft_config=get_peft_config(recipe.model),
     )
-
-
-def load_processor(recipe: Recipe) -> ProcessorMixin:
-    model = recipe.model
-    return AutoProcessor.from_pretrained(
-        model.model_name_or_path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
-    )
-
-
-def load_model(recipe: Recipe) -> PreTrainedModel:
-    model = recipe.model
-    options: dict[str, Any] = {
-        "revision": model.model_revision,
-        "trust_remote_code": model.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "quantization_config": get_quantization_config(model),
-    }
-    return AutoModelForImageTextToText.from_pretrained(model.model_name_or_path, **options)
-
-
-def build_protocol(recipe: Recipe, processor: ProcessorMixin) -> MMSearchProtocol:
-    compat = recipe.rollout.compat
-    chat = ChatEncoder(processor, upstream_framing=compat is not None)
-    wording = recipe.data.reply_wording
-    return MMSearchProtocol(chat, recipe.data.prompts(), Wording.load(wording) if wording else None, compat=compat)
 
 
 def load_rows(recipe: Recipe, files: Sequence[str], protocol: MMSearchProtocol) -> Dataset:

@@ -28,7 +28,8 @@ class TraceCollator:
 
     def __init__(self, world: World, protocol: MMSearchProtocol, seed: int) -> None:
         self._writers = {
-            search: TraceWriter(world, protocol, TraceMix(search=float(search))) for search in (False, True)
+            False: TraceWriter(world, protocol, TraceMix(search=0.0, known=0.4)),
+            True: TraceWriter(world, protocol, TraceMix(search=1.0, known=0.3, shuffled_image=0.1)),
         }
         self._protocol = protocol
         self._seed = seed
@@ -84,5 +85,8 @@ def warm_start(
         data_collator=TraceCollator(world, protocol, config.seed),
         processing_class=protocol.chat.processor,
     )
+    # Qwen2.5-VL declares that it takes no loss arguments, for which `Trainer` would average each micro-batch by itself
+    # and give short traces several times the weight of long ones. TRL's loss counts the tokens of the whole step.
+    trainer.model_accepts_loss_kwargs = True
     trainer.train()
     return trainer
