@@ -39,7 +39,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     trainer = build_trainer(recipe)
     args = trainer.args
     if PartialState().is_main_process:
-        record_run(recipe, Path(args.output_dir))
+        record_run(recipe, Path(str(args.output_dir)))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()

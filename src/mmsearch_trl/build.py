@@ -1,0 +1,110 @@
+"""From a recipe to the parts that training and evaluation share: processor, model, protocol, engine.
+
+A model name may stand for a LoRA adapter: then its base model is loaded and the adapter put on it, unmerged, so that
+it computes what it computed in training.
+"""
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.hub import cached_file
+from trl import ModelConfig, get_quantization_config
+
+from mmsearch_trl.config import Recipe
+from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.wording import Wording
+
+
+_ADAPTER_FILE = "adapter_config.json"
+
+
+def load_processor(model: ModelConfig) -> ProcessorMixin:
+    """The processor beside a model or an adapter.
+
+    Raises:
+        OSError: there is none.
+    """
+    return AutoProcessor.from_pretrained(str(model.model_name_or_path), revision=model.model_revision)
+
+
+def load_model(model: ModelConfig) -> PreTrainedModel:
+    """The model that a recipe trains.
+
+    Raises:
+        ValueError: the name is that of an adapter.
+        OSError: there is no such model.
+    """
+    name = str(model.model_name_or_path)
+    if is_adapter(model):
+        raise ValueError(
+            f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
+            "(`mmsearch merge`), or name its base model"
+        )
+    return AutoModelForImageTextToText.from_pretrained(name, **_options(model))
+
+
+def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
+    """The model of a finished run: whole, or an adapter on its base model.
+
+    Raises:
+        OSError: there is no such model, or the adapter's base is missing.
+    """
+    name = str(model.model_name_or_path)
+    if not is_adapter(model):
+        return AutoModelForImageTextToText.from_pretrained(name, **_options(model))
+    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    options = _options(model) | {"revision": config.revision or "main"}
+    base = AutoModelForImageTextToText.from_pretrained(str(config.base_model_name_or_path), **options)
+    return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+
+
+def is_adapter(model: ModelConfig) -> bool:
+    """Whether the name, of a folder or on the Hub, is that of a PEFT adapter."""
+    return (
+        cached_file(
+            str(model.model_name_or_path),
+            _ADAPTER_FILE,
+            revision=model.model_revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        is not None
+    )
+
+
+def build_protocol(recipe: Recipe, processor: ProcessorMixin) -> MMSearchProtocol:
+    """How turns are read and written, in the prompts and the wording that the recipe names."""
+    compat = recipe.rollout.compat
+    chat = ChatEncoder(processor, upstream_framing=compat is not None)
+    wording = recipe.data.reply_wording
+    return MMSearchProtocol(chat, recipe.data.prompts(), Wording.load(wording) if wording else None, compat=compat)
+
+
+def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_batch: int = 64) -> TransformersEngine:
+    """An engine that ends turns where TRL's trainer would: at the model's and the tokenizer's end tokens."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop_ids = {chat.turn_end_id, chat.tokenizer.eos_token_id}
+    stop_ids |= {ends} if isinstance(ends, int) else set(ends or ())
+    return TransformersEngine(
+        model,  # pyright: ignore[reportArgumentType]  (a PeftModel forwards everything to the model it wraps)
+        chat.images,
+        stop_ids=stop_ids - {None},
+        forbidden_ids=chat.vision_ids,
+        image_pad_id=chat.image_pad_id,
+        pad_id=chat.tokenizer.pad_token_id,
+        vocabulary_size=chat.vocabulary_size,
+        max_batch=max_batch,
+    )
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+    }
