@@ -5,8 +5,6 @@ TRL's own evaluation samples at the training temperature, averages means of batc
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from accelerate.utils import gather_object
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.evaluation.metrics import summarize
 from mmsearch_trl.evaluation.report import save_rows
+from mmsearch_trl.evaluation.rollouts import reward_parts, without_pictures
 from mmsearch_trl.rewards.mmsearch import RewardParts
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
@@ -85,26 +84,11 @@ def _batch(
         (
             number,
             evaluation_row(item, trainer.protocol.chat.tokenizer, step=step),
-            _without_pictures(item.trajectory),
-            RewardParts(
-                item.reward or 0.0,
-                item.rewards.get("accuracy", math.nan),
-                item.rewards.get("format", math.nan),
-                int(item.rewards.get("searches", 0)),
-                None,
-            ),
+            without_pictures(item.trajectory),
+            reward_parts(item),
         )
         for number, item in zip(numbers, scored, strict=True)
     ]
-
-
-def _without_pictures(trajectory: Trajectory) -> Trajectory:
-    """What the means need, cheap to send: no image, no message, no hit."""
-    turns = [
-        replace(turn, reply=(), observation=turn.observation and replace(turn.observation, hits=(), raw=None))
-        for turn in trajectory.turns
-    ]
-    return replace(trajectory, task=replace(trajectory.task, images=(), extra={}), prompt=(), turns=turns)
 
 
 def _metrics(trainer: MMSearchGRPOTrainer, results: list[Result], prefix: str) -> dict[str, float]:
