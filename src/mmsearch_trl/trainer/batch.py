@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.compat import upstream_loss_mask
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
@@ -87,3 +90,18 @@ def _row(
     pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)
     assert pads == sum(image.num_tokens for image in trajectory.images), trajectory.task.id
     return prompt, completion, mask, logprobs
+
+
+class EncodedImages:
+    """Stands in for the image processor while TRL lays out a batch: every picture has been processed by then."""
+
+    def __init__(self, images: ImageEncoder) -> None:
+        self._images = images
+        self.merge_size = images.merge_size
+
+    def __call__(self, images: list[ImageInput], return_tensors: str) -> dict[str, torch.Tensor]:
+        features = [self._images.features(image) for image in images]
+        return {
+            "pixel_values": torch.cat([feature.pixel_values for feature in features]),
+            "image_grid_thw": torch.stack([feature.grid_thw for feature in features]),
+        }

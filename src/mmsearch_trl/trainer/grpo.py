@@ -12,40 +12,32 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 Facts about TRL 1.16 that this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
-import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from trl import GRPOTrainer
-from trl.extras.profiling import profiling_context
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
 from mmsearch_trl.data.dataset import row_to_task
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import ImageInput, Sampling
-from mmsearch_trl.engine.images import ImageEncoder
-from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
-from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.loop import Tools, run_batch
+from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
-from mmsearch_trl.trainer.advantages import group_advantages, informative_groups
-from mmsearch_trl.trainer.batch import Generation, generation
+from mmsearch_trl.trainer.advantages import group_advantages
+from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.evaluation import evaluate
-from mmsearch_trl.trainer.log_probs import ScoredBatch
-from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics, rollout_metrics
+from mmsearch_trl.trainer.filtering import collect_informative
+from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
+from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
+from mmsearch_trl.trainer.rollouts import roll_out
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.versions import check_versions
 
@@ -102,85 +94,20 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self.search = search
         self.protocol = protocol or default_protocol(self.processing_class, self.limits)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
-        self._event_loop = BackgroundLoop()
+        self.event_loop = BackgroundLoop()
         self._trajectories: list[Trajectory] = []
         self._score_mask: torch.Tensor | None = None
         self._local_rewards: torch.Tensor | None = None
         self._parts: dict[str, list[float]] = {}
-        self._generations = (-1, 0)
+        self.generations = (-1, 0)
         self._traces: TraceWriter | None = None
 
-    def roll_out(self, tasks: list[Task], seeds: list[str], temperature: float) -> list[Trajectory]:
-        """Roll out tasks on this rank with the current weights; metrics go to the log of the current mode.
-
-        Every rank must call it equally often: it gathers metrics.
-
-        Args:
-            seeds: One name per task; the same name gives the same trajectory under the same weights.
-        """
-        samplings = [
-            Sampling(
-                max_tokens=self.limits.max_turn_tokens,
-                temperature=temperature,
-                seed=random.Random(f"{self.args.seed}/{seed}").getrandbits(63),
-            )
-            for seed in seeds
-        ]
-        started = time.perf_counter()
-        self.search.drain_records()
-        with self._engine() as engine:
-            trajectories = self._event_loop.run(
-                run_batch(tasks, engine, self.protocol, self.search, self.limits, samplings)
-            )
-        if self.limits.compat:
-            pad_id = self.protocol.chat.image_pad_id
-            trajectories = [cut_response(t, self.limits.max_response_tokens, pad_id) for t in trajectories]
-        metrics = rollout_metrics(
-            trajectories,
-            self.search.drain_records(),
-            seconds=time.perf_counter() - started,
-            engine_busy_seconds=engine.busy_seconds,
-            gather=self.accelerator.gather,
-            device=self.accelerator.device,
-        )
-        self._append_metrics(metrics)
-        return trajectories
-
-    @contextmanager
-    def _engine(self) -> Iterator[TransformersEngine]:
-        chat = self.protocol.chat
-        with (
-            profiling_context(self, "rollout"),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            engine = TransformersEngine(
-                model,
-                chat.images,
-                stop_ids=self.eos_token_ids,
-                forbidden_ids=chat.vision_ids,
-                image_pad_id=chat.image_pad_id,
-                pad_id=self._tokenizer.pad_token_id,
-                vocabulary_size=chat.vocabulary_size,
-                max_batch=self.args.max_rollout_batch,
-            )
-            try:
-                yield engine
-            finally:
-                engine.close()
-
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        collect = self._collect_informative if self.args.filter_zero_variance_groups else self._collect
-        rows, self._trajectories = collect(inputs)
+        collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect
+        rows, self._trajectories = collect(self, inputs)
         processor = self.processing_class
         image_processor = processor.image_processor
-        processor.image_processor = _EncodedImages(self.protocol.chat.images)
+        processor.image_processor = EncodedImages(self.protocol.chat.images)
         try:
             output = super()._generate_and_score_completions(rows)
         finally:
@@ -191,45 +118,15 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self._trajectories = []
         return output
 
-    def _collect(self, rows: list[Row]) -> tuple[list[Row], list[Trajectory]]:
+    def collect(self, rows: list[Row]) -> tuple[list[Row], list[Trajectory]]:
         """Roll out the rows of a generation batch; the rows come back without their encoded images."""
-        step, count = self.state.global_step, self._generations[1] + 1
-        self._generations = (step, count if self._generations[0] == step else 0)
+        step, count = self.state.global_step, self.generations[1] + 1
+        self.generations = (step, count if self.generations[0] == step else 0)
         first = self.accelerator.process_index * len(rows)
-        seeds = [f"{step}/{self._generations[1]}/{first + i}" for i in range(len(rows))]
+        seeds = [f"{step}/{self.generations[1]}/{first + i}" for i in range(len(rows))]
         tasks = [row_to_task(row, resize=self.resize_images) for row in rows]
-        trajectories = self.roll_out(tasks, seeds, self.args.temperature)
+        trajectories = roll_out(self, tasks, seeds, self.args.temperature)
         return [{k: v for k, v in row.items() if k not in _IMAGE_COLUMNS} for row in rows], trajectories
-
-    def _collect_informative(self, rows: list[Row]) -> tuple[list[Row], list[Trajectory]]:
-        """Roll out whole batches until enough prompts have rollouts that earned different rewards.
-
-        New prompts are drawn at random by step and rank, so a resumed run draws the same ones. Reward functions run
-        once more on what is kept.
-
-        Raises:
-            RuntimeError: `max_refills` batches did not bring enough.
-        """
-        group, wanted = self.num_generations, len(rows)
-        kept_rows: list[Row] = []
-        kept: list[Trajectory] = []
-        for refill in range(self.args.max_refills + 1):
-            fresh, trajectories = self._collect(rows)
-            rewards = torch.tensor([scored.reward for scored in self.score(fresh, trajectories)])
-            for i in informative_groups(rewards, group).nonzero().flatten().tolist():
-                members = slice(i * group, (i + 1) * group)
-                kept_rows, kept = kept_rows + fresh[members], kept + trajectories[members]
-            enough = torch.tensor([len(kept) >= wanted], device=self.accelerator.device)
-            if bool(self.accelerator.gather(enough).all()):
-                self._append_metrics({"train/generation_batches": refill + 1.0})
-                return kept_rows[:wanted], kept[:wanted]
-            rng = random.Random(f"{self.args.seed}/{self._generations}/{self.accelerator.process_index}")
-            chosen = rng.choices(range(len(self.train_dataset)), k=wanted // group)
-            rows = [dict(self.train_dataset[i]) for i in chosen for _ in range(group)]
-        raise RuntimeError(
-            f"filter_zero_variance_groups: {self.args.max_refills + 1} batches held {len(kept) // group} prompts with "
-            f"differing rewards, {wanted // group} are needed. Raise max_refills, or check that the reward varies."
-        )
 
     def score(self, rows: list[Row], trajectories: list[Trajectory]) -> list[ScoredTrajectory]:
         """Apply the reward functions to trajectories of this rank, outside a training batch; logs nothing.
@@ -266,7 +163,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
             gather=self.accelerator.gather,
             device=device,
         )
-        self._append_metrics(metrics)
+        self.append_metrics(metrics)
         if self.model.training:
             self.state.num_input_tokens_seen += tokens
         self._metrics[self._mode]["num_tokens"] = [self.state.num_input_tokens_seen]
@@ -290,7 +187,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         """Put the configured epsilon in the place of TRL's fixed 1e-4, and log accuracy by whether it searched."""
         assert self._local_rewards is not None
         if "accuracy" in self._parts:
-            self._append_metrics(
+            self.append_metrics(
                 dict(
                     accuracy_by_search(
                         self._trajectories,
@@ -300,16 +197,15 @@ class MMSearchGRPOTrainer(GRPOTrainer):
                     )
                 )
             )
-        totals = (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1)
-        gathered = self.accelerator.gather(totals)
-        scale = self.scale_rewards
-        plain = self.multi_objective_aggregation == "sum_then_normalize" and not bool(
-            self.accelerator.gather(self._local_rewards).isnan().any()
-        )
-        if self.args.advantage_eps != 1e-4 and plain:
-            advantages = group_advantages(gathered, self.num_generations, scale, self.args.advantage_eps)
-            first = self.accelerator.process_index * len(totals)
-            output["advantages"] = advantages[first : first + len(totals)].to(output["advantages"])
+        if self.args.advantage_eps == 1e-4 or self.multi_objective_aggregation != "sum_then_normalize":
+            return
+        rewards = self.accelerator.gather(self._local_rewards)
+        if rewards.isnan().any():
+            return  # TRL leaves unscored rows out of the baseline; that matters more than the epsilon
+        totals = (rewards * self.reward_weights.to(rewards)).sum(dim=1)
+        advantages = group_advantages(totals, self.num_generations, self.scale_rewards, self.args.advantage_eps)
+        first = self.accelerator.process_index * len(self._local_rewards)
+        output["advantages"] = advantages[first : first + len(self._local_rewards)].to(output["advantages"])
 
     def _write_traces(self, advantages: torch.Tensor) -> None:
         if not self.args.save_traces:
@@ -365,18 +261,11 @@ class MMSearchGRPOTrainer(GRPOTrainer):
             num_images=num_images,
             mm_token_type_ids=mm_token_type_ids,
         )
-        prompt_width = input_ids.shape[1] - logits_to_keep
-        log_probs: list[torch.Tensor] = []
-        entropies: list[torch.Tensor] = []
-        for _, columns, inputs in batch.chunks(batch_size or len(input_ids)):
-            with self.accelerator.autocast():
-                outputs = model(**inputs, fused_lm_head=True)
-            # Entry j of the outputs belongs to column j + 1 of the trimmed chunk.
-            skip, tail = prompt_width - columns.start - 1, input_ids.shape[1] - columns.stop
-            log_probs.append(torch.nn.functional.pad(outputs.log_probs[:, skip:], (0, tail)))
-            if compute_entropy:
-                entropies.append(torch.nn.functional.pad(outputs.entropy[:, skip:], (0, tail)))
-        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+        with self.accelerator.autocast():
+            log_probs, entropies = score_tokens(
+                model, batch, chunk=batch_size or len(input_ids), entropy=compute_entropy
+            )
+        return log_probs, entropies, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
@@ -408,7 +297,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _append_metrics(self, metrics: dict[str, float]) -> None:
+    def append_metrics(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
 
@@ -417,21 +306,6 @@ def default_protocol(processor: Any, limits: Limits) -> MMSearchProtocol:
     """MMSearch-R1's protocol with the project's own prompts, in upstream's framing under `limits.compat`."""
     chat = ChatEncoder(processor, upstream_framing=limits.compat is not None)
     return MMSearchProtocol(chat, Prompts.load(), compat=limits.compat)
-
-
-class _EncodedImages:
-    """Stands in for the image processor while TRL lays out a batch: every picture has been processed by then."""
-
-    def __init__(self, images: ImageEncoder) -> None:
-        self._images = images
-        self.merge_size = images.merge_size
-
-    def __call__(self, images: list[ImageInput], return_tensors: str) -> dict[str, torch.Tensor]:
-        features = [self._images.features(image) for image in images]
-        return {
-            "pixel_values": torch.cat([feature.pixel_values for feature in features]),
-            "image_grid_thw": torch.stack([feature.grid_thw for feature in features]),
-        }
 
 
 def _no_tool() -> None:

@@ -34,8 +34,8 @@ class ScoredBatch:
     num_images: list[int] | None
     mm_token_type_ids: torch.Tensor | None
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, slice, dict[str, Any]]]:
-        """Model inputs for `size` rows at a time: rows, the columns they span, and the trimmed inputs with labels."""
+    def chunks(self, size: int) -> Iterator[tuple[slice, dict[str, Any]]]:
+        """Model inputs for `size` rows at a time: the columns they span, and the trimmed inputs with labels."""
         first_image = first_patch = 0
         for start in range(0, len(self.input_ids), size):
             rows = slice(start, start + size)
@@ -54,7 +54,7 @@ class ScoredBatch:
                 inputs["image_grid_thw"] = grids
                 inputs["pixel_values"] = self.pixel_values[first_patch : first_patch + patches]
                 first_image, first_patch = first_image + images, first_patch + patches
-            yield rows, columns, inputs
+            yield columns, inputs
 
     def _labels(self, rows: slice) -> torch.Tensor:
         labels = torch.full_like(self.input_ids[rows], -100)
@@ -62,6 +62,29 @@ class ScoredBatch:
         scored = (self.score_mask[rows] * self.attention_mask[rows, -width:]).bool()
         labels[:, -width:][scored] = self.input_ids[rows, -width:][scored]
         return labels
+
+
+def score_tokens(
+    model: Any, batch: ScoredBatch, *, chunk: int, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs and, if wanted, entropies of the completion tokens, `(b, c)` each; 0 where nothing is scored.
+
+    Args:
+        model: One that `trl.trainer.utils.add_fused_lm_head` has patched, as `GRPOTrainer` does.
+        chunk: Rows forwarded at a time.
+    """
+    width = batch.input_ids.shape[1]
+    prompt_width = width - batch.score_mask.shape[1]
+    log_probs: list[torch.Tensor] = []
+    entropies: list[torch.Tensor] = []
+    for columns, inputs in batch.chunks(chunk):
+        outputs = model(**inputs, fused_lm_head=True)
+        # Entry j of the outputs belongs to column j + 1 of the trimmed chunk.
+        skip, tail = prompt_width - columns.start - 1, width - columns.stop
+        log_probs.append(torch.nn.functional.pad(outputs.log_probs[:, skip:], (0, tail)))
+        if entropy:
+            entropies.append(torch.nn.functional.pad(outputs.entropy[:, skip:], (0, tail)))
+    return torch.cat(log_probs), torch.cat(entropies) if entropy else None
 
 
 def _span(attention_mask: torch.Tensor) -> slice:
