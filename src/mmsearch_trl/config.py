@@ -49,29 +49,34 @@ class Recipe:
     rollout: Limits
     reward: RewardConfig
 
-    def validate(self, *, check_files: bool = True) -> None:
+    def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:
         """Check what no single section can see.
 
         Args:
             check_files: Also open the prompts and look for the data and for a local model.
+            evaluation: Only evaluation data are needed, and nothing is asked of the training data.
 
         Raises:
             RecipeError: something is missing or contradicts something else.
         """
         if not self.model.model_name_or_path:
             raise RecipeError(f"{self.path}: model_name_or_path is missing: name a model folder or a Hub model")
-        if not self.data.train_files:
-            raise RecipeError(f"{self.path}: train_files is missing: name at least one data file")
+        needed = "eval_files" if evaluation else "train_files"
+        if not getattr(self.data, needed):
+            raise RecipeError(f"{self.path}: {needed} is missing: name at least one data file")
+        names = [Path(file).stem for file in self.data.eval_files]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
-            self._check_files()
+            self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files"))
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
 
-    def _check_files(self) -> None:
+    def _check_files(self, keys: Sequence[str]) -> None:
         model = str(self.model.model_name_or_path)
         if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
             raise RecipeError(f"{self.path}: model_name_or_path: no such folder: {model}")
-        for key in ("train_files", "eval_files"):
+        for key in keys:
             for file in getattr(self.data, key):
                 try:
                     data_file(file)

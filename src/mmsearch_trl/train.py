@@ -23,6 +23,7 @@ from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.config import build_runtime
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.user_errors import run_script
 
 
 logger = logging.getLogger(__name__)
@@ -93,4 +94,4 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: MMSearchProtocol) 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))
