@@ -1,0 +1,351 @@
+"""Tiny real parts for tests: models of both Qwen-VL families, tools with chosen behaviour, and a trainer around them.
+
+Weights are spread more than twice as wide as the world's, so that outputs depend on every input: with the usual small
+initial weights a wrong position or a missing image would hardly show.
+"""
+
+import asyncio
+import hashlib
+import io
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+from mmsearch_trl.data.dataset import FEATURES
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.search.types import CallRecord, ImageHit, ImageQuery, Observation, TextHit, Tool
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.world.model import build_model
+from mmsearch_trl.world.protocol import PROMPTS, WORDING
+from mmsearch_trl.world.tokenizer import CHAT_TEMPLATE, build_processor, build_tokenizer
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family in miniature."""
+
+    name: str
+    processor: ProcessorMixin
+    build: Callable[[], PreTrainedModel]
+
+    def model(self, seed: int = 0) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.build()
+            for parameter in model.parameters():
+                if parameter.dim() >= 2:
+                    parameter.data.normal_(std=0.1)
+        tokenizer = self.processor.tokenizer
+        model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        return model.eval()
+
+    def protocol(self) -> MMSearchProtocol:
+        return MMSearchProtocol(ChatEncoder(self.processor), PROMPTS, WORDING)
+
+    def restless(self) -> "RestlessProtocol":
+        return RestlessProtocol(ChatEncoder(self.processor), PROMPTS, WORDING)
+
+    def engine(self, model: PreTrainedModel, chat: ChatEncoder, **options: Any) -> TransformersEngine:
+        settings = {
+            "stop_ids": [chat.turn_end_id],
+            "forbidden_ids": chat.vision_ids,
+            "image_pad_id": chat.image_pad_id,
+            "pad_id": chat.tokenizer.pad_token_id,
+            "vocabulary_size": chat.vocabulary_size,
+        }
+        return TransformersEngine(model, chat.images, **(settings | options))
+
+
+def qwen25() -> Family:
+    processor = build_processor()
+    return Family("qwen2.5-vl", processor, lambda: build_model(processor))
+
+
+def qwen3() -> Family:
+    """Patches of 16 pixels, two DeepStack levels, and a 4 x 4 table of learned positions that is interpolated."""
+    patches: dict[str, Any] = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    patches["size"] = {"shortest_edge": 32**2, "longest_edge": 96**2}
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**patches),
+        tokenizer=build_tokenizer(),
+        video_processor=Qwen3VLVideoProcessor(**patches),
+        chat_template=CHAT_TEMPLATE,
+    )
+    return Family("qwen3-vl", processor, lambda: Qwen3VLForConditionalGeneration(_qwen3_config(processor)))
+
+
+def _qwen3_config(processor: Any) -> Qwen3VLConfig:
+    tokenizer = processor.tokenizer
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
+    ids = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+
+
+class Batch(NamedTuple):
+    """A generation batch: what was rolled out, and the tensors that TRL made of it."""
+
+    trajectories: list[Trajectory]
+    output: dict[str, Any]
+
+
+class RestlessProtocol(MMSearchProtocol):
+    """Reads a search or an answer out of any text, by its digest: a model with random weights searches all the time.
+
+    A turn's own tokens decide, so the reading is as reproducible as the real one.
+    """
+
+    def read(self, text: str) -> Action:
+        choice = hashlib.sha256(text.encode()).digest()[0] % 5
+        if choice < 2:
+            return Action(ActionKind.IMAGE_SEARCH)
+        if choice < 4:
+            return Action(ActionKind.TEXT_SEARCH, text.strip()[:20] or "?")
+        return Action(ActionKind.ANSWER, text.strip())
+
+
+class CannedTools:
+    """Answers by the query alone: 1 to 3 pictures of odd sizes for an image, a line or two for a text."""
+
+    def __init__(self, delay: Callable[[], float] | None = None, max_images: int = 3, side: int = 90) -> None:
+        self._delay = delay
+        self._max_images = max_images
+        self._side = side
+        self.records: list[CallRecord] = []
+        self.calls: list[tuple[Tool, str]] = []
+
+    async def image_search(self, query: ImageQuery) -> Observation:
+        rng = random.Random(query.image.tobytes()[:3000])
+        await self._wait(Tool.IMAGE_SEARCH, str(query.url))
+        count = rng.randint(1, self._max_images) if self._max_images else 0
+        hits = tuple(
+            ImageHit(f"page {i}", thumbnail=noise(rng.randint(28, self._side), rng.randint(28, self._side), rng))
+            for i in range(count)
+        )
+        return self._observe(Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
+
+    async def text_search(self, query: str) -> Observation:
+        await self._wait(Tool.TEXT_SEARCH, query)
+        rng = random.Random(query)
+        hits = tuple(TextHit("title", " ".join(["founded"] * rng.randint(1, 9))) for _ in range(rng.randint(1, 2)))
+        return self._observe(Observation(tool=Tool.TEXT_SEARCH, hits=hits))
+
+    def drain_records(self) -> list[CallRecord]:
+        records, self.records = self.records, []
+        return records
+
+    async def _wait(self, tool: Tool, query: str) -> None:
+        self.calls.append((tool, query))
+        if self._delay is not None:
+            await asyncio.sleep(self._delay())
+
+    def _observe(self, observation: Observation) -> Observation:
+        failure = observation.failure.kind if observation.failure else None
+        self.records.append(CallRecord(observation.tool, observation.seconds, False, False, failure))
+        return observation
+
+
+def noise(width: int, height: int, rng: random.Random) -> Image.Image:
+    return Image.frombytes("RGB", (width, height), rng.randbytes(width * height * 3))
+
+
+def tasks(count: int, *, images: Sequence[int] = (1,), seed: int = 0) -> list[Task]:
+    """Tasks with `images[i % len(images)]` pictures each, of different sizes."""
+    rng = random.Random(seed)
+    words = ("who", "where is the city", "when was it founded", "it is new")
+    return [
+        Task(
+            id=f"task{i}",
+            question=words[i % len(words)],
+            images=tuple(noise(rng.randint(28, 90), rng.randint(28, 90), rng) for _ in range(images[i % len(images)])),
+            answers=("new",),
+            data_source="tiny",
+            image_url=f"url{i}",
+        )
+        for i in range(count)
+    ]
+
+
+def dataset(given: Sequence[Task]) -> Dataset:
+    """Rows as `load_dataset_rows` makes them."""
+    return Dataset.from_list([_row(task) for task in given], features=FEATURES)
+
+
+def _row(task: Task) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": task.question}],
+        "id": task.id,
+        "question": task.question,
+        "images": [_png(image) for image in task.images],
+        "image_sizes": [image.size for image in task.images],
+        "answers": list(task.answers),
+        "data_source": task.data_source,
+        "category": task.category,
+        "image_url": task.image_url,
+        "extra": "{}",
+    }
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def by_letters(completions: Sequence[Sequence[Mapping[str, Any]]], **columns: Any) -> list[float]:
+    """A reward that almost always differs between rollouts: a digest of what the assistant said."""
+    said = ["\0".join(m["content"] for m in messages if m["role"] == "assistant") for messages in completions]
+    return [hashlib.sha256(text.encode()).digest()[0] / 255 for text in said]
+
+
+LIMITS = Limits(max_turns=3, max_turn_tokens=5, max_response_tokens=400)
+
+
+def config(out: Path, **overrides: Any) -> MMSearchGRPOConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "save_traces": False,
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return MMSearchGRPOConfig(**(settings | overrides))
+
+
+def trainer(
+    family: Family,
+    out: Path,
+    given: Sequence[Task] | None = None,
+    *,
+    tools: Any = None,
+    protocol: MMSearchProtocol | None = None,
+    limits: Limits = LIMITS,
+    reward: Any = by_letters,
+    model: PreTrainedModel | None = None,
+    peft_config: Any = None,
+    **overrides: Any,
+) -> MMSearchGRPOTrainer:
+    return MMSearchGRPOTrainer(
+        model or family.model(),
+        reward,
+        config(out, **overrides),
+        search=tools or CannedTools(),
+        limits=limits,
+        protocol=protocol or family.restless(),
+        train_dataset=dataset(given if given is not None else tasks(4)),
+        processing_class=family.processor,
+        peft_config=peft_config,
+    )
+
+
+def alone(model: Any, chat: ChatEncoder, trajectory: Trajectory, *, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probs of a trajectory's completion from one plain forward pass, unpadded, `(c,)`: the oracle."""
+    ids = torch.tensor([trajectory.token_ids])
+    inputs: dict[str, torch.Tensor] = {"input_ids": ids, "mm_token_type_ids": (ids == chat.image_pad_id).long()}
+    if trajectory.images:
+        features = [chat.images.features(image) for image in trajectory.images]
+        inputs["pixel_values"] = torch.cat([feature.pixel_values for feature in features])
+        inputs["image_grid_thw"] = torch.stack([feature.grid_thw for feature in features])
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, :-1].float() / temperature
+    values = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return values[len(trajectory.prompt_ids) - 1 :]
+
+
+def rollout_batch(trainer: MMSearchGRPOTrainer, rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """One generation batch of a trainer, as it trains on it, and its trajectories."""
+    seen: list[Trajectory] = []
+    original = trainer._generate
+
+    def spy(prompts: list[Any]) -> Any:
+        seen.extend(trainer._trajectories)
+        return original(prompts)
+
+    trainer._generate = spy  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.model.train()
+    try:
+        output = trainer._generate_and_score_completions([dict(row) for row in rows])
+    finally:
+        trainer._generate = original  # pyright: ignore[reportAttributeAccessIssue]
+    return Batch(seen, output)
+
+
+def padded_log_probs(
+    trainer: MMSearchGRPOTrainer, output: Mapping[str, Any], model: Any = None, *, batch_size: int | None = None
+) -> torch.Tensor:
+    """`(b, c)` of the trainer's own method, as its loss calls it."""
+    trainer._score_mask = output["tool_mask"] * output["completion_mask"]
+    vision = {
+        name: output[name]
+        for name in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+        if name in output
+    }
+    try:
+        with torch.no_grad():
+            values, _, _ = trainer._get_per_token_logps_and_entropies(
+                model or trainer.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].shape[1],
+                batch_size=batch_size,
+                **vision,
+            )
+    finally:
+        trainer._score_mask = None
+    return values
