@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
 from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
 from mmsearch_trl.engine.images import ImageEncoder
@@ -40,7 +41,7 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         images: ImageEncoder,
         *,
         stop_ids: Collection[int],

@@ -9,10 +9,9 @@ token that the template did not write.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
-from transformers import ProcessorMixin
 
 from mmsearch_trl.engine.base import ImageInput
 from mmsearch_trl.engine.images import ImageEncoder
@@ -40,7 +39,7 @@ class ChatEncoder:
             MMSearch-R1 does.
     """
 
-    def __init__(self, processor: ProcessorMixin, *, upstream_framing: bool = False) -> None:
+    def __init__(self, processor: Any, *, upstream_framing: bool = False) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.images = ImageEncoder(processor.image_processor)

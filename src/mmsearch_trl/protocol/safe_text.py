@@ -11,8 +11,7 @@ the function is idempotent; nothing but invisible characters is removed or added
 import re
 import unicodedata
 from collections.abc import Iterable
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 
 WORD_JOINER = "\u2060"
@@ -29,7 +28,7 @@ def strip_invisible(text: str) -> str:
 class SafeText:
     """Makes untrusted text inert for one tokenizer: `safe(text) -> str`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tags: Iterable[str] = TAGS) -> None:
+    def __init__(self, tokenizer: Any, tags: Iterable[str] = TAGS) -> None:
         # Tokens of white space alone (Gemma has them) carry no control meaning and occur in every text.
         literals = [token for token in tokenizer.get_added_vocab() if token.strip()]
         literals += [token for token in tokenizer.all_special_tokens if token.strip()]

@@ -4,8 +4,72 @@ from collections.abc import Sequence
 
 import torch
 
-from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.data.demonstrations import Demonstration
+from mmsearch_trl.engine.base import FinishReason
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
+from mmsearch_trl.search.types import Observation, Tool
+
+
+_ASKS = {Tool.IMAGE_SEARCH: ActionKind.IMAGE_SEARCH, Tool.TEXT_SEARCH: ActionKind.TEXT_SEARCH}
+
+
+def as_trajectory(demonstration: Demonstration, protocol: MMSearchProtocol) -> Trajectory:
+    """The trajectory of a policy that said this; log-probs are 0.
+
+    Raises:
+        ValueError: a turn does not ask for the search that follows it, or the last turn asks for a search.
+    """
+    task, texts = demonstration.task, demonstration.texts
+    prompt = protocol.prompt(task)
+    trajectory = Trajectory(task=task, prompt=prompt.parts, prompt_ids=prompt.token_ids, stop=StopReason.ANSWERED)
+    for number, text in enumerate(texts):
+        ids = (*protocol.chat.tokenizer(text, add_special_tokens=False)["input_ids"], protocol.chat.turn_end_id)
+        action = protocol.read(text)
+        last = number == len(texts) - 1
+        observation = None if last else demonstration.observations[number]
+        _check(action, observation, number, last=last)
+        reply = None if last else _reply(demonstration, number, ids, protocol)
+        trajectory.turns.append(
+            Turn(
+                token_ids=ids,
+                logprobs=(0.0,) * len(ids),
+                finish_reason=FinishReason.STOP,
+                text=text,
+                action=action,
+                observation=observation,
+                reply=reply.parts if reply else (),
+                reply_ids=reply.token_ids if reply else (),
+            )
+        )
+    return trajectory
+
+
+def _check(action: Action, observation: Observation | None, number: int, *, last: bool) -> None:
+    if observation is not None and action.kind is not _ASKS[observation.tool]:
+        raise ValueError(
+            f"assistant turn {number} is followed by results of {observation.tool.value} and does not end in a call "
+            f"of it, but in {action.kind.value}"
+        )
+    if last and action.is_search:
+        raise ValueError(f"assistant turn {number} is the last and ends in a search that nothing answers")
+
+
+def _reply(
+    demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: MMSearchProtocol
+) -> Encoded:
+    """What the run said: the results, the notice that they were too long, or the request for the final answer."""
+    observation = demonstration.observations[number]
+    if observation is None:
+        return protocol.ask_for_answer(demonstration.task, sampled)
+    reply = protocol.reply(observation, demonstration.task, sampled)
+    if demonstration.reply_tokens and demonstration.reply_tokens[number] != len(reply.token_ids):
+        notice = protocol.overflow(observation.tool, sampled)
+        if demonstration.reply_tokens[number] == len(notice.token_ids):
+            return notice
+    return reply
 
 
 def collate(trajectories: Sequence[Trajectory], chat: ChatEncoder, pad_id: int) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ TRL's own evaluation samples at the training temperature, averages means of batc
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -60,7 +59,7 @@ def _all_ranks(trainer: MMSearchGRPOTrainer, dataset: Any, prefix: str) -> list[
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     size = trainer.args.per_device_eval_batch_size
     results: list[Result] = []
-    path = trace_path(Path(trainer.args.output_dir), prefix, rank)
+    path = trace_path(trainer.run_dir, prefix, rank)
     with TraceWriter(path, trainer.protocol.chat.tokenizer) as traces:
         for first in range(0, len(dataset), size * world):
             numbers = [first + rank * size + i for i in range(size)]
@@ -102,5 +101,5 @@ def _metrics(trainer: MMSearchGRPOTrainer, results: list[Result], prefix: str) -
 
 
 def _save(trainer: MMSearchGRPOTrainer, rows: list[EvaluationRow], prefix: str) -> None:
-    folder = Path(trainer.args.output_dir) / "evaluation"
+    folder = trainer.run_dir / "evaluation"
     save_rows(rows, folder / f"{prefix}_step{trainer.state.global_step}_{len(rows)}.json")

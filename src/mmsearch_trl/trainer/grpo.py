@@ -30,7 +30,7 @@ from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
-from mmsearch_trl.trainer.advantages import group_advantages
+from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
 from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.evaluation import evaluate
@@ -65,6 +65,19 @@ class MMSearchGRPOTrainer(GRPOTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "mmsearch"]
     _name = "MMSearch-GRPO"
+
+    # What TRL and transformers declare more loosely than it is here.
+    args: MMSearchGRPOConfig
+    model: Any
+    model_wrapped: Any
+    accelerator: Any
+    processing_class: Any
+    train_dataset: Any
+    num_generations: int
+    optimizer: Any
+    pad_to_multiple_of: int | None
+    reward_weights: torch.Tensor
+    scale_rewards: RewardScale
 
     def __init__(
         self,
@@ -211,7 +224,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         if not self.args.save_traces:
             return
         if self._traces is None:
-            path = trace_path(Path(self.args.output_dir), "train", self.accelerator.process_index)
+            path = trace_path(self.run_dir, "train", self.accelerator.process_index)
             self._traces = TraceWriter(path, self._tokenizer)
         self._traces.write(self._scored(advantages.tolist()), step=self.state.global_step)
 
@@ -292,6 +305,11 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         """Flush traces and let go of the tools."""
         if self._traces is not None:
             self._traces.close()
+
+    @property
+    def run_dir(self) -> Path:
+        """Where traces, evaluations and checkpoints of this run lie."""
+        return Path(str(self.args.output_dir))
 
     @property
     def _mode(self) -> str:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.extras.profiling import profiling_context
@@ -69,13 +69,14 @@ def roll_out(
 def _engine(trainer: MMSearchGRPOTrainer) -> Iterator[TransformersEngine]:
     """The transformers engine over the unwrapped model, with sharded weights gathered as TRL's own generation does."""
     chat, args = trainer.protocol.chat, trainer.args
+    checkpointing: Any = args.gradient_checkpointing_kwargs
     with (
         profiling_context(trainer, "rollout"),
         unwrap_model_for_generation(
             trainer.model_wrapped,
             trainer.accelerator,
             gather_deepspeed3_params=args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            gradient_checkpointing_kwargs=checkpointing,
         ) as model,
         torch.no_grad(),
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),

@@ -1,7 +1,7 @@
 """The main job, end to end, from nothing: `make demo`.
 
-Builds a world, warm-starts a tiny model, trains it with `MMSearchGRPOTrainer` on real tools, evaluates before and after,
-and leaves a table, a plot and a page of trajectories. The GRPO settings are those of `recipes/world/grpo.yaml`.
+Builds a world, warm-starts a tiny model, trains it with `MMSearchGRPOTrainer` on real tools, evaluates before and
+after, and leaves a table, a plot and a page of trajectories. The GRPO settings are those of `recipes/world/grpo.yaml`.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def run_demo(options: argparse.Namespace) -> DemoSummary:
     grpo_ended = time.perf_counter()
     after = evaluate_groups(trainer)
     trainer.close()
-    run = Path(trainer.args.output_dir)
+    run = trainer.run_dir
     plot = plot_learning(learning_curves(read_traces(run)), out / "learning.png")
     page = write_page(run, out / "trajectories.html")
     seconds = Seconds(
@@ -157,7 +157,7 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
 
 def evaluate_groups(trainer: MMSearchGRPOTrainer) -> dict[str, GroupSummary]:
     """Known and held-out entities at the recipe's evaluation temperature."""
-    metrics = trainer.evaluate()
+    metrics: dict[str, Any] = trainer.evaluate()
     names = [item.name for item in fields(GroupSummary)]
     return {group: GroupSummary(**{name: metrics[f"eval_{group}_{name}"] for name in names}) for group in GROUPS}
 
