@@ -7,8 +7,9 @@ tails cut by top-p or top-k are taken out of the draw only.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,17 +135,13 @@ class TransformersEngine:
             pad_token_id=self._pad_id,
             use_cache=True,
         )
-        training = self._model.training
-        self._model.eval()
-        try:
+        with _plain(self._model):
             output = self._model.generate(
                 **inputs,
                 generation_config=config,
                 logits_processor=[sampler],
                 stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width)]),
             )
-        finally:
-            self._model.train(training)
         rows = output[:, width:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         return [
@@ -174,6 +171,23 @@ class TransformersEngine:
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """Evaluation mode, and none of the checkpoint's generation defaults (`generate` adds them to what it is given).
+
+    A minimum length or an n-gram rule would bend the distribution that the trainer takes the tokens to come from.
+    """
+    training = model.training
+    owner = model.generate.__self__  # below a PEFT wrapper, the model that holds the defaults
+    defaults, owner.generation_config = owner.generation_config, GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        owner.generation_config = defaults
+
+
 def _truncation(sampling: Sampling) -> tuple[float, int]:
     return sampling.top_p, sampling.top_k
 
@@ -192,8 +206,11 @@ class _Sampler(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         greedy = self._temperatures == 0
         logprobs = torch.log_softmax(scores.float() / self._temperatures.masked_fill(greedy, 1.0), dim=-1)
+        if bool(logprobs.isnan().any()):
+            raise ArithmeticError("the model's scores are not finite; its weights may have diverged")
         allowed = logprobs.index_fill(1, self._forbidden, -torch.inf)
-        cumulative = self._truncate(allowed.exp().double()).cumsum(dim=-1)
+        # Not exp(): where forbidden ids hold nearly all probability, nothing would be left to draw from.
+        cumulative = self._truncate(allowed.double().softmax(dim=-1)).cumsum(dim=-1)
         draws = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators]
         targets = torch.stack(draws).to(scores.device) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=scores.shape[1] - 1)
