@@ -47,8 +47,7 @@ async def evaluate_tasks(
     ]
     trajectories = await run_batch(tasks, engine, protocol, tools, limits, samplings)
     if limits.compat:
-        pad_id = protocol.chat.image_pad_id
-        trajectories = [cut_response(t, limits.max_response_tokens, pad_id) for t in trajectories]
+        trajectories = [cut_response(t, limits.max_response_tokens, protocol.chat) for t in trajectories]
     return [_scored(trajectory, reward) for trajectory in trajectories]
 
 

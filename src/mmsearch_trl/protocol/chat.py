@@ -47,10 +47,11 @@ class ChatEncoder:
         self._upstream_framing = upstream_framing
         self.image_token: str = processor.image_token
         self.image_pad_id: int = self.tokenizer.convert_tokens_to_ids(self.image_token)
-        self.vocabulary_size = len(self.tokenizer)
+        vocabulary = self.tokenizer.get_vocab()
+        self.vocabulary_size = 1 + max(vocabulary.values())
+        """Ids from here on have no token (ids may have gaps, so the number of tokens does not tell)."""
         names = [getattr(processor, name, None) for name in _VISION_TOKENS]
         names += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
-        vocabulary = self.tokenizer.get_vocab()
         self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
         self._control_ids = frozenset(self.tokenizer.all_special_ids) | self.vision_ids
         self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))

@@ -106,13 +106,31 @@ class MMSearchProtocol:
         if observation.failure is not None:
             text = self._wording.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
             return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
-        image = observation.tool is Tool.IMAGE_SEARCH
-        after = self._prompts.after_image_search if image else self._prompts.after_text_search
-        if observation.raw is not None and not observation.raw.text.startswith(f"[{_TOOL_NAMES[observation.tool]}]"):
+        after = self._after_prompt(observation)
+        if after is None:
             return self.chat.reply(self._inert(_raw_content(observation)), sampled)
         question = self._wording.question.replace("{question}", self.chat.safe(task.question))
         body = self._inert(_raw_content(observation) if observation.raw else self._body(observation))
         return self.chat.reply([self._wording.opening, *body, self._wording.closing + question + after], sampled)
+
+    def _after_prompt(self, observation: Observation) -> str | None:
+        """What follows the results; None where ready-made text is handed on as it stands, without frame or question.
+
+        That is text without a heading, and, under `compat`, any for which no prompt is set. Upstream looks for both
+        headings anywhere in the text, the image search's with precedence, whichever tool was asked.
+        """
+        prompts = {
+            Tool.IMAGE_SEARCH: self._prompts.after_image_search,
+            Tool.TEXT_SEARCH: self._prompts.after_text_search,
+        }
+        if observation.raw is None:
+            return prompts[observation.tool]
+        text, headings = observation.raw.text, {tool: f"[{name}]" for tool, name in _TOOL_NAMES.items()}
+        if not self._compat:
+            return prompts[observation.tool] if text.startswith(headings[observation.tool]) else None
+        error = " There is an error encountered"
+        fine = [tool for tool in Tool if headings[tool] in text and headings[tool] + error not in text]
+        return next((prompts[tool] for tool in fine if prompts[tool]), None)
 
     def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""

@@ -1,8 +1,9 @@
 """MMSearch-R1's own end of a rollout: the response cut to a fixed length, and its attention and loss masks.
 
 Upstream lets turns and replies run past the total and cuts the finished response from the right; attends to it up to
-its last turn-end token; and trains the sampled tokens among those. One thing is done better even here: a cut that
-falls into an image takes the whole image away, where upstream leaves pads without features.
+its last turn-end token; and trains the sampled tokens among those. A reward reads what is left of each turn without
+its last token, which upstream takes for the turn's end. One thing is done better even here: a cut that falls into an
+image takes the whole image away, where upstream leaves pads without features.
 
 Source: `vllm_rollout_spmd.py` and `dp_actor.py` of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
 """
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.trajectory import Part, Trajectory, Turn
 
 
@@ -45,21 +47,25 @@ def response_arrays(trajectory: Trajectory, length: int, *, pad_id: int, turn_en
     return ResponseArrays([*ids, *[pad_id] * padding], mask, attention, loss)
 
 
-def cut_response(trajectory: Trajectory, length: int, image_pad_id: int) -> Trajectory:
-    """The trajectory with its response cut to at most `length` tokens, from the right, images never split."""
+def cut_response(trajectory: Trajectory, length: int, chat: ChatEncoder) -> Trajectory:
+    """The trajectory with its response cut to at most `length` tokens, from the right, images never split.
+
+    A turn's text becomes what upstream scores: the tokens that are left, but for the last.
+    """
     turns: list[Turn] = []
     for turn in trajectory.turns:
         if length <= 0:
             break
         kept = len(turn.token_ids[:length])
         length -= kept
-        reply_ids, reply = _cut_reply(turn, length, image_pad_id)
+        reply_ids, reply = _cut_reply(turn, length, chat.image_pad_id)
         length -= len(turn.reply_ids)
         turns.append(
             replace(
                 turn,
                 token_ids=turn.token_ids[:kept],
                 logprobs=turn.logprobs[:kept],
+                text=chat.decode(turn.token_ids[: max(kept - 1, 0)]),
                 reply=reply,
                 reply_ids=reply_ids,
             )

@@ -51,8 +51,8 @@ def roll_out(
             run_batch(tasks, engine, trainer.protocol, trainer.search, limits, samplings)
         )
     if limits.compat:
-        image_pad_id = trainer.protocol.chat.image_pad_id
-        trajectories = [cut_response(t, limits.max_response_tokens, image_pad_id) for t in trajectories]
+        chat = trainer.protocol.chat
+        trajectories = [cut_response(t, limits.max_response_tokens, chat) for t in trajectories]
     metrics = rollout_metrics(
         trajectories,
         trainer.search.drain_records(),
