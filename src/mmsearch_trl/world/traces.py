@@ -38,12 +38,14 @@ class TraceMix:
     Attributes:
         known: Traces about a known entity; the others are about a pool emblem.
         search: Traces that search, among the known and among the others alike.
+        year: Traces that ask for the year; the others ask for name or city, equally often.
         shuffled_image: Searching traces in which the true hit has a random rank among the image hits.
         shuffled_text: The same for text hits.
     """
 
     known: float = 0.4
     search: float = 0.5
+    year: float = 1 / 3
     shuffled_image: float = 0.2
     shuffled_text: float = 0.2
 
@@ -72,7 +74,7 @@ class TraceWriter:
         """Write one trace of one turn (direct), two (name) or three (year, city). Log-probs are 0."""
         known = rng.random() < self._mix.known
         entity = rng.choice(self._known) if known else self._newcomer(rng.choice(self._world.pool), rng)
-        fact = rng.choice(tuple(Fact))
+        fact = Fact.YEAR if rng.random() < self._mix.year else rng.choice((Fact.NAME, Fact.CITY))
         seen = f"it is {entity.name}" if known else "it is new"
         task = self._task(entity, fact, known, rng)
         if rng.random() >= self._mix.search:
