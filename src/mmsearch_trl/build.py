@@ -4,6 +4,7 @@ A model name may stand for a LoRA adapter: then its base model is loaded and the
 it computes what it computed in training.
 """
 
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -59,6 +60,27 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     options = _options(model) | {"revision": config.revision or "main"}
     base = AutoModelForImageTextToText.from_pretrained(str(config.base_model_name_or_path), **options)
     return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+
+
+def merge_adapter(name: str, out: Path) -> None:
+    """Write an adapter's base model with the adapter merged in, and its processor, to the folder `out`.
+
+    The merged model computes what base and adapter compute, to the rounding of the weights' type.
+
+    Raises:
+        ValueError: `name` is not an adapter, or `out` is there already.
+        OSError: the base model or the processor is missing.
+    """
+    config = ModelConfig(model_name_or_path=name, dtype="auto")
+    if not is_adapter(config):
+        raise ValueError(f"{name} is no LoRA adapter: it has no {_ADAPTER_FILE}")
+    if out.exists():
+        raise ValueError(f"{out} is there already: name a new folder")
+    agent = load_agent(config)
+    assert isinstance(agent, PeftModel)
+    processor = load_processor(config)
+    agent.merge_and_unload().save_pretrained(out)
+    processor.save_pretrained(out)
 
 
 def is_adapter(model: ModelConfig) -> bool:

@@ -68,7 +68,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise RecipeError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
-            self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files"))
+            self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
 

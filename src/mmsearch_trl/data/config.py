@@ -17,6 +17,13 @@ class DataConfig:
     eval_files: list[str] = field(
         default_factory=list, metadata={"help": "Evaluation data, of the same kinds; empty for none."}
     )
+    question_files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Supervised recipes that train on traces: the data files from which the traces' questions came. "
+            "Their pictures are used in full size, where a trace keeps 384 pixels."
+        },
+    )
     on_bad_row: OnError = field(
         default="raise",
         metadata={"help": "A row without readable image or right answer: stop (raise), or leave it out (skip)."},

@@ -1,0 +1,171 @@
+"""The `mmsearch` command.
+
+Nothing heavy is imported before a subcommand needs it. Exit status: 0, 1 when something is wrong with the input (said
+in one line), 2 when the command line itself is wrong.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmsearch_trl import __version__
+from mmsearch_trl.user_errors import run_script
+from mmsearch_trl.versions import check_versions
+
+
+RUNNERS = ("train", "sft", "eval", "demo")
+"""Subcommands that read the rest of the command line themselves."""
+
+WORLD_DEMONSTRATIONS = 6000
+
+_HELP = {
+    "train": "train with GRPO: --config RECIPE [--key value ...]",
+    "sft": "supervised cold start on demonstrations: --config RECIPE [--key value ...]",
+    "eval": "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]",
+    "demo": "build a world, train in it, show what came of it",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if given and given[0] in RUNNERS and given[1:] not in (["-h"], ["--help"]):
+        return run_script(lambda: _run(given[0], given[1:]))
+    options = parser.parse_args(given)
+    if not hasattr(options, "action"):
+        parser.print_help()
+        return 0 if not given else 2
+    action: Callable[[argparse.Namespace], None] = options.action
+    return run_script(lambda: action(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmsearch", description="Teach vision-language models to search only when they must.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mmsearch-trl {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(
+        name: str, text: str, action: Callable[[argparse.Namespace], None] | None = None
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if action is not None:
+            command.set_defaults(action=action)
+        return command
+
+    for name in RUNNERS:
+        add(name, _HELP[name])
+    world = add("world", "write a world: data, indexes, demonstrations and an untrained model", _world)
+    world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--out", type=Path, required=True, metavar="DIR")
+    world.add_argument("--demonstrations", type=int, default=WORLD_DEMONSTRATIONS, metavar="N")
+    _add_index(add("index", "build a search index"))
+    merge = add("merge", "merge a LoRA adapter into its base model", _merge)
+    merge.add_argument("adapter", help="folder or Hub name of the adapter")
+    merge.add_argument("--out", type=Path, required=True, metavar="DIR")
+    view = add("view", "write one HTML page of a run's trajectories", _view)
+    view.add_argument("run", type=Path, metavar="RUN", help="folder that holds traces/")
+    view.add_argument("--out", type=Path, metavar="FILE")
+    plot = add("plot", "plot accuracy and search ratio of a run over its steps", _plot)
+    plot.add_argument("run", type=Path, metavar="RUN")
+    plot.add_argument("--out", type=Path, metavar="FILE")
+    add("doctor", "say what is installed, what is missing, and how to install it", _doctor)
+    return parser
+
+
+def _add_index(index: argparse.ArgumentParser) -> None:
+    kinds = index.add_subparsers(title="kinds", metavar="image|text", required=True)
+    image = kinds.add_parser("image", help="of pictures: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
+    image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of pictures, .jsonl")
+    image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
+    image.set_defaults(action=_index_image)
+    text = kinds.add_parser("text", help="of passages: a .jsonl of {title?, text, url?} or {id, contents}")
+    text.add_argument("--language", default="en", metavar="CODE")
+    text.set_defaults(action=_index_text)
+    for kind in (image, text):
+        kind.add_argument("source", type=Path, metavar="SOURCE")
+        kind.add_argument("--out", type=Path, required=True, metavar="DIR")
+        kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    # Before TRL is touched: a version out of range may not even import.
+    check_versions()
+    if name == "demo":
+        from mmsearch_trl.world import demo as script
+    elif name == "train":
+        from mmsearch_trl import train as script
+    elif name == "sft":
+        from mmsearch_trl import sft as script
+    else:
+        from mmsearch_trl import evaluate as script
+    script.main(arguments)
+
+
+def _world(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.world.demonstrations import write_demonstrations
+    from mmsearch_trl.world.files import write_world
+    from mmsearch_trl.world.model import build_model
+    from mmsearch_trl.world.protocol import build_protocol
+    from mmsearch_trl.world.tokenizer import build_processor
+    from mmsearch_trl.world.world import World
+
+    world, processor = World(options.seed), build_processor()
+    folder, model = options.out / "world", options.out / "model"
+    write_world(world, folder, progress=True)
+    write_demonstrations(world, build_protocol(processor), folder, options.demonstrations, progress=True)
+    build_model(processor, options.seed).save_pretrained(model)
+    processor.save_pretrained(model)
+    print(f"world: {folder}\nuntrained model: {model}")
+
+
+def _index_image(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.build import build_image_index
+
+    built = build_image_index(
+        options.source, options.out, captions=options.captions, model=options.model, overwrite=options.overwrite
+    )
+    print(f"{built.path}: {built.count} pictures in {built.seconds:.1f} s")
+
+
+def _index_text(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.build import build_text_index
+
+    built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
+    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.build import merge_adapter
+
+    merge_adapter(options.adapter, options.out)
+    print(f"merged model: {options.out}")
+
+
+def _view(options: argparse.Namespace) -> None:
+    from mmsearch_trl.traces.view import write_page
+
+    print(write_page(options.run, options.out))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from mmsearch_trl.traces.files import read_traces
+    from mmsearch_trl.traces.plot import learning_curves, plot_learning
+
+    print(plot_learning(learning_curves(read_traces(options.run)), options.out or options.run / "learning.png"))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from mmsearch_trl.doctor import examine, report
+
+    logging.disable(logging.WARNING)  # libraries that find no GPU say so in their own words
+    report(examine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

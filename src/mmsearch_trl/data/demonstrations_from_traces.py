@@ -1,0 +1,83 @@
+"""Rejection sampling: the trajectories of a run that ended in a right answer, as demonstrations.
+
+MMSearch-R1's supervised baseline is made so. A trace keeps pictures no larger than `traces.pictures.MAX_SIDE`; the
+question's own picture in full size is taken from the data file that the question came from, where that is given.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mmsearch_trl.data.demonstrations import Demonstration
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.types import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit, Tool
+from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.traces.records import TraceObservation, TraceRecord, TraceTurn
+
+
+@dataclass(frozen=True, slots=True)
+class TraceReader:
+    """Makes trace records demonstrations; `pictures` is the store beside their file."""
+
+    pictures: PictureStore
+
+    @classmethod
+    def beside(cls, file: Path) -> "TraceReader":
+        return cls(PictureStore(file.parent / "images"))
+
+    def demonstration(self, record: TraceRecord, original: Task | None = None) -> Demonstration:
+        """The demonstration of one record.
+
+        Args:
+            original: The question as its data file has it; None takes the trace's own pictures.
+
+        Raises:
+            ValueError: a picture is missing, or the record has no turn.
+        """
+        if not record.turns:
+            raise ValueError("the trajectory has no turn")
+        task = original or Task(
+            id=record.id,
+            question=record.question,
+            images=tuple(map(self._picture, record.images)),
+            answers=record.answers,
+            data_source=record.data_source,
+            category=record.category,
+        )
+        answered = record.turns[:-1]
+        return Demonstration(
+            task=task,
+            texts=tuple(turn.text for turn in record.turns),
+            observations=tuple(self._observation(turn.observation) for turn in answered),
+            reply_tokens=tuple(map(_observed_tokens, answered)),
+        )
+
+    def _observation(self, trace: TraceObservation | None) -> Observation | None:
+        if trace is None:
+            return None
+        tool = Tool(trace.tool)
+        if trace.failure is not None:
+            return Observation(tool=tool, failure=Failure(FailureKind(trace.failure.kind), trace.failure.message))
+        if trace.raw_text is not None:
+            return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._picture, trace.raw_images))))
+        if tool is Tool.TEXT_SEARCH:
+            return Observation(
+                tool=tool, hits=tuple(TextHit(hit.title, hit.text or "", url=hit.url) for hit in trace.hits)
+            )
+        hits = (
+            ImageHit(hit.title, url=hit.url, thumbnail=self._picture(hit.thumbnail) if hit.thumbnail else None)
+            for hit in trace.hits
+        )
+        return Observation(tool=tool, hits=tuple(hits))
+
+    def _picture(self, digest: str) -> Image.Image:
+        path = self.pictures.find(digest)
+        if path is None:
+            raise ValueError(f"the picture {digest} is not in {self.pictures.folder}: copy a run's traces/ whole")
+        return load_image(path)
+
+
+def _observed_tokens(turn: TraceTurn) -> int:
+    return sum(token.count for token in turn.tokens if not token.trained)

@@ -1,0 +1,165 @@
+"""Supervised cold start: `accelerate launch -m mmsearch_trl.sft --config RECIPE [--key value ...]`.
+
+Teaches a model the form of a search, on demonstrations, before reinforcement learning teaches it when to search. Data
+files hold conversations (`data/demonstrations.py`) or the traces of a run, of which the right ones are used
+(`data/demonstrations_from_traces.py`). Demonstrations are put into tokens by the protocol that rollouts use, so that
+the model is taught the very tokens it will meet; only what the assistant says is in the loss.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer, get_peft_config
+
+from mmsearch_trl.build import build_protocol, load_model, load_processor
+from mmsearch_trl.config import Recipe, load_recipe
+from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
+from mmsearch_trl.data.demonstration_files import DemonstrationFile
+from mmsearch_trl.data.images import resize_prompt_image
+from mmsearch_trl.data.rows import DataError, OnError, RowError, SkippedRows
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.run_folder import record_run
+from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
+from mmsearch_trl.user_errors import run_script
+
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    recipe = load_recipe(list(sys.argv[1:] if arguments is None else arguments), kind="sft")
+    recipe.validate()
+    train(recipe)
+
+
+def train(recipe: Recipe) -> SFTTrainer:
+    """Carry out a recipe that was validated."""
+    trainer = build_trainer(recipe)
+    args = trainer.args
+    if PartialState().is_main_process:
+        record_run(recipe, Path(str(args.output_dir)))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def build_trainer(recipe: Recipe) -> SFTTrainer:
+    """Load everything that a recipe names and put the trainer together."""
+    args = recipe.trainer
+    assert isinstance(args, SFTConfig)
+    set_seed(args.seed)
+    # The length at which TRL would cut; a conversation cut in an image is worth nothing, so it is left out whole.
+    max_tokens = args.max_length if "max_length" in recipe.values else None
+    args.max_length = None
+    args.remove_unused_columns = False
+    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    processor = load_processor(recipe.model)
+    demonstrations = Demonstrations(recipe, build_protocol(recipe, processor))
+    train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
+    eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
+    return SFTTrainer(
+        load_model(recipe.model),
+        args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows if recipe.data.eval_files else None,
+        data_collator=demonstrations,
+        processing_class=processor,
+        peft_config=get_peft_config(recipe.model),
+    )
+
+
+class Demonstrations:
+    """The demonstrations of a recipe's files; as a collator it lays out rows `{"file", "index"}` of them."""
+
+    def __init__(self, recipe: Recipe, protocol: MMSearchProtocol) -> None:
+        self._recipe = recipe
+        self._protocol = protocol
+        self._files: dict[str, DemonstrationFile] = {}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        chat = self._protocol.chat
+        return collate([self.trajectory(**row) for row in rows], chat, chat.tokenizer.pad_token_id)
+
+    def trajectory(self, file: str, index: int) -> Trajectory:
+        """One demonstration in the tokens of a rollout.
+
+        Raises:
+            RowError: it cannot be used.
+        """
+        source = self._source(file)
+        try:
+            demonstration = source[index]
+            if self._recipe.data.resize_images:
+                images = tuple(map(resize_prompt_image, demonstration.task.images))
+                demonstration = replace(demonstration, task=replace(demonstration.task, images=images))
+            return as_trajectory(demonstration, self._protocol)
+        except RowError:
+            raise
+        except ValueError as error:
+            raise source.error(index, str(error)) from error
+
+    def usable(self, files: Iterable[str], max_tokens: int | None, on_error: OnError) -> Dataset:
+        """Read every demonstration once; the rows of those that can be used.
+
+        Raises:
+            RowError: one cannot be used, and `on_error` is "raise".
+            DataError: none is left.
+        """
+        rows: list[dict[str, Any]] = []
+        skipped, long = SkippedRows(), 0
+        for file in files:
+            source = self._source(file)
+            for index in tqdm(range(len(source)), desc=f"Checking {Path(file).name}", unit="demonstration"):
+                try:
+                    length = len(self.trajectory(file, index).token_ids)
+                except RowError as error:
+                    if on_error == "raise":
+                        raise
+                    skipped.errors.append(error)
+                    continue
+                if max_tokens is None or length <= max_tokens:
+                    rows.append({"file": file, "index": index})
+                else:
+                    long += 1
+        skipped.log(len(rows))
+        if long:
+            logger.warning("left out %d demonstrations of more than max_length %s tokens", long, max_tokens)
+        if files and not rows:
+            raise DataError(f"no demonstration is left of {files}: {len(skipped)} bad, {long} over max_length")
+        return Dataset.from_list(rows)
+
+    def _source(self, file: str) -> DemonstrationFile:
+        if file not in self._files:
+            self._files[file] = source = DemonstrationFile(Path(file), self._original)
+            logger.info("%s: %d demonstrations, %d traces not right", file, len(source), source.wrong)
+        return self._files[file]
+
+    def _original(self, task_id: str) -> Task | None:
+        index = self._originals[1].get(task_id)
+        return None if index is None else row_to_task(self._originals[0][index])
+
+    @cached_property
+    def _originals(self) -> tuple[Dataset, dict[str, int]]:
+        """The rows of `question_files`, and where each id stands in them."""
+        files = self._recipe.data.question_files
+        rows = load_dataset_rows(list(files), on_error="skip") if files else Dataset.from_dict({"id": []})
+        return rows, {task_id: index for index, task_id in enumerate(rows["id"])}
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
