@@ -53,7 +53,10 @@ class ChatEncoder:
         names = [getattr(processor, name, None) for name in _VISION_TOKENS]
         names += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
         self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
-        self._control_ids = frozenset(self.tokenizer.all_special_ids) | self.vision_ids
+        # An unknown character is no control token, unless the tokenizer writes it as one (Qwen: <|endoftext|>).
+        controls = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        controls |= {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        self._control_ids = frozenset(controls) | self.vision_ids
         self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))
         self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
         frame = self._ids(self._after_assistant(["-"]))

@@ -41,10 +41,13 @@ class SafeText:
         self._normalizer = backend.normalizer if backend is not None else None
 
     def __call__(self, text: str) -> str:
-        text = strip_invisible(text)
+        inert = self._break(strip_invisible(text))
         if self._normalizer is not None:
             # A normalising tokenizer may turn look-alikes (full-width brackets) into the real token: judge that form.
-            normal = self._normalizer.normalize_str(text)
-            if len(self._starts.findall(normal)) != len(self._starts.findall(text)):
-                text = normal
+            normal = self._normalizer.normalize_str(inert)
+            if self._starts.search(normal):
+                return self._break(strip_invisible(normal))
+        return inert
+
+    def _break(self, text: str) -> str:
         return self._starts.sub(rf"\1{WORD_JOINER}", text)
