@@ -57,9 +57,7 @@ def _check(action: Action, observation: Observation | None, number: int, *, last
         raise ValueError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 
-def _reply(
-    demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: MMSearchProtocol
-) -> Encoded:
+def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: MMSearchProtocol) -> Encoded:
     """What the run said: the results, the notice that they were too long, or the request for the final answer."""
     observation = demonstration.observations[number]
     if observation is None:

@@ -33,6 +33,7 @@ from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
 from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.evaluation import evaluate
 from mmsearch_trl.trainer.filtering import collect_informative
 from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
@@ -114,6 +115,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self._parts: dict[str, list[float]] = {}
         self.generations = (-1, 0)
         self._traces: TraceWriter | None = None
+        use_console(self, "GRPO")
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect

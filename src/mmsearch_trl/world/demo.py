@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 
 from mmsearch_trl.config import load_recipe
@@ -82,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_steps", type=int, default=None, help="GRPO steps; by default the recipe's")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "transformers", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
     run_demo(options)
 

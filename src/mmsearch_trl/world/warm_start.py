@@ -15,6 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.demonstrations import collate
 from mmsearch_trl.world.traces import TraceMix, TraceWriter
 from mmsearch_trl.world.world import World
@@ -63,7 +64,8 @@ def warm_start_config(out: Path, *, steps: int, seed: int, **overrides: Any) -> 
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
-        "logging_steps": 25,
+        "logging_steps": 50,
+        "disable_tqdm": False,
         "save_strategy": "no",
         "report_to": "none",
         "bf16": False,
@@ -89,5 +91,6 @@ def warm_start(
     # Qwen2.5-VL declares that it takes no loss arguments, for which `Trainer` would average each micro-batch by itself
     # and give short traces several times the weight of long ones. TRL's loss counts the tokens of the whole step.
     trainer.model_accepts_loss_kwargs = True
+    use_console(trainer, "warm start")
     trainer.train()
     return trainer
