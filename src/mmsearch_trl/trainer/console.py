@@ -34,7 +34,10 @@ class ConsoleCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._title, unit="step")
+            # No bar where there is no terminal: a log file gets the lines alone.
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self._title, unit="step", disable=None
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
