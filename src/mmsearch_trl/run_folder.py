@@ -1,4 +1,4 @@
-"""What a run folder says about its run: the resolved recipe and the environment it ran in."""
+"""What a run folder says about its run: the resolved recipe, without secrets, and the environment it ran in."""
 
 import json
 import platform
@@ -11,15 +11,20 @@ import yaml
 from mmsearch_trl.config import Recipe
 
 
+_SECRETS = ("hub_token", "push_to_hub_token")
 _PACKAGES = ("mmsearch-trl", "trl", "transformers", "accelerate", "peft", "torch", "datasets", "deepspeed", "vllm")
 
 
 def record_run(recipe: Recipe, folder: Path) -> None:
-    """Write `recipe.yaml` and `environment.json`."""
+    """Write `recipe.yaml`, `environment.json`, and a `.gitignore` that keeps the data out of the Hub.
+
+    A push takes the whole folder. Traces and evaluation rows hold the questions and pictures of the data set, which
+    nobody agreed to publish with the weights; the Hub leaves out what a `.gitignore` names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"# Resolved from {recipe.path}, overrides included.\n" + yaml.safe_dump(
-        dict(recipe.values), sort_keys=False
-    )
+    (folder / ".gitignore").write_text("traces/\nevaluation/\n", encoding="utf-8")
+    values = {key: value for key, value in recipe.values.items() if key not in _SECRETS}
+    text = f"# Resolved from {recipe.path}, overrides included.\n" + yaml.safe_dump(values, sort_keys=False)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 

@@ -47,7 +47,9 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=None)
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
     trainer.close()
     return trainer
 

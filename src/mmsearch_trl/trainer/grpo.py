@@ -21,6 +21,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
 from mmsearch_trl.data.dataset import row_to_task
+from mmsearch_trl.model_card import write_model_card
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
@@ -302,6 +303,13 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     ) -> dict[str, float]:
         """Greedy rollouts of every row, exact means, and every row saved to `<output_dir>/evaluation`."""
         return evaluate(self, eval_dataset or self.eval_dataset, metric_key_prefix)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write `<output_dir>/README.md`; TRL's own shows a chat pipeline, which cannot search."""
+        if self.is_world_process_zero():
+            write_model_card(self, model_name, dataset_name, tags)
 
     def close(self) -> None:
         """Flush traces and let go of the tools."""

@@ -1,0 +1,198 @@
+"""The README.md that travels with a model: what it is, how it searches, how good it is, and code that runs the search.
+
+A search agent is more than its weights. Its quick start therefore holds the very prompts, wording and limits that the
+model was trained with, where they are not the shipped ones; copied out and run, it carries out the loop of training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+
+from mmsearch_trl.model_card_template import TEMPLATE
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.rewards.mmsearch import MMSearchReward
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.types import Tool
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+
+_COLUMNS = ("n", "accuracy", "search_ratio", "image_ratio", "text_ratio", "format", "reward")
+_EVALUATED = re.compile(r"eval(?:_(?P<name>[^/]+))?_search_ratio")
+_LIBRARIES = ("mmsearch-trl", "trl", "transformers", "torch", "peft")
+
+
+def write_model_card(
+    trainer: MMSearchGRPOTrainer, model_name: str | None, dataset_name: str | None, tags: str | Sequence[str] | None
+) -> Path:
+    """Write `<output_dir>/README.md` and return its path; arguments as of `Trainer.create_model_card`."""
+    adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
+    base = base_model(trainer)
+    folder = Path(str(trainer.args.output_dir))
+    own = [tags] if isinstance(tags, str) else list(tags or ())
+    data = ModelCardData(
+        base_model=base if base and not Path(base).is_dir() else None,
+        datasets=dataset_name,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        model_name=model_name,
+        tags=sorted({"generated_from_trainer", *own, *trainer._tag_names}),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        name=model_name or folder.name,
+        base=base or "a model built on the spot",
+        adapter=adapter,
+        steps=trainer.state.global_step,
+        settings=_settings(trainer),
+        rewards=_rewards(trainer),
+        evaluation=evaluation_table(trainer.state.log_history),
+        code=quick_start(trainer.hub_model_id or str(folder.resolve()), trainer),
+        versions=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
+    )
+    path = folder / "README.md"
+    folder.mkdir(parents=True, exist_ok=True)
+    card.save(path)
+    return path
+
+
+def base_model(trainer: MMSearchGRPOTrainer) -> str | None:
+    """What training started from: a Hub name or a folder."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    name = getattr(model.config, "_name_or_path", None)
+    return str(name) if name else None
+
+
+def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
+    """The last evaluation of each data set in a trainer's log, as a Markdown table; None if there was none."""
+    latest: dict[str, Any] = {}
+    for entry in history:
+        latest |= entry
+    lines = []
+    for key in latest:
+        if (match := _EVALUATED.fullmatch(key)) is not None:
+            prefix = key.removesuffix("search_ratio")
+            cells = [_cell(column, latest.get(prefix + column)) for column in _COLUMNS]
+            lines.append(f"| {match['name'] or 'evaluation'} | {' | '.join(cells)} |")
+    if not lines:
+        return None
+    heading = " | ".join(column.replace("_", " ") for column in _COLUMNS)
+    return "\n".join([f"| data | {heading} |", f"|---|{'---|' * len(_COLUMNS)}", *lines])
+
+
+def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
+    """Python that loads the model and answers one question with it, searching as in training."""
+    protocol, limits = trainer.protocol, trainer.limits
+    search = {"image_index": "image_index", "text_index": "text_index"} | _result_counts(trainer)
+    image = 'load_image("photo.jpg")'
+    lines = [
+        "import asyncio",
+        "",
+        "import torch",
+        "from trl import ModelConfig",
+        "",
+        "from mmsearch_trl.build import build_engine, load_agent, load_processor",
+        *(["from mmsearch_trl.data.images import resize_prompt_image"] if trainer.resize_images else []),
+        "from mmsearch_trl.data.task import Task",
+        "from mmsearch_trl.engine.base import Sampling",
+        "from mmsearch_trl.protocol.chat import ChatEncoder",
+        "from mmsearch_trl.protocol.mmsearch import MMSearchProtocol",
+        "from mmsearch_trl.protocol.prompt_files import Prompts",
+        "from mmsearch_trl.protocol.wording import Wording",
+        "from mmsearch_trl.rollout.limits import Limits",
+        "from mmsearch_trl.rollout.loop import run_trajectory",
+        "from mmsearch_trl.search.config import SearchConfig, build_runtime",
+        "from mmsearch_trl.search.image.loading import load_image",
+        "",
+        f"config = ModelConfig(model_name_or_path={model_id!r}, dtype='auto')",
+        "processor = load_processor(config)",
+        "model = load_agent(config).to('cuda' if torch.cuda.is_available() else 'cpu').eval()",
+        "",
+        "# How the model was taught to search.",
+        f"chat = ChatEncoder(processor, upstream_framing={limits.compat is not None})",
+        f"prompts = {_prompts(protocol)}",
+        f"wording = {_call(protocol.wording)}",
+        f"protocol = MMSearchProtocol(chat, prompts, wording, compat={limits.compat!r})",
+        f"limits = {_call(limits)}",
+        "",
+        "# Your own indexes, from `mmsearch index image FOLDER --out image_index` and `mmsearch index text ...`.",
+        f"search = build_runtime({_arguments('SearchConfig', search)})",
+        "",
+        f"image = {f'resize_prompt_image({image})' if trainer.resize_images else image}",
+        "task = Task(id='1', question='What is its name?', images=(image,))",
+        "sampling = Sampling(max_tokens=limits.max_turn_tokens, temperature=0.0)",
+        "engine = build_engine(model, chat)",
+        "trajectory = asyncio.run(run_trajectory(task, engine, protocol, search, limits, sampling))",
+        "engine.close()",
+        "for turn in trajectory.turns:",
+        "    print(turn.text)",
+        "print('Answer:', trajectory.turns[-1].action.text)",
+    ]
+    return "\n".join(lines)
+
+
+def _prompts(protocol: MMSearchProtocol) -> str:
+    prompts = protocol.prompts
+    return "Prompts.load()" if prompts == Prompts.load() else _arguments("Prompts", asdict(prompts))
+
+
+def _call(value: Any) -> str:
+    """The call that makes a dataclass instance, its defaults left out."""
+    changed = {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if field.default is MISSING or getattr(value, field.name) != field.default
+    }
+    return _arguments(type(value).__name__, changed)
+
+
+def _arguments(name: str, values: Mapping[str, Any]) -> str:
+    if len(values) < 3:
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    return f"{name}(\n" + "".join(f"    {key}={value!r},\n" for key, value in values.items()) + ")"
+
+
+def _result_counts(trainer: MMSearchGRPOTrainer) -> dict[str, int]:
+    search = trainer.search
+    if not isinstance(search, SearchRuntime):
+        return {}
+    return {"image_top_k": search.k[Tool.IMAGE_SEARCH], "text_top_k": search.k[Tool.TEXT_SEARCH]}
+
+
+def _settings(trainer: MMSearchGRPOTrainer) -> list[tuple[str, Any, str]]:
+    """Name, value and meaning of what bounds a search."""
+    rows = [(field.name, getattr(trainer.limits, field.name), str(field.metadata["help"])) for field in fields(Limits)]
+    results = {"image_top_k": "Most results of an image search.", "text_top_k": "Most results of a text search."}
+    return rows + [(name, value, results[name]) for name, value in _result_counts(trainer).items()]
+
+
+def _rewards(trainer: MMSearchGRPOTrainer) -> list[str]:
+    functions = trainer.reward_funcs
+    return [
+        _call_in_full(function.config) if isinstance(function, MMSearchReward) else name
+        for function, name in zip(functions, trainer.reward_func_names, strict=True)
+    ]
+
+
+def _call_in_full(value: Any) -> str:
+    return ", ".join(f"{name} {setting}" for name, setting in asdict(value).items())
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if column == "n":
+        return str(int(value))
+    return f"{value:.3f}" if column == "reward" else f"{value:.1%}"
