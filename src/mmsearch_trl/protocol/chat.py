@@ -79,6 +79,14 @@ class ChatEncoder:
         ids = self._expand(self._ids(self._after_assistant(parts)), parts, self._reply_controls)
         return Encoded(parts, ids[1:] if sampled and sampled[-1] == self.turn_end_id else ids)
 
+    def can_show(self, image: Image.Image) -> bool:
+        """Whether the image processor takes a picture; Qwen's refuses one 200 times as long as it is wide."""
+        try:
+            self.images.encode(image)
+        except ValueError:
+            return False
+        return True
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 

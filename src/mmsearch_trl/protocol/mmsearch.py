@@ -53,13 +53,13 @@ class MMSearchProtocol:
         compat: Literal["mmsearch_r1"] | None = None,
     ) -> None:
         self.chat = chat
-        self._prompts = prompts
-        self._wording = wording or Wording(**({"failure": UPSTREAM_FAILURE} if compat else {}))
+        self.prompts = prompts
+        self.wording = wording or Wording(**({"failure": UPSTREAM_FAILURE} if compat else {}))
         self._compat = compat is not None
 
     def prompt(self, task: Task) -> Encoded:
         """The first user message: prompt text, images and question."""
-        template = self._prompts.first_turn.replace("<image>", "{image}")
+        template = self.prompts.first_turn.replace("<image>", "{image}")
         if "{question}" not in template:
             template += "{question}"
         if "{image}" not in template:
@@ -104,14 +104,14 @@ class MMSearchProtocol:
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
         """The user message that tells the model what its search brought."""
         if observation.failure is not None:
-            text = self._wording.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
+            text = self.wording.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
             return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
         after = self._after_prompt(observation)
         if after is None:
-            return self.chat.reply(self._inert(_raw_content(observation)), sampled)
-        question = self._wording.question.replace("{question}", self.chat.safe(task.question))
-        body = self._inert(_raw_content(observation) if observation.raw else self._body(observation))
-        return self.chat.reply([self._wording.opening, *body, self._wording.closing + question + after], sampled)
+            return self.chat.reply(self._inert(self._raw_content(observation)), sampled)
+        question = self.wording.question.replace("{question}", self.chat.safe(task.question))
+        body = self._inert(self._raw_content(observation) if observation.raw else self._body(observation))
+        return self.chat.reply([self.wording.opening, *body, self.wording.closing + question + after], sampled)
 
     def _after_prompt(self, observation: Observation) -> str | None:
         """What follows the results; None where ready-made text is handed on as it stands, without frame or question.
@@ -120,8 +120,8 @@ class MMSearchProtocol:
         headings anywhere in the text, the image search's with precedence, whichever tool was asked.
         """
         prompts = {
-            Tool.IMAGE_SEARCH: self._prompts.after_image_search,
-            Tool.TEXT_SEARCH: self._prompts.after_text_search,
+            Tool.IMAGE_SEARCH: self.prompts.after_image_search,
+            Tool.TEXT_SEARCH: self.prompts.after_text_search,
         }
         if observation.raw is None:
             return prompts[observation.tool]
@@ -134,15 +134,15 @@ class MMSearchProtocol:
 
     def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
-        return self.chat.reply([self._wording.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
+        return self.chat.reply([self.wording.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
 
     def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
         """The request for the final answer after a search that was refused."""
-        text = self._prompts.forced_answer.replace("{question}", self.chat.safe(task.question))
+        text = self.prompts.forced_answer.replace("{question}", self.chat.safe(task.question))
         return self.chat.reply([text], sampled)
 
     def _body(self, observation: Observation) -> Content:
-        wording = self._wording
+        wording = self.wording
         image = observation.tool is Tool.IMAGE_SEARCH
         if not observation.hits:
             return [wording.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
@@ -152,15 +152,24 @@ class MMSearchProtocol:
         return content
 
     def _item(self, rank: int, hit: Hit) -> Content:
-        wording = self._wording
+        wording = self.wording
         if not isinstance(hit, ImageHit):
             slots = {"rank": str(rank), "source": hit.url or hit.title, "title": hit.title, "text": hit.text}
             return [_fill(wording.text_item, slots)]
         slots = {"rank": str(rank), "title": hit.title}
-        if hit.thumbnail is None:
+        if hit.thumbnail is None or not self.chat.can_show(hit.thumbnail):
             return [_fill(wording.image_item_title_only, slots)]
         before, after = wording.image_item.split("{image}")
         return [_fill(before, slots), hit.thumbnail, _fill(after, slots)]
+
+    def _raw_content(self, observation: Observation) -> Content:
+        """A ready-made reply, its thumbnails where its placeholders stood (their number was checked on arrival)."""
+        assert observation.raw is not None
+        pieces = observation.raw.text.split(RAW_IMAGE)
+        content: Content = [pieces[0]]
+        for image, piece in zip(observation.raw.images, pieces[1:], strict=True):
+            content += [image, piece] if self.chat.can_show(image) else [piece]
+        return content
 
     def _inert(self, content: Content) -> Content:
         """Join neighbouring texts, so that no token can hide in a seam, and make them inert."""
@@ -176,13 +185,3 @@ class MMSearchProtocol:
 def _fill(template: str, slots: dict[str, str]) -> str:
     """Fill slots in one pass, so that a value that looks like a slot stays text."""
     return re.sub(r"\{(\w+)\}", lambda match: slots.get(match[1], match[0]), template)
-
-
-def _raw_content(observation: Observation) -> Content:
-    """A ready-made reply with its thumbnails where its placeholders stood (their number was checked on arrival)."""
-    assert observation.raw is not None
-    pieces = observation.raw.text.split(RAW_IMAGE)
-    content: Content = [pieces[0]]
-    for image, piece in zip(observation.raw.images, pieces[1:], strict=True):
-        content += [image, piece]
-    return content

@@ -99,7 +99,7 @@ async def run_batch(
     for task, outcome in zip(tasks, outcomes, strict=True):
         if isinstance(outcome, Trajectory):
             trajectories.append(outcome)
-        elif isinstance(outcome, Exception):
+        elif isinstance(outcome, Exception | asyncio.CancelledError):  # a tool's own: ours would have ended gather()
             logger.error("The rollout of task %s failed.", task.id, exc_info=outcome)
             failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
             trajectories.append(
