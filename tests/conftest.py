@@ -25,3 +25,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of conformance vectors that tests/conformance runs (default: those of the repository)",
     )
+
+
+@pytest.fixture(scope="session")
+def world_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `mmsearch world` writes: `world/` and the untrained `model/`; not to be changed."""
+    from mmsearch_trl.cli import main
+
+    home = tmp_path_factory.mktemp("home")
+    assert main(["world", "--seed", "0", "--out", str(home), "--demonstrations", "40"]) == 0
+    return home
+
+
+@pytest.fixture(scope="session")
+def taught(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learned `runs.lessons` by heart through `mmsearch sft`; not to be changed."""
+    from runs import lessons, sft_arguments, write_jsonl
+
+    from mmsearch_trl.sft import main
+
+    out = tmp_path_factory.mktemp("taught")
+    file = write_jsonl(world_home / "world" / "taught.jsonl", lessons(world_home / "world"))
+    main(sft_arguments(world_home, out, train_files=file, num_train_epochs=80, learning_rate=3e-3))
+    return out
