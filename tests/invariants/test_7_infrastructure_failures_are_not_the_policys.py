@@ -1,0 +1,103 @@
+"""An infrastructure failure can be left out of the loss, is counted apart, and says nothing about the policy."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from mmsearch_trl.engine.base import Completion, EngineError, ImageInput, Sampling
+from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.rollout.trajectory import StopReason
+from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
+from mmsearch_trl.trainer.batch import loss_mask
+
+
+FAMILY = tiny.qwen25()
+
+
+class FailingTools(tiny.CannedTools):
+    """Image search answers; text search fails in the way it was made with."""
+
+    def __init__(self, kind: FailureKind) -> None:
+        super().__init__()
+        self._kind = kind
+
+    async def text_search(self, query: str) -> Observation:
+        await asyncio.sleep(0)
+        return self._observe(Observation(tool=Tool.TEXT_SEARCH, failure=Failure(self._kind, "no")))
+
+
+class FailingEngine(TransformersEngine):
+    """Fails a third of all turns, chosen by their seeds."""
+
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        if random.Random(sampling.seed).random() < 0.35:
+            raise EngineError("out of memory")
+        return await super().generate(token_ids, images, sampling)
+
+
+def _batch(tmp_path: Path, tools: Any = None, **overrides: Any) -> tuple[tiny.MMSearchGRPOTrainer, tiny.Batch]:
+    given = [task for task in tiny.tasks(4) for _ in range(2)]
+    settings = {"per_device_train_batch_size": 8} | overrides
+    trainer = tiny.trainer(FAMILY, tmp_path, given, tools=tools, **settings)
+    return trainer, tiny.rollout_batch(trainer, list(trainer.train_dataset))
+
+
+@pytest.mark.parametrize("kind", [FailureKind.TIMEOUT, FailureKind.INVALID_QUERY], ids=str)
+@pytest.mark.parametrize("masked", [True, False])
+def test_tokens_from_a_failed_search_on_are_left_out(kind: FailureKind, masked: bool, tmp_path: Path) -> None:
+    _, batch = _batch(tmp_path, FailingTools(kind), mask_infrastructure_failures=masked)
+    failures = 0
+    for trajectory, row in zip(batch.trajectories, batch.output["tool_mask"].tolist(), strict=True):
+        expected, healthy = [], 1
+        for turn in trajectory.turns:
+            failed = turn.observation is not None and turn.observation.failure is not None
+            failures += failed
+            if failed and masked and kind is FailureKind.TIMEOUT:
+                healthy = 0
+            expected += [healthy] * len(turn.token_ids) + [0] * len(turn.reply_ids)
+        assert row[: len(expected)] == expected == loss_mask(trajectory, mask_failures=masked)
+    assert failures
+
+
+def test_a_failed_rollout_is_out_of_its_group_s_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsearch_trl.trainer.rollouts.TransformersEngine", FailingEngine)
+    trainer, batch = _batch(tmp_path, num_generations=4, scale_rewards="none")
+    failed = [trajectory.stop is StopReason.FAILED for trajectory in batch.trajectories]
+    assert 0 < sum(failed) < len(failed)
+    rewards = tiny.by_letters([trajectory.messages for trajectory in batch.trajectories])
+    for first in range(0, 8, 4):
+        group = range(first, first + 4)
+        scored = [rewards[i] for i in group if not failed[i]]
+        for i in group:
+            expected = 0.0 if failed[i] else rewards[i] - sum(scored) / len(scored)
+            assert float(batch.output["advantages"][i]) == pytest.approx(expected, abs=1e-6)
+            if failed[i]:
+                assert not batch.output["tool_mask"][i][: len(batch.trajectories[i].completion_ids)].any()
+    assert trainer._metrics["train"]["rollout/failed"] == [sum(failed) / len(failed)]
+
+
+def test_training_survives_an_engine_that_fails_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsearch_trl.trainer.rollouts.TransformersEngine", DeadEngine)
+    trainer = tiny.trainer(FAMILY, tmp_path)
+    before = trainer.model.lm_head.weight.clone()
+    trainer.train()
+    assert trainer.state.log_history[0]["rollout/failed"] == 1
+    assert trainer.state.log_history[0]["grad_norm"] == 0 and before.equal(trainer.model.lm_head.weight)
+
+
+class DeadEngine(TransformersEngine):
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        raise EngineError("gone")
+
+
+def test_failures_are_counted_apart(tmp_path: Path) -> None:
+    tools = FailingTools(FailureKind.UNAVAILABLE)
+    trainer, batch = _batch(tmp_path, tools)
+    observations = [o for trajectory in batch.trajectories for o in trajectory.observations]
+    rate = sum(o.failure is not None for o in observations) / len(observations)
+    assert trainer._metrics["train"]["search/failure_rate"] == [pytest.approx(rate)]
