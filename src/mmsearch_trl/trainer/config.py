@@ -26,6 +26,10 @@ class MMSearchGRPOConfig(GRPOConfig):
     advantage_eps: float = field(
         default=1e-4, metadata={"help": "Added to the group's standard deviation; MMSearch-R1 has 1e-6, TRL 1e-4."}
     )
+    trajectory_level_loss: bool = field(
+        default=False,
+        metadata={"help": "MMSearch-R1's traj_level_loss: one clipped ratio per trajectory; replaces loss_type."},
+    )
     filter_zero_variance_groups: bool = field(
         default=False,
         metadata={"help": "Drop prompts whose rollouts all earned the same reward and roll out new prompts instead."},

@@ -41,6 +41,7 @@ from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.rollouts import roll_out
 from mmsearch_trl.trainer.schedules import sigmoid_decay
+from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
 from mmsearch_trl.versions import check_versions
 
 
@@ -286,6 +287,8 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
         try:
+            if self.args.trajectory_level_loss:
+                return trajectory_loss(self, model, inputs)
             return super()._compute_loss(model, inputs)
         finally:
             self._score_mask = None
