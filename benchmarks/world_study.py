@@ -2,14 +2,14 @@
 
     python benchmarks/world_study.py --out runs/study [--seeds 0 1 2]
 
-Every run starts from nothing and leaves its folder below `--out`; a run whose `study.json` is there is not repeated.
+It prints the tables in Markdown when all is done. Every run starts from nothing and leaves its folder below `--out`; a run whose `study.json` is there is not repeated.
 Evaluations are at temperature 1: 72 questions about known entities, 180 about held-out ones.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def main() -> None:
     control = {"reward.search_penalty": 0.0, "output_dir": str(options.out / "control")}
     _once(options.out / "control.json", lambda: _variant(first, options.recipe, options.seeds[0], control))
     _once(options.out / "unmasked.json", lambda: _unmasked(first, options.recipe, options.seeds[0], options.out))
+    print("\n".join(markdown(options.out, options.seeds)))
 
 
 def _once(path: Path, run: Any) -> None:
@@ -86,6 +87,34 @@ def _unmasked(folder: Path, recipe: Path, seed: int, out: Path) -> dict[str, Any
     trainer.__class__ = _Unmasked
     trainer.train()
     return {"ablation": "replies are trained like the model's own tokens", "after": _groups(trainer)}
+
+
+def markdown(out: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """The tables of `docs/world.md`, a row per group and evaluation."""
+    head = ("| {} | group | n | accuracy | search | image | text | format | reward |", "|---" * 9 + "|")
+    yield from ("", head[0].format("seed and time"), head[1])
+    for seed in seeds:
+        report = _read(out / f"seed{seed}" / "study.json")
+        yield from _rows(f"{seed}, before", report["before"])
+        yield from _rows(f"{seed}, after", next(iter(report["after"].values())))
+    yield from ("", head[0].format("seed and results per search"), head[1])
+    for seed in seeds:
+        for counts, groups in _read(out / f"seed{seed}" / "study.json")["after"].items():
+            yield from _rows(f"{seed}, {counts}", groups)
+    yield from ("", head[0].format(f"seed {seeds[0]}"), head[1])
+    for title, name in (("no search penalty", "control"), ("no response mask", "unmasked")):
+        yield from _rows(title, _read(out / f"{name}.json")["after"])
+
+
+def _rows(title: str, groups: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    for group, row in groups.items():
+        shares = [f"{row[key]:.1%}" for key in ("accuracy", "search_ratio", "image_ratio", "text_ratio", "format")]
+        cells = [title, group.replace("_", " "), str(row["n"]), *shares, f"{row['reward']:.3f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class _Unmasked(MMSearchGRPOTrainer):
