@@ -2,8 +2,9 @@
 
     python benchmarks/world_study.py --out runs/study [--seeds 0 1 2]
 
-It prints the tables in Markdown when all is done. Every run starts from nothing and leaves its folder below `--out`; a run whose `study.json` is there is not repeated.
-Evaluations are at temperature 1: 72 questions about known entities, 180 about held-out ones.
+It prints the tables in Markdown when all is done. Every run starts from nothing and leaves its folder below `--out`; a
+run whose `study.json` is there is not repeated. Evaluations are at temperature 1: 72 questions about known entities,
+180 about held-out ones.
 """
 
 import argparse
