@@ -4,11 +4,18 @@ A model name may stand for a LoRA adapter: then its base model is loaded and the
 it computes what it computed in training.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainingArguments,
+)
 from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
@@ -121,6 +128,13 @@ def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_b
         vocabulary_size=chat.vocabulary_size,
         max_batch=max_batch,
     )
+
+
+def keep_token_out_of_files(args: TrainingArguments) -> None:
+    """Move a recipe's Hub token to the environment: `training_args.bin`, which a push publishes, would hold it."""
+    if args.hub_token is not None:
+        os.environ["HF_TOKEN"] = args.hub_token
+        args.hub_token = None
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def write_model_card(
         data,
         template_str=TEMPLATE,
         name=model_name or folder.name,
-        base=base or "a model built on the spot",
+        base=_shown_base(base),
         adapter=adapter,
         steps=trainer.state.global_step,
         settings=_settings(trainer),
@@ -73,6 +73,13 @@ def base_model(trainer: MMSearchGRPOTrainer) -> str | None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     name = getattr(model.config, "_name_or_path", None)
     return str(name) if name else None
+
+
+def _shown_base(name: str | None) -> str:
+    """A folder's name, not its path, which says nothing to anyone else and perhaps too much."""
+    if name is None:
+        return "a model of its own"
+    return f"the local model `{Path(name).name}`" if Path(name).is_dir() else f"[{name}](https://huggingface.co/{name})"
 
 
 def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:

@@ -12,9 +12,9 @@ TEMPLATE = '''---
 
 A vision-language model that searches when it must. It looks at an image and a question, reasons, and then answers,
 looks the image up (`<search><img></search>`), or searches text (`<text_search>query</text_search>`); what a search
-finds is shown to it before it goes on. It was trained from {{ base }} with reinforcement learning
-(GRPO{{ ", a LoRA adapter" if adapter }}, {{ steps }} steps) that rewards right answers and charges a little for
-searching, after [MMSearch-R1](https://arxiv.org/abs/2506.20670).
+finds is shown to it before it goes on. It was trained from {{ base }}
+with reinforcement learning (GRPO{{ ", a LoRA adapter" if adapter }}, optimizer steps: {{ steps }}) that rewards right
+answers and charges a little for searching, after [MMSearch-R1](https://arxiv.org/abs/2506.20670).
 
 ## Quick start
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer, get_peft_config
 
-from mmsearch_trl.build import build_protocol, load_model, load_processor
+from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
@@ -63,6 +63,7 @@ def build_trainer(recipe: Recipe) -> SFTTrainer:
     args = recipe.trainer
     assert isinstance(args, SFTConfig)
     set_seed(args.seed)
+    keep_token_out_of_files(args)
     # The length at which TRL would cut; a conversation cut in an image is worth nothing, so it is left out whole.
     max_tokens = args.max_length if "max_length" in recipe.values else None
     args.max_length = None

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import get_peft_config
 
-from mmsearch_trl.build import build_protocol, load_model, load_processor
+from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -59,6 +59,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     args = recipe.trainer
     assert isinstance(args, MMSearchGRPOConfig)
     set_seed(args.seed)
+    keep_token_out_of_files(args)
     search = build_runtime(recipe.search)
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
