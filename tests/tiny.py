@@ -281,8 +281,12 @@ def trainer(
     peft_config: Any = None,
     **overrides: Any,
 ) -> MMSearchGRPOTrainer:
+    model = model or family.model()
+    if overrides.get("beta"):  # TRL loads the reference model from where the policy came from
+        model.save_pretrained(out / "reference")
+        model.config._name_or_path = str(out / "reference")
     return MMSearchGRPOTrainer(
-        model or family.model(),
+        model,
         reward,
         config(out, **overrides),
         search=tools or CannedTools(),
