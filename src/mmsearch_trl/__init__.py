@@ -1,3 +1,65 @@
-"""Teach vision-language models to search only when they must: MMSearch-R1 and LMM-R1 on TRL."""
+"""Teach vision-language models to search only when they must: MMSearch-R1 and LMM-R1 on TRL.
+
+The public names are imported when they are first used, so that `import mmsearch_trl` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.data.task import Task
+    from mmsearch_trl.engine.transformers import TransformersEngine
+    from mmsearch_trl.protocol.chat import ChatEncoder
+    from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+    from mmsearch_trl.rewards.mmsearch import MMSearchReward, RewardConfig
+    from mmsearch_trl.rollout.limits import Limits
+    from mmsearch_trl.rollout.loop import run_batch, run_trajectory
+    from mmsearch_trl.rollout.trajectory import Trajectory
+    from mmsearch_trl.search.runtime import SearchRuntime
+    from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ChatEncoder": "protocol.chat",
+    "Limits": "rollout.limits",
+    "MMSearchGRPOConfig": "trainer.config",
+    "MMSearchGRPOTrainer": "trainer.grpo",
+    "MMSearchProtocol": "protocol.mmsearch",
+    "MMSearchReward": "rewards.mmsearch",
+    "RewardConfig": "rewards.mmsearch",
+    "SearchRuntime": "search.runtime",
+    "Task": "data.task",
+    "Trajectory": "rollout.trajectory",
+    "TransformersEngine": "engine.transformers",
+    "run_batch": "rollout.loop",
+    "run_trajectory": "rollout.loop",
+}
+
+__all__ = [
+    "ChatEncoder",
+    "Limits",
+    "MMSearchGRPOConfig",
+    "MMSearchGRPOTrainer",
+    "MMSearchProtocol",
+    "MMSearchReward",
+    "RewardConfig",
+    "SearchRuntime",
+    "Task",
+    "Trajectory",
+    "TransformersEngine",
+    "run_batch",
+    "run_trajectory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
