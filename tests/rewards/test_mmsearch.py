@@ -131,7 +131,7 @@ def test_called_as_trl_calls_it_the_reward_logs_its_parts() -> None:
     )
     assert rewards == pytest.approx([0.9 * 0.95 + 0.1, 0.0])
     assert logged == pytest.approx(
-        {"reward/accuracy": 0.5, "reward/format": 0.5, "reward/searches": 0.5, "reward/search_penalty": 0.05}
+        {"reward/accuracy": 0.5, "format/valid": 0.5, "reward/searches": 0.5, "reward/search_penalty": 0.05}
     )
 
 

@@ -161,7 +161,7 @@ class MMSearchReward:
     """`score` as a TRL reward function; dataset column `answers` holds each row's accepted answers.
 
     Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means
-    `reward/accuracy`, `reward/format` and `reward/searches`, and the penalty in force, `reward/search_penalty`.
+    `reward/accuracy`, `format/valid` and `reward/searches`, and the penalty in force, `reward/search_penalty`.
     """
 
     def __init__(self, config: RewardConfig | None = None) -> None:
@@ -181,7 +181,7 @@ class MMSearchReward:
         parts = self.parts(completions, answers, trainer_state, **columns)
         if log_metric is not None and parts:
             log_metric("reward/accuracy", sum(part.accuracy for part in parts) / len(parts))
-            log_metric("reward/format", sum(part.format for part in parts) / len(parts))
+            log_metric("format/valid", sum(part.format for part in parts) / len(parts))
             log_metric("reward/searches", sum(part.searches for part in parts) / len(parts))
             log_metric("reward/search_penalty", self.config.search_penalty_at(_step(trainer_state)))
         if log_extra is not None:

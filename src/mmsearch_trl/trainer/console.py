@@ -19,7 +19,7 @@ _COLUMNS = (
     ("search", ("search/ratio",)),
     ("image", ("search/image_ratio",)),
     ("text", ("search/text_ratio",)),
-    ("format", ("reward/format",)),
+    ("format", ("format/valid",)),
     ("kl", ("kl",)),
     ("s/step", ("step_time",)),
 )
