@@ -1,0 +1,135 @@
+"""The training script: a wrong input is one line before any model is loaded, and a run leaves what it promises."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from runs import QUICK, grpo_arguments, write_jsonl
+
+from mmsearch_trl import train, versions
+from mmsearch_trl.cli import main
+from mmsearch_trl.config import load_recipe
+from mmsearch_trl.traces.files import read_traces
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `mmsearch train` says: one line, exit status 1, and no model was loaded."""
+
+    def load_model(model: object) -> NoReturn:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr(train, "load_model", load_model)
+    capsys.readouterr()
+    assert main(["train", *arguments]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmsearch: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("mmsearch: error: ")
+
+
+def some_rows(home: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of the world's training data with absolute paths of their pictures."""
+    lines = (home / "world" / "train.jsonl").read_text().splitlines()[:count]
+    return [row | {"image": str(home / "world" / row["image"])} for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learning_rat": 1e-5}, "unknown key `learning_rat`; did you mean `learning_rate`?"),
+        ({"rollout.max_turn": 2}, "unknown key `rollout.max_turn`; did you mean `rollout.max_turns`?"),
+        ({"train_files": "gone.jsonl"}, "train_files: data file not found: gone.jsonl"),
+        ({"model_name_or_path": "./gone"}, "model_name_or_path: no such folder: ./gone"),
+        ({"search.image_index": "gone"}, "search.image_index: not found: gone"),
+        ({"num_generations": 7}, "num_generations 7 does not divide the generation batch of 128"),
+        ({"rollout.max_turns": 0}, "rollout.max_turns must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_one_line_before_a_model_is_loaded(
+    overrides: dict[str, Any],
+    message: str,
+    world_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = grpo_arguments(world_home, tmp_path / "run", **overrides)
+    assert message in refused(arguments, monkeypatch, capsys)
+
+
+def test_a_search_prompt_without_searches_is_refused(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("{image} {question} You may write <search><img></search> to look the image up.")
+    overrides = {"first_turn_prompt": prompt, "rollout.image_search_limit": 0}
+    message = refused(grpo_arguments(world_home, tmp_path / "run", **overrides), monkeypatch, capsys)
+    assert "the first prompt offers image search (<search><img></search>), but" in message
+    assert "rollout.image_search_limit is 0" in message
+
+
+def test_an_unreadable_image_is_named_by_file_and_row(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = some_rows(world_home, 4)
+    (tmp_path / "torn.png").write_bytes(Path(rows[2]["image"]).read_bytes()[:40])
+    rows[2]["image"] = "torn.png"
+    file = write_jsonl(tmp_path / "data.jsonl", rows)
+    arguments = grpo_arguments(world_home, tmp_path / "run", train_files=file)
+    assert f"{file}, line 3: unreadable image: " in refused(arguments, monkeypatch, capsys)
+
+
+def test_a_library_out_of_range_is_named_with_the_tested_version(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: "1.20.0" if name == "trl" else installed(name))
+    message = refused(grpo_arguments(world_home, tmp_path / "run"), monkeypatch, capsys)
+    assert "trl 1.20.0 is installed, but >=1.16,<1.17 is needed" in message
+    assert "Tested versions: trl 1.16.0" in message
+
+
+def test_training_does_not_start_from_an_adapter(
+    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    for file in (world_home / "model").iterdir():
+        if "weights" not in file.name and "safetensors" not in file.name:
+            (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    arguments = grpo_arguments(world_home, tmp_path / "run", model_name_or_path=tmp_path / "adapter")
+    assert main(["train", *arguments]) == 1
+    assert "is a LoRA adapter, and training starts from a whole model: merge it first" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    data = write_jsonl(out.parent / f"{out.name}.jsonl", some_rows(world_home, 3))
+    options = QUICK | {"eval_files": data, "hub_token": "hf_secret", "report_to": "none"}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_TOKEN", "")
+        assert main(["train", *grpo_arguments(world_home, out, **options)]) == 0
+    return out
+
+
+def test_a_run_leaves_model_recipe_environment_card_and_traces(run: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json", "environment.json", "README.md", "trainer_state.json"):
+        assert (run / name).stat().st_size > 0
+    splits = [record.split for record in read_traces(run)]
+    assert splits.count("train") == 4
+    assert len(splits) == 4 + 3
+    (rows,) = (run / "evaluation").glob("*.json")
+    assert len(json.loads(rows.read_text())) == 3
+
+
+def test_the_recorded_recipe_is_the_one_that_ran(run: Path) -> None:
+    recipe = load_recipe(run / "recipe.yaml")
+    assert recipe.trainer.max_steps == 1
+    assert recipe.search.image_top_k == 3
+
+
+def test_a_run_folder_holds_no_token_and_keeps_the_data_from_the_hub(run: Path) -> None:
+    files = [file for file in run.rglob("*") if file.is_file()]
+    assert not [file for file in files if b"hf_secret" in file.read_bytes()]
+    assert (run / ".gitignore").read_text().split() == ["traces/", "evaluation/"]
