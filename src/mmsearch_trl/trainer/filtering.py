@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.trainer.advantages import informative_groups
 
 
@@ -28,14 +28,24 @@ def collect_informative(
     many batches as the one that needs most. Reward functions run once more on what is kept.
 
     Raises:
+        ValueError: A rank's share of a batch is no whole number of groups.
         RuntimeError: `max_refills` further batches did not bring enough.
     """
     group, wanted = trainer.num_generations, len(rows)
+    if wanted % group:
+        raise ValueError(
+            f"filter_zero_variance_groups needs whole groups on every rank: per_device_train_batch_size * "
+            f"steps_per_generation is {wanted}, which num_generations ({group}) does not divide."
+        )
     kept_rows: list[dict[str, Any]] = []
     kept: list[Trajectory] = []
     for refill in range(trainer.args.max_refills + 1):
         fresh, trajectories = trainer.collect(rows)
-        rewards = torch.tensor([scored.reward for scored in trainer.score(fresh, trajectories)])
+        # A broken rollout has no reward; at 0 it may keep a group in, and its own tokens stay out of the loss.
+        rewards = torch.tensor([scored.reward or 0.0 for scored in trainer.score(fresh, trajectories)])
+        # A rollout that the engine broke earned nothing, and does not make its group differ either.
+        broken = torch.tensor([trajectory.stop is StopReason.FAILED for trajectory in trajectories])
+        rewards = rewards.masked_fill(broken, torch.nan)
         for i in informative_groups(rewards, group).nonzero().flatten().tolist():
             members = slice(i * group, (i + 1) * group)
             kept_rows, kept = kept_rows + fresh[members], kept + trajectories[members]

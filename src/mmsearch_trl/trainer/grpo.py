@@ -7,12 +7,12 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 * `_generate_and_score_completions` hands rows to the rollout and finishes advantages and traces.
 * `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
 * `_compute_loss` and `_calculate_rewards` only lend their arguments to the above.
+* `_load_from_checkpoint` and `_load_best_model` find the weights that were saved (`checkpoints.py`).
 * `evaluate` rolls out greedily and reports exact means (`evaluation.py`).
 
 Facts about TRL 1.16 that this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
 from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
+from mmsearch_trl.trainer.checkpoints import load_full_weights
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.evaluation import evaluate
@@ -41,13 +42,12 @@ from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.rollouts import roll_out
 from mmsearch_trl.trainer.schedules import sigmoid_decay
+from mmsearch_trl.trainer.scores import PARTS, LocalScores
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
 from mmsearch_trl.versions import check_versions
 
 
 Row = dict[str, Any]
-PARTS = ("accuracy", "format", "searches")
-"""Columns in which the reward function reports each trajectory's parts (`log_extra`)."""
 _IMAGE_COLUMNS = ("image", "images")
 
 
@@ -113,8 +113,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self.event_loop = BackgroundLoop()
         self._trajectories: list[Trajectory] = []
         self._score_mask: torch.Tensor | None = None
-        self._local_rewards: torch.Tensor | None = None
-        self._parts: dict[str, list[float]] = {}
+        self._scores: LocalScores | None = None
         self.generations = (-1, 0)
         self._traces: TraceWriter | None = None
         use_console(self, "GRPO")
@@ -130,8 +129,14 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         finally:
             processor.image_processor = image_processor
             self._score_mask = None
-        self._finish_advantages(output)
-        self._write_traces(output["advantages"])
+        assert self._scores is not None
+        self._finish_advantages(self._scores, output)
+        if "accuracy" in self._scores.parts:
+            accuracies = self._scores.parts["accuracy"]
+            gather, device = self.accelerator.gather, self.accelerator.device
+            found = accuracy_by_search(self._trajectories, accuracies, gather=gather, device=device)
+            self.append_metrics(dict(found))
+        self._write_traces(self._scores.of(self._trajectories, output["advantages"].tolist()))
         self._trajectories = []
         return output
 
@@ -156,7 +161,8 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self._calculate_rewards(rows, [row["prompt"] for row in rows], batch.completions, batch.completion_ids)
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        return self._scored([None] * len(rows))
+        assert self._scores is not None
+        return self._scores.of(trajectories)
 
     def _lay_out(self, trajectories: list[Trajectory]) -> Generation:
         return generation(
@@ -194,56 +200,31 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         broken = torch.tensor([t.stop is StopReason.FAILED for t in self._trajectories], device=rewards.device)
         rewards[self.accelerator.gather(broken)] = torch.nan
         first = self.accelerator.process_index * len(prompts)
-        self._local_rewards = rewards[first : first + len(prompts)]
-        self._parts = {
-            name: list(self._pending_extra_logs[name]) for name in PARTS if name in self._pending_extra_logs
-        }
+        logged = self._pending_extra_logs
+        parts = {name: list(logged[name]) for name in PARTS if name in logged}
+        self._scores = LocalScores(rewards[first : first + len(prompts)], self.reward_weights, parts)
         return rewards
 
-    def _finish_advantages(self, output: dict[str, Any]) -> None:
-        """Put the configured epsilon in the place of TRL's fixed 1e-4, and log accuracy by whether it searched."""
-        assert self._local_rewards is not None
-        if "accuracy" in self._parts:
-            self.append_metrics(
-                dict(
-                    accuracy_by_search(
-                        self._trajectories,
-                        self._parts["accuracy"],
-                        gather=self.accelerator.gather,
-                        device=self.accelerator.device,
-                    )
-                )
-            )
+    def _finish_advantages(self, scores: LocalScores, output: dict[str, Any]) -> None:
+        """Put the configured epsilon in the place of TRL's fixed 1e-4."""
         if self.args.advantage_eps == 1e-4 or self.multi_objective_aggregation != "sum_then_normalize":
             return
-        rewards = self.accelerator.gather(self._local_rewards)
-        if rewards.isnan().any():
-            return  # TRL leaves unscored rows out of the baseline; that matters more than the epsilon
-        totals = (rewards * self.reward_weights.to(rewards)).sum(dim=1)
+        totals = self.accelerator.gather(scores.totals)
+        if totals.isnan().any():
+            return  # TRL leaves broken rollouts out of the baseline; that matters more than the epsilon
         advantages = group_advantages(totals, self.num_generations, self.scale_rewards, self.args.advantage_eps)
-        first = self.accelerator.process_index * len(self._local_rewards)
-        output["advantages"] = advantages[first : first + len(self._local_rewards)].to(output["advantages"])
+        first = self.accelerator.process_index * len(scores.rewards)
+        output["advantages"] = advantages[first : first + len(scores.rewards)].to(output["advantages"])
 
-    def _write_traces(self, advantages: torch.Tensor) -> None:
+    def _write_traces(self, scored: list[ScoredTrajectory]) -> None:
         if not self.args.save_traces:
             return
+        step = self.state.global_step
         if self._traces is None:
             path = trace_path(self.run_dir, "train", self.accelerator.process_index)
             self._traces = TraceWriter(path, self._tokenizer)
-        self._traces.write(self._scored(advantages.tolist()), step=self.state.global_step)
-
-    def _scored(self, advantages: Sequence[float | None]) -> list[ScoredTrajectory]:
-        assert self._local_rewards is not None
-        totals = (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1).tolist()
-        return [
-            ScoredTrajectory(
-                trajectory=trajectory,
-                reward=totals[i],
-                rewards={name: values[i] for name, values in self._parts.items()},
-                advantage=advantages[i],
-            )
-            for i, trajectory in enumerate(self._trajectories)
-        ]
+            self._traces.forget_from(step)  # a resumed run samples these steps again
+        self._traces.write(scored, step=step)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -300,6 +281,16 @@ class MMSearchGRPOTrainer(GRPOTrainer):
             optimizer or self.optimizer, self.args.lr_sigmoid_ratio, self.args.lr_sigmoid_step
         )
         return self.lr_scheduler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As transformers', which loses the weights of a full Qwen-VL checkpoint (`checkpoints.py`)."""
+        if model is not None or self.is_fsdp_enabled or not load_full_weights(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if sharded or not load_full_weights(self.model, str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
