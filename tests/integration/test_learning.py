@@ -1,6 +1,6 @@
 """The learning regression: from a stored warm start, a few dozen GRPO steps must teach *when* to search.
 
-The warm start (`tests/fixtures/warm_start`, fp16) is world seed 0 after `make_warm_start` of `world/demo.py`. Where the
+The warm start (`tests/fixtures/warm_start`, fp16) is world seed 0 after `make_warm_start` of `world/demo.py`. If the
 world, its tokenizer or its traces change, store a new one:
 
     python tests/integration/store_warm_start.py
