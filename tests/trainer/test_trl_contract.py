@@ -24,6 +24,9 @@ SIGNATURES = {
         *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
         *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
     ],
+    "_get_train_sampler": ["dataset"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_best_model": [],
     "create_scheduler": ["num_training_steps", "optimizer"],
     "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
 }

@@ -46,7 +46,7 @@ def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     """Mark the groups that teach something: those whose rewards are not all equal.
 
     Args:
-        rewards: `(n,)`, the trajectories of one prompt adjacent.
+        rewards: `(n,)`, the trajectories of one prompt adjacent; NaN where a trajectory has none.
 
     Returns:
         Bool `(n / group_size,)`. A group of one never differs from itself and is False.
@@ -55,7 +55,7 @@ def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
         ValueError: The rewards do not divide into groups.
     """
     grouped = _grouped(rewards, group_size)
-    return grouped.amax(dim=1) > grouped.amin(dim=1)
+    return grouped.nan_to_num(-torch.inf).amax(dim=1) > grouped.nan_to_num(torch.inf).amin(dim=1)
 
 
 def _grouped(rewards: torch.Tensor, group_size: int) -> torch.Tensor:

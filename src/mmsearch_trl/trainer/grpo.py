@@ -7,6 +7,7 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 * `_generate_and_score_completions` hands rows to the rollout and finishes advantages and traces.
 * `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
 * `_compute_loss` and `_calculate_rewards` only lend their arguments to the above.
+* `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
 * `_load_from_checkpoint` and `_load_best_model` find the weights that were saved (`checkpoints.py`).
 * `evaluate` rolls out greedily and reports exact means (`evaluation.py`).
 
@@ -41,6 +42,7 @@ from mmsearch_trl.trainer.filtering import collect_informative
 from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.rollouts import roll_out
+from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.scores import PARTS, LocalScores
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
@@ -281,6 +283,9 @@ class MMSearchGRPOTrainer(GRPOTrainer):
             optimizer or self.optimizer, self.args.lr_sigmoid_ratio, self.args.lr_sigmoid_step
         )
         return self.lr_scheduler
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(super()._get_train_sampler(dataset), epoch=lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As transformers', which loses the weights of a full Qwen-VL checkpoint (`checkpoints.py`)."""
