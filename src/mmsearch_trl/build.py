@@ -79,6 +79,8 @@ def merge_adapter(name: str, out: Path) -> None:
         OSError: the base model or the processor is missing.
     """
     config = ModelConfig(model_name_or_path=name, dtype="auto")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ValueError(f"no such folder: {name}")
     if not is_adapter(config):
         raise ValueError(f"{name} is no LoRA adapter: it has no {_ADAPTER_FILE}")
     if out.exists():
@@ -92,17 +94,18 @@ def merge_adapter(name: str, out: Path) -> None:
 
 def is_adapter(model: ModelConfig) -> bool:
     """Whether the name, of a folder or on the Hub, is that of a PEFT adapter."""
-    return (
-        cached_file(
-            str(model.model_name_or_path),
-            _ADAPTER_FILE,
-            revision=model.model_revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        is not None
+    name = str(model.model_name_or_path)
+    if Path(name).is_dir():
+        return (Path(name) / _ADAPTER_FILE).is_file()
+    found = cached_file(
+        name,
+        _ADAPTER_FILE,
+        revision=model.model_revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
     )
+    return found is not None
 
 
 def build_protocol(recipe: Recipe, processor: ProcessorMixin) -> MMSearchProtocol:

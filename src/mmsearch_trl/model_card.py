@@ -79,7 +79,9 @@ def _shown_base(name: str | None) -> str:
     """A folder's name, not its path, which says nothing to anyone else and perhaps too much."""
     if name is None:
         return "a model of its own"
-    return f"the local model `{Path(name).name}`" if Path(name).is_dir() else f"[{name}](https://huggingface.co/{name})"
+    return (
+        f"the local model `{Path(name).name}`" if Path(name).is_dir() else f"[{name}](https://huggingface.co/{name})"
+    )
 
 
 def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:

@@ -4,7 +4,7 @@ It is a module and not a data file, so that no way of packaging can leave it beh
 training run, which is no time to find that out.
 """
 
-TEMPLATE = '''---
+TEMPLATE = """---
 {{ card_data }}
 ---
 
@@ -66,4 +66,4 @@ Accuracy leaves the search penalty out; `search ratio` is the share of questions
   year    = {2024}
 }
 ```
-'''
+"""
