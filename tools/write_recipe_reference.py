@@ -1,0 +1,166 @@
+"""Writes docs/recipes.md, the reference of every recipe key, from the dataclasses that read the keys.
+
+    python tools/write_recipe_reference.py
+
+`tests/test_docs.py` fails when the file is not what this script would write. Help texts that this project inherits are
+cut after their first sentence and belong to the installed TRL and transformers, so the file names their versions.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import MISSING, Field, fields
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import GRPOConfig, ModelConfig, SFTConfig
+
+from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+
+INTRODUCTION = """\
+# Recipe reference
+
+<!-- Written by tools/write_recipe_reference.py; change the dataclasses and run it again. -->
+
+A recipe is one YAML file that says everything about a run. Keys of model, data and trainer stand flat at the top of
+the file; the mappings `search:`, `rollout:` and `reward:` hold the rest:
+
+```yaml
+model_name_or_path: Qwen/Qwen2.5-VL-3B-Instruct
+train_files: [data/questions.jsonl]
+learning_rate: 2.0e-6
+rollout:
+  max_turns: 3
+```
+
+Any key can be overridden on the command line, nested ones with a dot. Values are read as YAML; several values after
+one key are a list, and none is `true`:
+
+```bash
+mmsearch train --config recipes/world/grpo.yaml --learning_rate 1e-4 --rollout.max_turns 2 --log_completions
+```
+
+An unknown key, a value of the wrong type, a missing file, a `num_generations` that does not divide the batch, or a
+prompt that offers a search that the limits forbid is an error before any work is done, and names the key. YAML reads a
+bare `no` as false: write `eval_strategy: "no"` in a file and `--eval_strategy '"no"'` on a command line. Paths start
+at the working directory.
+
+A supervised recipe (`mmsearch sft`) has the keys of model, data, `transformers.TrainingArguments` and
+`trl.SFTConfig`, and no `search:`, `rollout:` and `reward:`.
+"""
+
+INHERITED = """\
+## Inherited keys
+
+The keys below are those of TRL and transformers, with the first sentence of their help texts (trl {trl},
+transformers {transformers}, both Apache-2.0); their documentation has the rest. Rollouts are this project's own, so
+some of TRL's keys are refused or fixed: `use_vllm` and `log_multimodal` stay false, `mask_truncated_completions` stays
+false, `top_p`, `top_k`, `min_p` and `repetition_penalty` keep the values that leave the model's distribution as it is,
+and `max_completion_length` follows `rollout.max_response_tokens` unless it is set. Keys of TRL's own generation and
+tool loop (`vllm_*`, `generation_kwargs`, `cache_implementation`, `use_transformers_*`, `max_tool_calling_iterations`)
+have no effect.
+"""
+
+
+def own_part() -> str:
+    """The page up to the inherited keys: what this project alone decides."""
+    trainer = [field for field in fields(MMSearchGRPOConfig) if field.name not in _names(GRPOConfig)]
+    return "\n".join(
+        [
+            INTRODUCTION,
+            _table("Data", "At the top level.", map(_row, fields(DataConfig))),
+            _table("Trainer: what a search trainer adds", "At the top level.", map(_row, trainer)),
+            _table("Rollout", "In the mapping `rollout:`.", (_row(field, "rollout.") for field in fields(Limits))),
+            _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
+            _table("Reward", "In the mapping `reward:`.", (_row(field, "reward.") for field in fields(RewardConfig))),
+        ]
+    )
+
+
+def inherited_part() -> str:
+    """The keys of TRL and transformers, which depend on the installed versions."""
+    both = _names(TrainingArguments)
+    grpo = [field for field in fields(MMSearchGRPOConfig) if field.name in _names(GRPOConfig) - both]
+    sft = [field for field in fields(SFTConfig) if field.name not in both]
+    return "\n".join(
+        [
+            INHERITED.format(trl=version("trl"), transformers=version("transformers")),
+            _table("Model", "At the top level; `trl.ModelConfig`.", map(_brief, fields(ModelConfig))),
+            _table("Trainer: GRPO", "At the top level; `trl.GRPOConfig`.", map(_brief, grpo)),
+            _table("Trainer: supervised", "At the top level; `trl.SFTConfig`.", map(_brief, sft)),
+            _table("Trainer: both", "At the top level; `transformers.TrainingArguments`.", _shared_rows(both)),
+        ]
+    )
+
+
+def page() -> str:
+    return f"{own_part()}\n{inherited_part()}"
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
+def _table(title: str, where: str, rows: Iterable[str]) -> str:
+    return "\n".join([f"## {title}\n\n{where}\n\n| key | default | meaning |\n|---|---|---|", *filter(None, rows), ""])
+
+
+def _row(field: Field[Any], prefix: str = "", *, whole: bool = True, default: str | None = None) -> str:
+    """One line of a table, empty for a field that no recipe can set; `whole` keeps the help text uncut."""
+    if not field.init:
+        return ""
+    text = " ".join(str(field.metadata.get("help", "")).split())
+    meaning = _escaped(text if whole else _first_sentence(text))
+    return f"| `{prefix}{field.name}` | {default or _default(field)} | {meaning} |"
+
+
+def _brief(field: Field[Any]) -> str:
+    return _row(field, whole=False)
+
+
+def _shared_rows(names: Collection[str]) -> Iterator[str]:
+    """Keys of both kinds of recipe, whose defaults TRL sets for each."""
+    supervised = {field.name: field for field in fields(SFTConfig)}
+    for field in fields(MMSearchGRPOConfig):
+        if field.name in names:
+            default, other = _default(field), _default(supervised[field.name])
+            yield _row(field, whole=False, default=default if default == other else f"{default}; supervised {other}")
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "required"
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{_escaped(str(value))}`"
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop that a capital letter, a quote or code follows, and that no abbreviation ends with."""
+    end = re.search(r"(?<!e\.g)(?<!i\.e)(?<!vs)\.(?= [A-Z`\"'])", text)
+    return text[: end.end()] if end else text
+
+
+def _escaped(text: str) -> str:
+    """Text that neither ends a table cell nor reads as HTML; code between backticks shows `<` as it is."""
+    pieces = text.replace("|", "\\|").split("`")
+    return "`".join(piece if i % 2 else piece.replace("<", "&lt;") for i, piece in enumerate(pieces))
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
