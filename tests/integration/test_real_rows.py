@@ -16,6 +16,7 @@ from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.types import Tool
 
 
 PARQUET = Path(__file__).parent.parent / "fixtures" / "fvqa_mini.parquet"
@@ -73,7 +74,8 @@ def test_three_steps_with_lora_on_real_rows(runtime: SearchRuntime, tmp_path: Pa
         sampled = torch.tensor(trajectory.logprobs)
         torch.testing.assert_close(row[: len(sampled)], sampled, atol=2e-5, rtol=0)
         for observation in trajectory.observations:
-            assert observation.failure is None and observation.hits
+            assert observation.failure is None
+            assert observation.hits or observation.tool is Tool.TEXT_SEARCH, "random words may find nothing"
     trainer.close()
 
 
