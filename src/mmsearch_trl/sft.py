@@ -51,7 +51,8 @@ def train(recipe: Recipe) -> SFTTrainer:
     if PartialState().is_main_process:
         record_run(recipe, Path(str(args.output_dir)))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
+    # An internal call, for any other would push at once and everything would travel twice.
+    trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -42,7 +42,8 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     if PartialState().is_main_process:
         record_run(recipe, Path(str(args.output_dir)))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
+    # An internal call, for any other would push at once and everything would travel twice.
+    trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.eval_dataset is not None:
         trainer.evaluate()
