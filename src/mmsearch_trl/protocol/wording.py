@@ -50,6 +50,8 @@ class Wording:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"{path}: cannot read the reply wording: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not YAML: {error}") from error
         known = [item.name for item in fields(cls)]
         if not isinstance(values, dict) or not set(values) <= set(known):
             raise ValueError(f"{path}: reply wording is a mapping of {', '.join(known)}; got {values!r}")
