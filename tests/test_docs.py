@@ -1,0 +1,161 @@
+"""The pages keep their promises: what they name exists, what they tell a reader to type is understood."""
+
+import importlib.util
+import re
+import runpy
+import shlex
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsearch_trl.cli import RUNNERS
+from mmsearch_trl.cli import main as command_line
+from mmsearch_trl.config import load_recipe, parse_arguments
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+REFERENCE = runpy.run_path(str(ROOT / "tools" / "write_recipe_reference.py"))
+ON_CPU = {"use_cpu": True, "bf16": False}
+MADE_BY_THE_READER = ("runs/", "data/", "indexes/", "mydata/")
+OTHERS = {"pip", "python", "hf", "."}
+
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+def text_of(page: Path) -> str:
+    """A page as a reader sees it: a picture that is not there yet may be named in a comment."""
+    return _COMMENT.sub("", page.read_text(encoding="utf-8"))
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    for kind, body in _BLOCK.findall(text_of(page)):
+        if kind == "bash":
+            for line in body.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield words
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:60] for _, words in COMMANDS])
+def test_a_command_of_a_page_is_understood(page: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    while "=" in words[0]:
+        words = words[1:]
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert rest[0] in targets
+    elif program == "mmsearch":
+        check_mmsearch(rest, capsys)
+    elif program == "accelerate":
+        check_launch(rest)
+    else:
+        assert program in OTHERS, f"{page}: nobody checks the command {program}"
+        for word in rest:
+            assert not word.endswith(".py") or (ROOT / word).is_file()
+
+
+def check_mmsearch(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] in RUNNERS and "--config" in words:
+        check_recipe(words[1:], "sft" if words[0] == "sft" else "grpo")
+        return
+    depth = 2 if words[0] == "index" else 1
+    with pytest.raises(SystemExit) as ended:
+        command_line([*words[:depth], "--help"])
+    assert ended.value.code == 0
+    described = capsys.readouterr().out
+    for word in words[depth:]:
+        assert not word.startswith("--") or f"{word} " in described
+
+
+def check_launch(words: Sequence[str]) -> None:
+    assert words[0] == "launch"
+    module = words.index("-m")
+    assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+    assert importlib.util.find_spec(words[module + 1]) is not None
+    check_recipe(words[module + 2 :], "sft" if words[module + 1].endswith(".sft") else "grpo")
+
+
+def check_recipe(words: Sequence[str], kind: Any) -> None:
+    """The recipe is there and takes every override that is written behind it."""
+    path, overrides = parse_arguments(words)
+    if str(path).startswith(MADE_BY_THE_READER):
+        path = ROOT / "recipes" / "world" / "grpo.yaml"
+    load_recipe(ROOT / path, overrides | ON_CPU, kind=kind).validate(check_files=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_relative_link_leads_somewhere(page: Path) -> None:
+    links = [link for link in _LINK.findall(text_of(page)) if "://" not in link and not link.startswith("#")]
+    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_path_that_a_page_names_exists(page: Path) -> None:
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"runs", "data"}
+    named = [word for word in _CODE.findall(text_of(page)) if word.partition("/")[0] in tops and "/" in word]
+    assert [word for word in named if not (ROOT / word).exists()] == []
+
+
+def test_every_picture_of_the_docs_is_shown() -> None:
+    shown = {(page.parent / link).resolve() for page in PAGES for link in _LINK.findall(text_of(page))}
+    pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg", ".jpg")]
+    assert [path.name for path in pictures if path.resolve() not in shown] == []
+
+
+def test_a_recipe_named_in_the_readme_is_there() -> None:
+    names = [name for name in _CODE.findall(text_of(READMES[0])) if name.endswith(".yaml") and "*" not in name]
+    recipes = {path.name for path in ROOT.glob("recipes/*/*.yaml")}
+    assert names and set(names) <= recipes
+
+
+def test_both_readmes_have_the_same_sections_commands_and_links() -> None:
+    english, chinese = (text_of(page) for page in READMES)
+    assert _shape(english) == _shape(chinese)
+    assert list(commands_of(READMES[0])) == list(commands_of(READMES[1]))
+    links = [[link for link in _LINK.findall(text) if not link.startswith("README")] for text in (english, chinese)]
+    assert links[0] == links[1]
+
+
+def test_both_readmes_have_the_marks_of_the_table_of_results() -> None:
+    assert [page.read_text(encoding="utf-8").count("<!-- world-table -->") for page in READMES] == [2, 2]
+
+
+def _shape(text: str) -> list[str]:
+    """Levels of headings, kinds of code blocks, and lengths of tables, in order."""
+    shape, rows = [], 0
+    for line in text.splitlines():
+        rows = rows + 1 if line.startswith("|") else 0
+        if mark := re.match(r"#+ |```\w+|\* ", line):
+            shape.append(mark[0])
+        elif rows:
+            shape.append("|" * line.count("|"))
+    return shape
+
+
+def test_the_recipe_reference_is_current() -> None:
+    """Inherited keys are compared under the versions that the page was written with."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rewrite = "run python tools/write_recipe_reference.py"
+    assert text.startswith(REFERENCE["own_part"]()), rewrite
+    if f"trl {version('trl')},\ntransformers {version('transformers')}," in text:
+        assert text == REFERENCE["page"](), rewrite
+
+
+def test_every_key_of_a_shipped_recipe_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("recipes/*/*.yaml"):
+        kind = "sft" if path.stem.startswith("sft") else "grpo"
+        for key, value in load_recipe(path, ON_CPU, kind=kind).values.items():
+            nested = key in ("search", "rollout", "reward")
+            for name in [f"{key}.{inner}" for inner in value] if nested else [key]:
+                assert f"| `{name}` |" in text, f"{path}: {name}"
