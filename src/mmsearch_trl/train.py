@@ -11,12 +11,15 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from transformers import set_seed
 from trl import get_peft_config
 
 from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
+from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rewards.mmsearch import MMSearchReward
 from mmsearch_trl.run_folder import record_run
@@ -46,7 +49,10 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.eval_dataset is not None:
-        trainer.evaluate()
+        metrics = trainer.evaluate()
+        if PartialState().is_main_process:
+            names = [Path(file).stem for file in recipe.data.eval_files]
+            Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
     if args.push_to_hub:
         trainer.push_to_hub()
     else:

@@ -7,7 +7,8 @@ Every group's ratios are over that group's own trajectories.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from mmsearch_trl.rewards.mmsearch import RewardParts
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
@@ -61,6 +62,11 @@ class GroupSummary:
     def as_dict(self) -> dict[str, float]:
         """Every field by its name, for logging and JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], prefix: str) -> "GroupSummary":
+        """Read back what was logged with `prefix` before each field's name."""
+        return cls(**{item.name: metrics[f"{prefix}{item.name}"] for item in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -180,6 +180,12 @@ class MMSearchProtocol:
             else:
                 joined.append(part)
         return [self.chat.safe(part) if isinstance(part, str) else part for part in joined]
+
+
+def default_protocol(processor: Any, *, compat: Literal["mmsearch_r1"] | None = None) -> MMSearchProtocol:
+    """MMSearch-R1's protocol with the project's own prompts; under `compat` in upstream's framing and wording."""
+    chat = ChatEncoder(processor, upstream_framing=compat is not None)
+    return MMSearchProtocol(chat, Prompts.load(), compat=compat)
 
 
 def _fill(template: str, slots: dict[str, str]) -> str:

@@ -23,9 +23,7 @@ from trl.trainer.utils import pad
 
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.model_card import write_model_card
-from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol, default_protocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
@@ -110,7 +108,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search
-        self.protocol = protocol or default_protocol(self.processing_class, self.limits)
+        self.protocol = protocol or default_protocol(self.processing_class, compat=self.limits.compat)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         self.event_loop = BackgroundLoop()
         self._trajectories: list[Trajectory] = []
@@ -181,7 +179,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         self._score_mask = pad(
             masks, padding_value=0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
         ).to(device)
-        stop_ids = set(self.eos_token_ids)
+        stop_ids = {*self.eos_token_ids, self.protocol.chat.turn_end_id}
         metrics, tokens = completion_metrics(
             self._trajectories,
             ended=lambda t: bool(t.turns) and not stop_ids.isdisjoint(t.turns[-1].token_ids[-1:]),
@@ -285,7 +283,8 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         return self.lr_scheduler
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(super()._get_train_sampler(dataset), epoch=lambda: int((self.state.epoch or 0) + 1e-6))
+        plain: Any = super()._get_train_sampler(dataset)
+        return EpochSampler(plain, epoch=lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As transformers', which loses the weights of a full Qwen-VL checkpoint (`checkpoints.py`)."""
@@ -327,12 +326,6 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def append_metrics(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
-
-
-def default_protocol(processor: Any, limits: Limits) -> MMSearchProtocol:
-    """MMSearch-R1's protocol with the project's own prompts, in upstream's framing under `limits.compat`."""
-    chat = ChatEncoder(processor, upstream_framing=limits.compat is not None)
-    return MMSearchProtocol(chat, Prompts.load(), compat=limits.compat)
 
 
 def _no_tool() -> None:

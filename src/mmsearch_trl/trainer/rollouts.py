@@ -84,7 +84,7 @@ def _engine(trainer: MMSearchGRPOTrainer) -> Iterator[TransformersEngine]:
         engine = TransformersEngine(
             model,
             chat.images,
-            stop_ids=trainer.eos_token_ids,
+            stop_ids={*trainer.eos_token_ids, chat.turn_end_id},
             forbidden_ids=chat.vision_ids,
             image_pad_id=chat.image_pad_id,
             pad_id=chat.tokenizer.pad_token_id,

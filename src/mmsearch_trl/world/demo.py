@@ -158,9 +158,8 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
 
 def evaluate_groups(trainer: MMSearchGRPOTrainer) -> dict[str, GroupSummary]:
     """Known and held-out entities at the recipe's evaluation temperature."""
-    metrics: dict[str, Any] = trainer.evaluate()
-    names = [item.name for item in fields(GroupSummary)]
-    return {group: GroupSummary(**{name: metrics[f"eval_{group}_{name}"] for name in names}) for group in GROUPS}
+    metrics = trainer.evaluate()
+    return {group: GroupSummary.from_metrics(metrics, f"eval_{group}_") for group in GROUPS}
 
 
 def results(groups: Mapping[str, GroupSummary]) -> dict[str, GroupResult]:
