@@ -251,3 +251,18 @@ def test_each_picture_is_processed_once_per_rollout(tmp_path: Path) -> None:
     pictures = {image.key for trajectory in batch.trajectories for image in trajectory.images}
     assert trainer.protocol.chat.images.processed == len(pictures) < sum(batch.output["num_images"])
     assert all(isinstance(image, ImageInput) for trajectory in batch.trajectories for image in trajectory.images)
+
+
+def test_a_turn_ends_where_the_template_ends_it_whatever_the_checkpoint_calls_its_end(tmp_path: Path) -> None:
+    """A base model's end of text is not the end of a turn; without the latter a turn runs into a made-up reply."""
+    family = tiny.qwen25()
+    family.processor.tokenizer.eos_token = "<|endoftext|>"
+    trainer = tiny.trainer(family, tmp_path, limits=tiny.Limits(max_turns=2, max_turn_tokens=30))
+    end = trainer.protocol.chat.turn_end_id
+    assert end not in trainer.eos_token_ids
+    trainer.model.lm_head = torch.nn.Linear(128, trainer.model.lm_head.out_features)
+    trainer.model.lm_head.bias.data[end] = 5.0
+    trajectories = tiny.rollout_batch(trainer, _rows(trainer)).trajectories
+    sampled = [turn.token_ids for trajectory in trajectories for turn in trajectory.turns]
+    assert any(end in ids for ids in sampled)
+    assert all(end not in ids[:-1] for ids in sampled)
