@@ -112,6 +112,11 @@ def test_every_picture_of_the_docs_is_shown() -> None:
     assert [path.name for path in pictures if path.resolve() not in shown] == []
 
 
+def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:
+    linked = set(_LINK.findall(text_of(READMES[0])))
+    assert [page.name for page in PAGES if page.parent.name == "docs" and f"docs/{page.name}" not in linked] == []
+
+
 def test_a_recipe_named_in_the_readme_is_there() -> None:
     names = [name for name in _CODE.findall(text_of(READMES[0])) if name.endswith(".yaml") and "*" not in name]
     recipes = {path.name for path in ROOT.glob("recipes/*/*.yaml")}
