@@ -19,7 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTConfig, get_peft_config
 
 from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
@@ -32,6 +32,7 @@ from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
+from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
 from mmsearch_trl.user_errors import run_script
 
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(recipe)
 
 
-def train(recipe: Recipe) -> SFTTrainer:
+def train(recipe: Recipe) -> MMSearchSFTTrainer:
     """Carry out a recipe that was validated."""
     trainer = build_trainer(recipe)
     args = trainer.args
@@ -59,7 +60,7 @@ def train(recipe: Recipe) -> SFTTrainer:
     return trainer
 
 
-def build_trainer(recipe: Recipe) -> SFTTrainer:
+def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     """Load everything that a recipe names and put the trainer together."""
     args = recipe.trainer
     assert isinstance(args, SFTConfig)
@@ -74,7 +75,7 @@ def build_trainer(recipe: Recipe) -> SFTTrainer:
     demonstrations = Demonstrations(recipe, build_protocol(recipe, processor))
     train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
     eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
-    return SFTTrainer(
+    return MMSearchSFTTrainer(
         load_model(recipe.model),
         args,
         train_dataset=train_rows,

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsearch_trl.data.images import MAX_PIXELS, MIN_PIXELS, prompt_image_size, resize_prompt_image
+from mmsearch_trl.data.images import MAX_PIXELS, MIN_PIXELS, load_prompt_image, prompt_image_size, resize_prompt_image
 
 
 # Sizes that MMSearch-R1's own preprocessing gave: mode, size before, size after.
@@ -49,3 +49,9 @@ def test_a_size_is_within_the_bounds_but_for_the_truncation_of_its_sides(width: 
     assert new_height >= 1
     assert (new_width + 1) * (new_height + 1) >= MIN_PIXELS
     assert new_width * new_height <= MAX_PIXELS
+
+
+def test_a_strip_that_no_image_processor_takes_is_refused_when_it_is_read() -> None:
+    assert load_prompt_image(Image.new("RGB", (400, 2))).size == (400, 2)
+    with pytest.raises(ValueError, match="402 x 2 pixels"):
+        load_prompt_image(Image.new("RGB", (402, 2)))

@@ -72,3 +72,10 @@ def test_rewards_that_do_not_divide_into_groups_are_refused() -> None:
 def test_an_unknown_scale_is_refused() -> None:
     with pytest.raises(ValueError, match="scale must be group, batch or none; got 'std'"):
         group_advantages(torch.ones(2), 2, "std")  # type: ignore[arg-type]
+
+
+def test_a_trajectory_without_a_reward_is_left_out_of_its_group() -> None:
+    with_gap = group_advantages(torch.tensor([1.0, float("nan"), 0.0, 0.0]), 4)
+    without = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
+    assert torch.equal(with_gap[[0, 2, 3]], without)
+    assert with_gap[1] == 0.0

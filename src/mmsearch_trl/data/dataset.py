@@ -22,11 +22,10 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from mmsearch_trl.data.images import resize_prompt_image
+from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.rows import DataError, ImageSource, OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import data_file, read_rows
-from mmsearch_trl.search.image.loading import load_image
 
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ def load_dataset_rows(
 
 def row_to_task(row: Mapping[str, Any], *, resize: bool = False) -> Task:
     """The task of one dataset row; its images are decoded now, and resized as MMSearch-R1 does if `resize`."""
-    images = tuple(load_image(image) for image in row["images"])
+    images = tuple(load_prompt_image(image) for image in row["images"])
     return _task(row, tuple(map(resize_prompt_image, images)) if resize else images)
 
 
@@ -179,7 +178,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "id": row.id,
         "question": row.question,
         "images": [_encoded(image) for image in row.images],
-        "image_sizes": [load_image(image).size for image in row.images],
+        "image_sizes": [load_prompt_image(image).size for image in row.images],
         "answers": list(row.answers),
         "data_source": row.data_source,
         "category": row.category,

@@ -5,12 +5,17 @@ the model's own image processor sees it. Images that tools return are not resize
 """
 
 import math
+from pathlib import Path
 
 from PIL import Image
+
+from mmsearch_trl.search.image.loading import load_image
 
 
 MAX_PIXELS = 672 * 672 * 2
 MIN_PIXELS = 512 * 512
+MAX_ASPECT = 200
+"""Beyond this ratio of sides `smart_resize` of the Qwen-VL image processors raises."""
 
 
 def prompt_image_size(width: int, height: int) -> tuple[int, int]:
@@ -23,6 +28,18 @@ def prompt_image_size(width: int, height: int) -> tuple[int, int]:
     if width * height < MIN_PIXELS:
         width, height = _scaled(width, height, MIN_PIXELS)
     return width, height
+
+
+def load_prompt_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+    """Open a question's picture, RGB.
+
+    Raises:
+        ValueError: It cannot be opened, or the image processors of Qwen-VL would refuse its shape.
+    """
+    image = load_image(source)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
+    return image
 
 
 def resize_prompt_image(image: Image.Image) -> Image.Image:

@@ -6,11 +6,10 @@ from pathlib import Path
 from PIL import Image
 
 from mmsearch_trl.data.fvqa import read_parquet
-from mmsearch_trl.data.images import resize_prompt_image
+from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
 from mmsearch_trl.data.rows import DataError, OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.search.image.loading import load_image
 
 
 _PARQUET = (".parquet", ".pq")
@@ -55,7 +54,7 @@ def read_tasks(
     file, kept = data_file(path), 0
     for row in accepted(read_rows(file), on_error, skipped):
         try:
-            images = tuple(load_image(image) for image in row.images)
+            images = tuple(load_prompt_image(image) for image in row.images)
         except ValueError as error:
             bad = RowError(file, row.place, f"unreadable image: {error}")
             if on_error == "raise":

@@ -141,6 +141,7 @@ class TransformersEngine:
                 generation_config=config,
                 logits_processor=[sampler],
                 stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width)]),
+                synced_gpus=False,  # ranks write different numbers of turns; the caller has gathered sharded weights
             )
         rows = output[:, width:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()

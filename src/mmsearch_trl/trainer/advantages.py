@@ -19,7 +19,8 @@ def group_advantages(
     """Subtract each group's mean and divide by a standard deviation.
 
     Args:
-        rewards: `(n,)`, the trajectories of one prompt adjacent; `n` is a multiple of `group_size`.
+        rewards: `(n,)`, the trajectories of one prompt adjacent; `n` is a multiple of `group_size`. NaN, a trajectory
+            without a reward, is left out of mean and deviation and gets the advantage 0.
         scale: Divide by the standard deviation of the `group`, of the whole `batch`, or by `none`.
 
     Returns:
@@ -30,16 +31,16 @@ def group_advantages(
     """
     grouped = _grouped(rewards, group_size)
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
-    mean = grouped.mean(dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(grouped)
+    centred = grouped - grouped.nanmean(dim=1, keepdim=True) if group_size > 1 else grouped
     if scale == "group":
-        std = grouped.std(dim=1, keepdim=True) if group_size > 1 else torch.ones_like(grouped)
+        std = _nanstd(grouped) if group_size > 1 else torch.ones_like(grouped)
     elif scale == "batch":
-        std = grouped.std() if grouped.numel() > 1 else torch.ones_like(grouped)
+        std = _nanstd(grouped.view(1, -1)) if grouped.numel() > 1 else torch.ones_like(grouped)
     elif scale == "none":
-        return (grouped - mean).flatten().to(dtype)
+        return centred.nan_to_num(nan=0.0).flatten().to(dtype)
     else:
         raise ValueError(f"scale must be group, batch or none; got {scale!r}")
-    return ((grouped - mean) / (std + eps)).flatten().to(dtype)
+    return (centred / (std + eps)).nan_to_num(nan=0.0).flatten().to(dtype)
 
 
 def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -56,6 +57,13 @@ def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     """
     grouped = _grouped(rewards, group_size)
     return grouped.nan_to_num(-torch.inf).amax(dim=1) > grouped.nan_to_num(torch.inf).amin(dim=1)
+
+
+def _nanstd(values: torch.Tensor) -> torch.Tensor:
+    """Unbiased deviation of each row `(g, n)` over what is not NaN, `(g, 1)`; 0 for fewer than two values."""
+    count = (~values.isnan()).sum(dim=1, keepdim=True)
+    squares = (values - values.nanmean(dim=1, keepdim=True)).square().nansum(dim=1, keepdim=True)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
 
 
 def _grouped(rewards: torch.Tensor, group_size: int) -> torch.Tensor:

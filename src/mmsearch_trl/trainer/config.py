@@ -64,6 +64,11 @@ class MMSearchGRPOConfig(GRPOConfig):
             raise ValueError(
                 "mask_truncated_completions hides tokens from attention and breaks image positions; leave it false."
             )
+        if not self.ds3_gather_for_generation:
+            raise ValueError(
+                "ds3_gather_for_generation must stay true: ranks roll out different numbers of turns, and with "
+                "weights that are gathered layer by layer they would wait for each other for ever."
+            )
         if self.use_vllm:
             raise ValueError("use_vllm: rollouts run on the transformers engine in this version; set it to false.")
         if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
@@ -98,9 +99,15 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         for name in ("tools", "rollout_func", "environment_factory"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} is TRL's own tool loop; MMSearchGRPOTrainer takes its tools from `search`.")
+        saved = isinstance(model, str) or bool(getattr(model.config, "_name_or_path", ""))
+        if args.beta != 0.0 and kwargs.get("peft_config") is None and not saved:
+            raise ValueError(
+                "beta > 0 loads the model a second time, as reference: save the model first and reload it."
+            )
         super().__init__(model, reward_funcs, args, **kwargs)
         if not self._is_vlm:
             raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
+        _check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
             for name, parameter in self.model.named_parameters():
                 if ".visual." in name:
@@ -210,8 +217,6 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         if self.args.advantage_eps == 1e-4 or self.multi_objective_aggregation != "sum_then_normalize":
             return
         totals = self.accelerator.gather(scores.totals)
-        if totals.isnan().any():
-            return  # TRL leaves broken rollouts out of the baseline; that matters more than the epsilon
         advantages = group_advantages(totals, self.num_generations, self.scale_rewards, self.args.advantage_eps)
         first = self.accelerator.process_index * len(scores.rewards)
         output["advantages"] = advantages[first : first + len(scores.rewards)].to(output["advantages"])
@@ -313,6 +318,7 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         """Flush traces and let go of the tools."""
         if self._traces is not None:
             self._traces.close()
+            self._traces = None
 
     @property
     def run_dir(self) -> Path:
@@ -326,6 +332,17 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def append_metrics(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
+
+
+def _check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
+    """TRL leaves out an incomplete batch, so that too few rows would train nothing and end without a word."""
+    prompts = int(args.generation_batch_size or 0) // int(args.num_generations or 1)
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:
+        raise ValueError(
+            f"A batch takes {prompts} questions (per_device_train_batch_size x processes x steps_per_generation / "
+            f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
+            "size or steps_per_generation, or add data."
+        )
 
 
 def _no_tool() -> None:

@@ -14,6 +14,7 @@ from trl.models import unwrap_model_for_generation
 
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.engine.sharding import gathered
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.loop import run_batch
@@ -80,6 +81,7 @@ def _engine(trainer: MMSearchGRPOTrainer) -> Iterator[TransformersEngine]:
         ) as model,
         torch.no_grad(),
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        gathered(model),
     ):
         engine = TransformersEngine(
             model,

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import Qwen2_5_VLForConditionalGeneration
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.demonstrations import collate
+from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
 from mmsearch_trl.world.traces import TraceMix, TraceWriter
 from mmsearch_trl.world.world import World
 
@@ -76,21 +76,18 @@ def warm_start_config(out: Path, *, steps: int, seed: int, **overrides: Any) -> 
 
 def warm_start(
     model: Qwen2_5_VLForConditionalGeneration, protocol: MMSearchProtocol, world: World, config: SFTConfig
-) -> SFTTrainer:
+) -> MMSearchSFTTrainer:
     """Train `model` in place and return its trainer, with the log in `state.log_history`."""
     halves = config.max_steps * config.gradient_accumulation_steps
     size = config.per_device_train_batch_size
     rows = {"trace": list(range(halves * size)), "search": [i // size % 2 == 1 for i in range(halves * size)]}
-    trainer = SFTTrainer(
+    trainer = MMSearchSFTTrainer(
         model,
         config,
         train_dataset=Dataset.from_dict(rows),
         data_collator=TraceCollator(world, protocol, config.seed),
         processing_class=protocol.chat.processor,
+        title="warm start",
     )
-    # Qwen2.5-VL declares that it takes no loss arguments, for which `Trainer` would average each micro-batch by itself
-    # and give short traces several times the weight of long ones. TRL's loss counts the tokens of the whole step.
-    trainer.model_accepts_loss_kwargs = True
-    use_console(trainer, "warm start")
     trainer.train()
     return trainer
