@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
@@ -34,6 +33,7 @@ from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
 from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
 from mmsearch_trl.trainer.checkpoints import load_full_weights
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.evaluation import evaluate
@@ -96,18 +96,11 @@ class MMSearchGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         check_versions()
-        for name in ("tools", "rollout_func", "environment_factory"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is TRL's own tool loop; MMSearchGRPOTrainer takes its tools from `search`.")
-        saved = isinstance(model, str) or bool(getattr(model.config, "_name_or_path", ""))
-        if args.beta != 0.0 and kwargs.get("peft_config") is None and not saved:
-            raise ValueError(
-                "beta > 0 loads the model a second time, as reference: save the model first and reload it."
-            )
+        check_arguments(model, args, kwargs)
         super().__init__(model, reward_funcs, args, **kwargs)
         if not self._is_vlm:
             raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
-        _check_enough_rows(self.train_dataset, args)
+        check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
             for name, parameter in self.model.named_parameters():
                 if ".visual." in name:
@@ -332,17 +325,6 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def append_metrics(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics[self._mode][name].append(value)
-
-
-def _check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
-    """TRL leaves out an incomplete batch, so that too few rows would train nothing and end without a word."""
-    prompts = int(args.generation_batch_size or 0) // int(args.num_generations or 1)
-    if isinstance(dataset, Dataset) and len(dataset) < prompts:
-        raise ValueError(
-            f"A batch takes {prompts} questions (per_device_train_batch_size x processes x steps_per_generation / "
-            f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
-            "size or steps_per_generation, or add data."
-        )
 
 
 def _no_tool() -> None:

@@ -1,0 +1,37 @@
+"""Arguments that the trainer refuses before it loads or trains anything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+def check_arguments(model: Any, args: MMSearchGRPOConfig, extra: Mapping[str, Any]) -> None:
+    """Refuse what `MMSearchGRPOTrainer` replaces, and a reference model that cannot be loaded.
+
+    Raises:
+        ValueError: The message names the argument.
+    """
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if extra.get(name) is not None:
+            raise ValueError(f"{name} is TRL's own tool loop; MMSearchGRPOTrainer takes its tools from `search`.")
+    adapted = extra.get("peft_config") is not None or hasattr(model, "peft_config")
+    if args.beta != 0.0 and not adapted and not isinstance(model, str) and not model.config._name_or_path:
+        raise ValueError("beta > 0 loads the model again, as reference: save this model first and reload it.")
+
+
+def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
+    """Refuse fewer rows than a batch takes: TRL leaves out an incomplete batch and would end without a word.
+
+    Raises:
+        ValueError: The message gives both numbers.
+    """
+    prompts = int(args.generation_batch_size or 0) // int(args.num_generations or 1)
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:
+        raise ValueError(
+            f"A batch takes {prompts} questions (per_device_train_batch_size x processes x steps_per_generation / "
+            f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
+            "size or steps_per_generation, or add data."
+        )

@@ -1,0 +1,42 @@
+"""What the trainer refuses before it does anything."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+def _config(folder: Path, beta: float = 0.0) -> MMSearchGRPOConfig:
+    return MMSearchGRPOConfig(
+        str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=4, beta=beta
+    )
+
+
+def test_data_smaller_than_a_batch_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    check_enough_rows(Dataset.from_dict({"prompt": ["a", "b"]}), config)
+    with pytest.raises(ValueError, match=r"takes 2 questions .* hold 1"):
+        check_enough_rows(Dataset.from_dict({"prompt": ["a"]}), config)
+
+
+def test_a_reference_model_needs_a_model_on_disk_unless_an_adapter_is_trained(tmp_path: Path) -> None:
+    unsaved = SimpleNamespace(config=SimpleNamespace(_name_or_path=""))
+    with pytest.raises(ValueError, match="save this model first"):
+        check_arguments(unsaved, _config(tmp_path, beta=0.1), {})
+    check_arguments(unsaved, _config(tmp_path, beta=0.1), {"peft_config": object()})
+    check_arguments("some/model", _config(tmp_path, beta=0.1), {})
+    check_arguments(unsaved, _config(tmp_path), {})
+
+
+def test_trls_own_tool_loop_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rollout_func"):
+        check_arguments("some/model", _config(tmp_path), {"rollout_func": print})
+
+
+def test_weights_gathered_layer_by_layer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ds3_gather_for_generation"):
+        MMSearchGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, ds3_gather_for_generation=False)
