@@ -81,10 +81,10 @@ class Entity:
 def random_facts(rng: random.Random) -> tuple[str, str]:
     """A year as `17 42`, and a city.
 
-    A year is a century (10 to 19) and one of 40 numbers that are no century: as many as there are syllables, so that
-    copying a number is learned as fast as copying a name. Out of a hundred it took several times as long.
+    A year is a century (10 to 19) and one of 24 numbers that are no century: as many as there are cities, so that
+    copying a number is learned as fast as copying a city. Out of a hundred it took several times as long.
     """
-    return f"{rng.randint(10, 19)} {rng.randint(20, 59)}", rng.choice(CITIES)
+    return f"{rng.randint(10, 19)} {rng.randint(20, 43)}", rng.choice(CITIES)
 
 
 class World:
