@@ -246,7 +246,7 @@ def test_an_answer_is_kept_and_a_failure_is_not(tmp_path: Path) -> None:
         return answer
 
     backend = Backend(behave)
-    runtime = SearchRuntime(backend, None, cache=AnswerStore(tmp_path / "cache"))
+    runtime = SearchRuntime(backend, None, retries=0, cache=AnswerStore(tmp_path / "cache"))
     first, second, third = (asyncio.run(runtime.image_search(ImageQuery(RED))) for _ in range(3))
     runtime.close()
     assert kind(first) is FailureKind.UNAVAILABLE
@@ -315,3 +315,45 @@ def test_closing_ends_calls_in_flight_and_refuses_later_ones() -> None:
     start = time.monotonic()
     assert [kind(o) for o in asyncio.run(run())] == [FailureKind.UNAVAILABLE] * 2
     assert time.monotonic() - start < 2
+
+
+def failing(kind: FailureKind, times: int) -> Backend:
+    async def behave(query: Any) -> Answer:
+        if len(backend.queries) <= times:
+            raise SearchError(kind, "not now")
+        return HITS[:1]
+
+    backend = Backend(behave)
+    return backend
+
+
+def test_a_failure_that_may_pass_is_tried_again() -> None:
+    backend = failing(FailureKind.RATE_LIMITED, times=2)
+    observation = asyncio.run(SearchRuntime(None, backend, retries=2).text_search("who"))
+    assert observation.failure is None and len(observation.hits) == 1
+    assert len(backend.queries) == 3
+
+
+def test_tries_end_with_the_number_or_with_the_time() -> None:
+    backend = failing(FailureKind.UNAVAILABLE, times=99)
+    observation = asyncio.run(SearchRuntime(None, backend, retries=1).text_search("who"))
+    assert observation.failure is not None and observation.failure.kind is FailureKind.UNAVAILABLE
+    assert len(backend.queries) == 2
+    hurried = failing(FailureKind.UNAVAILABLE, times=99)
+    observation = asyncio.run(SearchRuntime(None, hurried, retries=50, timeout_s=0.4).text_search("who"))
+    assert observation.failure is not None and observation.seconds < 1.0
+    assert len(hurried.queries) <= 4
+
+
+def test_a_failure_that_stays_is_not_tried_again() -> None:
+    backend = failing(FailureKind.NOT_CACHED, times=99)
+    assert asyncio.run(SearchRuntime(None, backend, retries=2).text_search("who")).failure is not None
+    assert len(backend.queries) == 1
+
+
+def test_large_tool_images_are_brought_to_the_given_side() -> None:
+    wide = Image.new("RGB", (600, 300), "red")
+    backend = returning([ImageHit("wide", thumbnail=wide), ImageHit("small", thumbnail=RED)])
+    runtime = SearchRuntime(backend, None, thumbnail_side=100)
+    hits = asyncio.run(runtime.image_search(ImageQuery(RED))).hits
+    assert [hit.thumbnail.size for hit in hits if isinstance(hit, ImageHit) and hit.thumbnail] == [(100, 50), (8, 8)]

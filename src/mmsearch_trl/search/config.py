@@ -37,6 +37,12 @@ class SearchConfig:
     image_top_k: int = field(default=5, metadata={"help": "Most results of an image search."})
     text_top_k: int = field(default=3, metadata={"help": "Most results of a text search."})
     timeout_s: float = field(default=20.0, metadata={"help": "Seconds after which a search is a failure."})
+    retries: int = field(
+        default=2, metadata={"help": "Further tries within these seconds, after a failure that may pass."}
+    )
+    thumbnail_side: int | None = field(
+        default=None, metadata={"help": "Pixels to which the longer side of larger tool images is brought."}
+    )
     max_concurrency: int = field(default=64, metadata={"help": "Searches running at a time, per process."})
     cache: str | None = field(
         default=None,
@@ -53,6 +59,8 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
     for key in ("image_top_k", "text_top_k", "timeout_s", "max_concurrency"):
         if getattr(config, key) <= 0:
             raise ValueError(f"search.{key} is {getattr(config, key)}: it must be greater than 0")
+    if config.retries < 0 or (config.thumbnail_side or 1) < 1:
+        raise ValueError("search.retries must be 0 or more, and search.thumbnail_side at least 1")
     cache = config.cache
     with _named("text_index", config.text_index):
         text = None if config.text_index is None else TextIndex.open(config.text_index)
@@ -65,6 +73,8 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         k_image=config.image_top_k,
         k_text=config.text_top_k,
         timeout_s=config.timeout_s,
+        retries=config.retries,
+        thumbnail_side=config.thumbnail_side,
         max_concurrency=config.max_concurrency,
         cache=store,
     )

@@ -2,8 +2,8 @@
 
 1. A failure is a value: whatever a backend does (raise, hang, return nonsense), the caller gets a typed `Failure`.
    Only the caller's own cancellation is raised.
-2. A call ends by its deadline, waiting for a free slot included; a backend that ignores its cancellation is left
-   behind. Backends whose `search` is a plain function run on a daemon thread.
+2. A call ends by its deadline, waiting for a free slot and trying again included; a backend that ignores its
+   cancellation is left behind. Backends whose `search` is a plain function run on a daemon thread.
 3. Identical calls in flight are one call: a group of rollouts that looks up one image costs one search and sees one
    answer. A waiter that is cancelled leaves the others undisturbed; when the last is gone, the call is cancelled.
 4. Answers are kept in an `AnswerStore`, failures never.
@@ -15,6 +15,7 @@ in a daemon thread, and later another.
 import asyncio
 import inspect
 import logging
+import random
 import threading
 import time
 import unicodedata
@@ -46,6 +47,11 @@ MAX_QUERY_CHARS = 2000
 """A longer text query is cut: it leaves the machine, and no search engine reads more."""
 
 
+_FIRST_PAUSE_S = 0.1
+_PASSING = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNAVAILABLE, FailureKind.BAD_RESPONSE})
+"""Failures after which the same question may be answered; a timeout has used up the time for another try."""
+
+
 @dataclass(slots=True)
 class _Flight:
     """A call in flight and the number of callers that wait for it."""
@@ -68,7 +74,9 @@ class SearchRuntime:
         text: Answers text searches; None likewise.
         k_image: Most hits of an image search.
         k_text: Most hits of a text search.
-        timeout_s: Seconds from a call to its end, at most.
+        timeout_s: Seconds from a call to its end, at most, tries and pauses included.
+        retries: Further tries after a failure that may pass, with growing pauses.
+        thumbnail_side: Pixels to which the longer side of a larger tool image is brought; None leaves images alone.
         max_concurrency: Backend calls in flight at a time, per event loop; further ones wait.
         cache: Where answers are kept; the runtime closes it.
     """
@@ -81,11 +89,15 @@ class SearchRuntime:
         k_image: int = 5,
         k_text: int = 3,
         timeout_s: float = 20.0,
+        retries: int = 2,
+        thumbnail_side: int | None = None,
         max_concurrency: int = 64,
         cache: AnswerStore | None = None,
     ) -> None:
         self.k = {Tool.IMAGE_SEARCH: k_image, Tool.TEXT_SEARCH: k_text}
         self.timeout_s = timeout_s
+        self.retries = retries
+        self.thumbnail_side = thumbnail_side
         self.max_concurrency = max_concurrency
         self.records: list[CallRecord] = []
         self._image = image
@@ -191,7 +203,7 @@ class SearchRuntime:
                 kept = await call_blocking(self._cache.get, key)
                 if kept is not None:
                     return replace(_succeeded(tool, backend.name, kept), cached=True)
-            answer = checked_answer(tool, await self._ask(tool, backend, query), self.k[tool])
+            answer = await self._ask_again(tool, backend, query)
             if self._cache is not None:
                 answer = await call_blocking(self._cache.put, key, answer)
             return _succeeded(tool, backend.name, answer)
@@ -200,13 +212,29 @@ class SearchRuntime:
         except Exception as error:
             return _unexpected(tool, backend.name, error)
 
-    async def _ask(self, tool: Tool, backend: SearchBackend[Any], query: Any) -> Answer:
+    async def _ask_again(self, tool: Tool, backend: SearchBackend[Any], query: Any) -> Answer:
+        """A checked answer, asked for again after a failure that may pass, while tries and time are left."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout_s
+        for attempt in range(self.retries):
+            try:
+                answer = await self._ask(tool, backend, query, deadline)
+                return checked_answer(tool, answer, self.k[tool], self.thumbnail_side)
+            except Exception as error:
+                pause = _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
+                passing = not isinstance(error, SearchError) or error.failure.kind in _PASSING
+                if not passing or loop.time() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        answer = await self._ask(tool, backend, query, deadline)
+        return checked_answer(tool, answer, self.k[tool], self.thumbnail_side)
+
+    async def _ask(self, tool: Tool, backend: SearchBackend[Any], query: Any, deadline: float) -> Answer:
         """The backend's answer.
 
         Raises:
             SearchError: `TIMEOUT` at the deadline, or the backend's own.
         """
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
         slots = self._state().slots
         try:
             async with asyncio.timeout_at(deadline):
