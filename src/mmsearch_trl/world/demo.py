@@ -33,7 +33,7 @@ from mmsearch_trl.world.warm_start import warm_start, warm_start_config
 from mmsearch_trl.world.world import World
 
 
-WARM_START_STEPS = 1200
+WARM_START_STEPS = 900
 GROUPS = ("known", "held_out")
 
 logger = logging.getLogger(__name__)

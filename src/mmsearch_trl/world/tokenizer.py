@@ -1,8 +1,8 @@
 """The world's processor: a real Qwen2.5-VL processor around a byte-level BPE trained on the world's few words.
 
 Invariants: any text can be encoded (the alphabet is all bytes); every word of the world, preceded by a space, is one
-token, two-digit numbers included, so a name is copied as two tokens, a year as two and a city as one; each protocol
-tag is one token that is not special, so decoded turns keep it. Ids do not depend on the world's seed.
+token, years included, so a name is copied as two tokens, a year and a city as one; each protocol tag is one token that
+is not special, so decoded turns keep it. Ids do not depend on the world's seed.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.world.emblems import QUERY_SIZE, THUMBNAIL_SIZE
-from mmsearch_trl.world.world import CITIES, SYLLABLES, Fact
+from mmsearch_trl.world.world import CITIES, SYLLABLES, YEARS, Fact
 
 
 TAGS: tuple[str, ...] = (
@@ -91,7 +91,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def _corpus() -> Iterator[str]:
     """Every word of the world, preceded by a space, and the words of the chat framing, which follow none."""
-    yield from (f" {word}" for word in (*SYLLABLES, *CITIES))
-    yield from (f" {number:02d}" for number in range(100))
+    yield from (f" {word}" for word in (*SYLLABLES, *CITIES, *YEARS))
     yield from _SENTENCES
     yield from ("user", "assistant", "system")

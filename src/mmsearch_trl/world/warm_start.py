@@ -30,10 +30,7 @@ class TraceCollator:
     def __init__(self, world: World, protocol: MMSearchProtocol, seed: int) -> None:
         self._writers = {
             False: TraceWriter(world, protocol, TraceMix(search=0.0, known=0.4)),
-            # A year is two things to copy and is learned last, so it is asked for most.
-            True: TraceWriter(
-                world, protocol, TraceMix(search=1.0, known=0.3, year=0.5, shuffled_image=0.1, shuffled_text=0.1)
-            ),
+            True: TraceWriter(world, protocol, TraceMix(search=1.0, known=0.3, shuffled_image=0.1, shuffled_text=0.1)),
         }
         self._protocol = protocol
         self._seed = seed

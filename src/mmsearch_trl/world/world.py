@@ -27,6 +27,8 @@ CITIES: tuple[str, ...] = (
     *("Jarrow", "Kelso", "Lanford", "Marden", "Norwell", "Oakham", "Penrith", "Quorley", "Redmere", "Stanby"),
     *("Tarvin", "Upwell", "Wexham", "Yarley"),
 )
+YEARS: tuple[str, ...] = tuple(str(year) for year in range(1000, 2000, 40))
+"""One word each, and as many as there are cities: years of two numbers took a model of this size far longer to copy."""
 
 
 class Group(StrEnum):
@@ -58,7 +60,7 @@ _QUESTIONS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One inhabitant of the world. `name` is two syllables; `year` two numbers of two digits (`17 42`)."""
+    """One inhabitant of the world; `name` is two syllables, year and city one word each."""
 
     emblem: Emblem
     name: str
@@ -79,12 +81,8 @@ class Entity:
 
 
 def random_facts(rng: random.Random) -> tuple[str, str]:
-    """A year as `17 42`, and a city.
-
-    A year is a century (10 to 19) and one of 24 numbers that are no century: as many as there are cities, so that
-    copying a number is learned as fast as copying a city. Out of a hundred it took several times as long.
-    """
-    return f"{rng.randint(10, 19)} {rng.randint(20, 43)}", rng.choice(CITIES)
+    """A year and a city."""
+    return rng.choice(YEARS), rng.choice(CITIES)
 
 
 class World:
