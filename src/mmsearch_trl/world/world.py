@@ -28,7 +28,7 @@ CITIES: tuple[str, ...] = (
     *("Tarvin", "Upwell", "Wexham", "Yarley"),
 )
 YEARS: tuple[str, ...] = tuple(str(year) for year in range(1000, 2000, 40))
-"""One word each, and as many as there are cities: years of two numbers took a model of this size far longer to copy."""
+"""One word each, as many as there are cities: years of two numbers took a model of this size far longer to copy."""
 
 
 class Group(StrEnum):
