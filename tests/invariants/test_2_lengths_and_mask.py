@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import tiny
+import torch
 
 
 FAMILY = tiny.qwen25()
+LIKELIER = 5.0
+"""Added to the turn end's score: one turn in a few ends itself, the others run into their limit."""
 
 
 def test_lengths_agree_and_the_mask_marks_what_was_sampled(tmp_path: Path) -> None:
@@ -26,8 +29,8 @@ def test_lengths_agree_and_the_mask_marks_what_was_sampled(tmp_path: Path) -> No
 def test_a_sampled_turn_end_is_trained_and_one_that_was_added_is_not(tmp_path: Path) -> None:
     trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(8), per_device_train_batch_size=8)
     end, ended, added = trainer.protocol.chat.turn_end_id, 0, 0
-    head = trainer.model.lm_head.weight.data
-    head[end] = head.mean(0) + 0.35 * head[: len(head) // 2].mean(0).sign() * head.std()
+    likelier = torch.zeros(trainer.model.lm_head.weight.shape[0]).index_fill(0, torch.tensor([end]), LIKELIER)
+    trainer.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likelier)
     for trajectory in tiny.rollout_batch(trainer, list(trainer.train_dataset)).trajectories:
         for turn in trajectory.turns:
             ends = turn.token_ids[-1:] == (end,)
