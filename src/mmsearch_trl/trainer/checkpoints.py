@@ -8,7 +8,7 @@ weights that the model happened to have. A resumed run would start anew in silen
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 
 def load_full_weights(model: Any, folder: str | Path) -> bool:
@@ -22,3 +22,16 @@ def load_full_weights(model: Any, folder: str | Path) -> bool:
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
     return True
+
+
+class FullCheckpoints(Trainer):
+    """Put before a TRL trainer: it resumes from, and goes back to, full checkpoints with `load_full_weights`."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if model is not None or self.is_fsdp_enabled or not load_full_weights(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if sharded or not load_full_weights(self.model, str(self.state.best_model_checkpoint)):
+            super()._load_best_model()

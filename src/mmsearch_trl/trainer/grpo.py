@@ -32,7 +32,7 @@ from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
 from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
-from mmsearch_trl.trainer.checkpoints import load_full_weights
+from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
@@ -52,7 +52,7 @@ Row = dict[str, Any]
 _IMAGE_COLUMNS = ("image", "images")
 
 
-class MMSearchGRPOTrainer(GRPOTrainer):
+class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
     """Trains a vision-language model to search on demand.
 
     Args:
@@ -283,16 +283,6 @@ class MMSearchGRPOTrainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         plain: Any = super()._get_train_sampler(dataset)
         return EpochSampler(plain, epoch=lambda: int((self.state.epoch or 0) + 1e-6))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As transformers', which loses the weights of a full Qwen-VL checkpoint (`checkpoints.py`)."""
-        if model is not None or self.is_fsdp_enabled or not load_full_weights(self.model, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if sharded or not load_full_weights(self.model, str(self.state.best_model_checkpoint)):
-            super()._load_best_model()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
