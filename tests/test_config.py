@@ -245,7 +245,9 @@ def test_a_tool_may_be_off_with_a_prompt_that_does_not_offer_it(write: Write, tm
     (tmp_path / "p.txt").write_text("Answer. {image} {question}")
     overrides = {"rollout.image_search_limit": 0, "rollout.text_search_limit": 0, "rollout.max_turns": 1}
     overrides |= {"search.image_index": None, "search.text_index": None}
-    load_recipe(write(), overrides | {"first_turn_prompt": str(tmp_path / "p.txt")}).validate()
+    recipe = load_recipe(write(), overrides | {"first_turn_prompt": str(tmp_path / "p.txt")})
+    recipe.validate()
+    assert recipe.rollout.image_search_limit == recipe.rollout.text_search_limit == 0
 
 
 def test_a_supervised_recipe_has_the_keys_of_sft_and_no_reward(write: Write) -> None:

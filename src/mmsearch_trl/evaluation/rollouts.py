@@ -5,17 +5,16 @@ into batches changes a result.
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Engine, Sampling
+from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rewards.mmsearch import RewardConfig, RewardParts, score
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.loop import Tools, run_batch
+from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.build import ScoredTrajectory
 
@@ -37,14 +36,7 @@ async def evaluate_tasks(
         temperature: 0 is greedy.
         seed: Used at a temperature above 0.
     """
-    samplings = [
-        Sampling(
-            max_tokens=limits.max_turn_tokens,
-            temperature=temperature,
-            seed=random.Random(f"{seed}/{task.id}").getrandbits(63),
-        )
-        for task in tasks
-    ]
+    samplings = [named_sampling(limits, f"{seed}/{task.id}", temperature) for task in tasks]
     trajectories = await run_batch(tasks, engine, protocol, tools, limits, samplings)
     if limits.compat:
         trajectories = [cut_response(t, limits.max_response_tokens, protocol.chat) for t in trajectories]

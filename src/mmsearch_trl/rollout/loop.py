@@ -37,6 +37,12 @@ class Tools(Protocol):
         ...
 
 
+def named_sampling(limits: Limits, name: str, temperature: float) -> Sampling:
+    """How a trajectory is sampled whose seed follows from a name alone, such as run seed, step and row number."""
+    seed = random.Random(name).getrandbits(63)
+    return Sampling(max_tokens=limits.max_turn_tokens, temperature=temperature, seed=seed)
+
+
 async def run_trajectory(
     task: Task, engine: Engine, protocol: MMSearchProtocol, tools: Tools, limits: Limits, sampling: Sampling
 ) -> Trajectory:

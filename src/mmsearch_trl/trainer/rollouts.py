@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +12,10 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Sampling
 from mmsearch_trl.engine.sharding import gathered
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.rollout.compat import cut_response
-from mmsearch_trl.rollout.loop import run_batch
+from mmsearch_trl.rollout.loop import named_sampling, run_batch
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.trainer.metrics import rollout_metrics
 
@@ -37,14 +35,7 @@ def roll_out(
         seeds: One name per task; the same name gives the same trajectory under the same weights.
     """
     limits = trainer.limits
-    samplings = [
-        Sampling(
-            max_tokens=limits.max_turn_tokens,
-            temperature=temperature,
-            seed=random.Random(f"{trainer.args.seed}/{seed}").getrandbits(63),
-        )
-        for seed in seeds
-    ]
+    samplings = [named_sampling(limits, f"{trainer.args.seed}/{seed}", temperature) for seed in seeds]
     started = time.perf_counter()
     trainer.search.drain_records()
     with _engine(trainer) as engine:
