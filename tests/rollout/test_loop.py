@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason, Sampling
+from mmsearch_trl.engine.base import ContextOverflow, FinishReason, Sampling
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
@@ -134,6 +134,21 @@ def test_an_image_search_without_an_image_is_the_policy_s_failure() -> None:
     [observation] = trajectory.observations
     assert observation.failure is not None and observation.failure.kind is FailureKind.INVALID_QUERY
     assert not tools.calls and trajectory.stop is StopReason.ANSWERED
+
+
+def test_a_prompt_over_the_engine_s_window_ends_the_trajectory_without_a_failure() -> None:
+    class Narrow(ScriptedEngine):
+        async def generate(self, token_ids: Sequence[int], images: Any, sampling: Sampling) -> Any:
+            if len(token_ids) > 60:
+                raise ContextOverflow(f"{len(token_ids)} tokens")
+            return await super().generate(token_ids, images, sampling)
+
+    engine = Narrow([turn(REASON + IMAGE), turn(ANSWER)], [CHAT.turn_end_id])
+    limits = Limits(max_turn_tokens=50, max_response_tokens=500)
+    tools = tiny.CannedTools()
+    trajectory = asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, limits, Sampling(max_tokens=1)))
+    assert trajectory.stop is StopReason.TOKEN_LIMIT and trajectory.failure is None
+    assert len(trajectory.turns) == 1 and trajectory.turns[0].reply_ids
 
 
 def test_an_engine_that_fails_leaves_what_was_there() -> None:

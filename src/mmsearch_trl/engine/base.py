@@ -25,13 +25,21 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one turn is sampled. `temperature` 0 is greedy; `seed` makes the turn independent of its batch mates."""
+    """How one turn is sampled.
+
+    Attributes:
+        temperature: 0 is greedy.
+        seed: Makes the turn independent of its batch mates.
+        affinity: Turns of one value begin with the same tokens: an engine of several servers keeps them on one, where
+            that prefix is cached.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    affinity: str = ""
 
 
 class FinishReason(StrEnum):
@@ -59,6 +67,10 @@ class EngineError(Exception):
     """The engine could not write a turn: an infrastructure failure of one trajectory, never of the batch."""
 
 
+class ContextOverflow(EngineError):
+    """The prompt does not fit the engine's window: the end of a trajectory, and nobody's failure."""
+
+
 class Engine(Protocol):
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
         """Write one assistant turn after `token_ids` (image pads expanded, one run per image, in order).
@@ -66,6 +78,7 @@ class Engine(Protocol):
         Cancelling the call abandons the request without disturbing others.
 
         Raises:
+            ContextOverflow: the prompt leaves no room for a token.
             EngineError: the turn could not be written.
         """
         ...

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, Engine, EngineError, FinishReason, Sampling
+from mmsearch_trl.engine.base import Completion, ContextOverflow, Engine, EngineError, FinishReason, Sampling
 from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -65,8 +65,13 @@ async def run_trajectory(
         turn_started = time.perf_counter()
         try:
             completion = await engine.generate(
-                trajectory.token_ids, trajectory.images, replace(sampling, max_tokens=budget, seed=seed)
+                trajectory.token_ids,
+                trajectory.images,
+                replace(sampling, max_tokens=budget, seed=seed, affinity=task.id),
             )
+        except ContextOverflow:
+            trajectory.stop = StopReason.TOKEN_LIMIT
+            break
         except EngineError as error:
             trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
             break
