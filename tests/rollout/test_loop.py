@@ -139,7 +139,7 @@ def test_an_image_search_without_an_image_is_the_policy_s_failure() -> None:
 def test_a_prompt_over_the_engine_s_window_ends_the_trajectory_without_a_failure() -> None:
     class Narrow(ScriptedEngine):
         async def generate(self, token_ids: Sequence[int], images: Any, sampling: Sampling) -> Any:
-            if len(token_ids) > 60:
+            if len(token_ids) > 25:
                 raise ContextOverflow(f"{len(token_ids)} tokens")
             return await super().generate(token_ids, images, sampling)
 
