@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,7 +18,9 @@ from mmsearch_trl.engine.base import Completion, ContextOverflow, Engine, Engine
 from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.stragglers import Outcome, Unfinished, finish_share
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, ImageQuery, Observation, Tool
 
@@ -44,42 +47,32 @@ def named_sampling(limits: Limits, name: str, temperature: float) -> Sampling:
 
 
 async def run_trajectory(
-    task: Task, engine: Engine, protocol: MMSearchProtocol, tools: Tools, limits: Limits, sampling: Sampling
+    task: Task,
+    engine: Engine,
+    protocol: MMSearchProtocol,
+    tools: Tools,
+    limits: Limits,
+    sampling: Sampling,
+    trajectory: Trajectory | None = None,
 ) -> Trajectory:
     """Roll out one task.
 
     Args:
         sampling: Of every turn; `max_tokens` is set per turn by `limits`, and each turn has a seed of its own that
             depends on `sampling.seed` and the turn's number alone.
+        trajectory: One of this task to go on with, in place. Whoever cancels this coroutine finds in it every turn
+            that was sampled.
     """
     started = time.perf_counter()
-    prompt = protocol.prompt(task)
-    trajectory = Trajectory(task=task, prompt=prompt.parts, prompt_ids=prompt.token_ids)
-    final = False
-    while trajectory.stop is None:
-        budget = limits.turn_tokens(trajectory, final=final)
-        if budget < 1:
-            trajectory.stop = StopReason.TOKEN_LIMIT
-            break
-        seed = random.Random(f"{sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
-        turn_started = time.perf_counter()
-        try:
-            completion = await engine.generate(
-                trajectory.token_ids,
-                trajectory.images,
-                replace(sampling, max_tokens=budget, seed=seed, affinity=task.id),
-            )
-        except ContextOverflow:
-            trajectory.stop = StopReason.TOKEN_LIMIT
-            break
-        except EngineError as error:
-            trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
-            break
-        turn = _turn(protocol, protocol.sampled(completion), time.perf_counter() - turn_started)
-        turn, trajectory.stop = await _react(turn, trajectory, protocol, tools, limits, final)
-        final = final or (trajectory.stop is None and turn.observation is None)
-        trajectory.turns.append(turn)
-    trajectory.seconds = time.perf_counter() - started
+    trajectory = trajectory or _unbegun(task)
+    try:
+        if not trajectory.prompt_ids:
+            prompt = protocol.prompt(task)
+            trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
+        while trajectory.stop is None:
+            await _take_turn(trajectory, engine, protocol, tools, limits, sampling)
+    finally:
+        trajectory.seconds += time.perf_counter() - started
     return trajectory
 
 
@@ -90,35 +83,105 @@ async def run_batch(
     tools: Tools,
     limits: Limits,
     samplings: Sequence[Sampling],
+    *,
+    admission: Admission | None = None,
+    close_share: float = 1.0,
+    carried: Sequence[Unfinished] = (),
 ) -> list[Trajectory]:
     """Roll out all tasks at once; every task comes back exactly once, in order.
 
     An unforeseen error ends its own trajectory only. When every trajectory fails, the first error is raised: that is a
     defect and not bad luck.
+
+    Args:
+        admission: Holds trajectories back while too many are in flight.
+        close_share: When this share of the tasks has ended, failures not counted, the batch closes: the others come
+            back with the turns that they have, as `STRAGGLER`.
+        carried: Trajectories of earlier batches that go on beside, in place; no batch waits for them, and one that
+            does not end in this batch keeps `stop` None.
     """
-    outcomes = await asyncio.gather(
-        *(
-            run_trajectory(task, engine, protocol, tools, limits, sampling)
-            for task, sampling in zip(tasks, samplings, strict=True)
-        ),
-        return_exceptions=True,
-    )
+
+    async def run(trajectory: Trajectory, sampling: Sampling) -> Trajectory:
+        async with admission.place() if admission else nullcontext():
+            return await run_trajectory(trajectory.task, engine, protocol, tools, limits, sampling, trajectory)
+
+    trajectories = [_unbegun(task) for task in tasks]
+    async with admission or nullcontext():
+        outcomes, earlier = await finish_share(
+            [run(trajectory, sampling) for trajectory, sampling in zip(trajectories, samplings, strict=True)],
+            close_share,
+            beside=[run(late.trajectory, late.sampling) for late in carried],
+        )
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if errors and len(errors) == len(outcomes):
         raise errors[0]
-    trajectories = []
-    for task, outcome in zip(tasks, outcomes, strict=True):
-        if isinstance(outcome, Trajectory):
-            trajectories.append(outcome)
-        elif isinstance(outcome, Exception | asyncio.CancelledError):  # a tool's own: ours would have ended gather()
-            logger.error("The rollout of task %s failed.", task.id, exc_info=outcome)
-            failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
-            trajectories.append(
-                Trajectory(task=task, prompt=(), prompt_ids=(), stop=StopReason.FAILED, failure=failure)
-            )
-        else:
-            raise outcome
+    for trajectory, outcome in zip([late.trajectory for late in carried], earlier, strict=True):
+        _mark_failure(trajectory, outcome)
+    for trajectory, outcome in zip(trajectories, outcomes, strict=True):
+        _mark_failure(trajectory, outcome)
+        trajectory.stop = trajectory.stop or StopReason.STRAGGLER
     return trajectories
+
+
+def _unbegun(task: Task) -> Trajectory:
+    return Trajectory(task=task, prompt=(), prompt_ids=())
+
+
+def _mark_failure(trajectory: Trajectory, outcome: Outcome) -> None:
+    if isinstance(outcome, Exception | asyncio.CancelledError):  # a tool's own: ours would have ended the batch
+        logger.error("The rollout of task %s failed.", trajectory.task.id, exc_info=outcome)
+        trajectory.stop = StopReason.FAILED
+        trajectory.failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
+    elif isinstance(outcome, BaseException):
+        raise outcome
+
+
+async def _take_turn(
+    trajectory: Trajectory,
+    engine: Engine,
+    protocol: MMSearchProtocol,
+    tools: Tools,
+    limits: Limits,
+    sampling: Sampling,
+) -> None:
+    """Append one turn with the reply to it, or set why there is none."""
+    turn = trajectory.turns.pop() if trajectory.turns and not trajectory.turns[-1].reply_ids else None
+    final = bool(trajectory.turns) and trajectory.turns[-1].observation is None  # it was asked for the answer
+    if turn is None:
+        turn = await _sample(trajectory, engine, protocol, limits, sampling, final)
+    if turn is None:
+        return
+    try:
+        turn, trajectory.stop = await _react(turn, trajectory, protocol, tools, limits, final)
+    finally:  # a turn whose reply is interrupted is kept: it was sampled, and is not sampled again
+        trajectory.turns.append(turn)
+
+
+async def _sample(
+    trajectory: Trajectory,
+    engine: Engine,
+    protocol: MMSearchProtocol,
+    limits: Limits,
+    sampling: Sampling,
+    final: bool,
+) -> Turn | None:
+    """The next turn, without a reply; None when the trajectory ends without one."""
+    budget = limits.turn_tokens(trajectory, final=final)
+    if budget < 1:
+        trajectory.stop = StopReason.TOKEN_LIMIT
+        return None
+    seed = random.Random(f"{sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
+    sampling = replace(sampling, max_tokens=budget, seed=seed, affinity=trajectory.task.id)
+    started = time.perf_counter()
+    try:
+        completion = await engine.generate(trajectory.token_ids, trajectory.images, sampling)
+    except ContextOverflow:
+        trajectory.stop = StopReason.TOKEN_LIMIT
+        return None
+    except EngineError as error:
+        trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
+        return None
+    return _turn(protocol, protocol.sampled(completion), time.perf_counter() - started)
 
 
 def _turn(protocol: MMSearchProtocol, completion: Completion, seconds: float) -> Turn:

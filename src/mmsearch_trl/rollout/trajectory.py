@@ -28,6 +28,8 @@ class StopReason(StrEnum):
     SEARCH_LIMIT = "search_limit"
     TOKEN_LIMIT = "token_limit"
     FAILED = "failed"
+    STRAGGLER = "straggler"
+    """Its batch closed without it (`rollout/stragglers.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Trajectory:
         prompt: The first user message as parts.
         prompt_ids: Its tokens with chat framing, image pads expanded.
         failure: Why the rollout could not go on, when `stop` is `FAILED`.
+        stop: None while it is going on.
     """
 
     task: Task
@@ -76,6 +79,11 @@ class Trajectory:
     stop: StopReason | None = None
     failure: Failure | None = None
     seconds: float = 0.0
+
+    @property
+    def broken_off(self) -> bool:
+        """It ended through no doing of the policy, so it earned no reward and is no evidence about it."""
+        return self.stop in (StopReason.FAILED, StopReason.STRAGGLER)
 
     @property
     def prompt_images(self) -> list[ImageInput]:
