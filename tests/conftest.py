@@ -5,10 +5,16 @@ Hypothesis runs without a deadline: on a busy machine the first call of a test i
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+
+if TYPE_CHECKING:
+    from servers import Servers
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,6 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of conformance vectors that tests/conformance runs (default: those of the repository)",
     )
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
+    """Real vLLM servers, ended with the session."""
+    from servers import Servers
+
+    servers = Servers(tmp_path_factory.mktemp("servers"))
+    yield servers
+    servers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
@@ -75,6 +75,8 @@ class Family:
 
 def qwen25() -> Family:
     processor = build_processor()
+    # As `AutoProcessor` reads it back, and so as vLLM has it: the resizing of the PIL variant rounds differently.
+    processor.image_processor = Qwen2VLImageProcessor(**processor.image_processor.to_dict())
     return Family("qwen2.5-vl", processor, lambda: build_model(processor))
 
 
@@ -83,7 +85,7 @@ def qwen3() -> Family:
     patches: dict[str, Any] = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
     patches["size"] = {"shortest_edge": 32**2, "longest_edge": 96**2}
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(**patches),
+        image_processor=Qwen2VLImageProcessor(**patches),
         tokenizer=build_tokenizer(),
         video_processor=Qwen3VLVideoProcessor(**patches),
         chat_template=CHAT_TEMPLATE,

