@@ -24,12 +24,12 @@ from mmsearch_trl.search.types import FailureKind, Hit, TextHit
 PROTOCOL = tiny.qwen25().protocol()
 CHAT = PROTOCOL.chat
 LIMITS = Limits(max_turn_tokens=50, max_response_tokens=900)
-TEXT, ANSWER = "<text_search>who</text_search>", "<answer>new</answer>"
+ANSWER = "<answer>new</answer>"
 
 
 class Gauge:
     """An engine of `seconds` per turn that tells how full it is by `fill(trajectories generating)`; it searches by
-    text in the first turn of the tasks that `searches` names, and answers in all other turns."""
+    text, each by another, in the first turn of the tasks that `searches` names, and answers in all other turns."""
 
     def __init__(
         self,
@@ -51,8 +51,11 @@ class Gauge:
             await asyncio.sleep(self._seconds)
         finally:
             self.running -= 1
-        asked = sampling.affinity in self._searches and self.order.count(sampling.affinity) == 1
-        ids = (*CHAT.tokenizer(TEXT if asked else ANSWER).input_ids, CHAT.turn_end_id)
+        text = ANSWER
+        if sampling.affinity in self._searches and self.order.count(sampling.affinity) == 1:
+            query = " ".join(["who"] * (1 + self._searches.index(sampling.affinity)))
+            text = f"<text_search>{query}</text_search>"
+        ids = (*CHAT.tokenizer(text).input_ids, CHAT.turn_end_id)
         return Completion(ids, (-1.0,) * len(ids), FinishReason.STOP)
 
     async def pressure(self) -> Pressure | None:
@@ -220,7 +223,7 @@ def test_full_tool_slots_hold_no_trajectory_out_of_the_engine() -> None:
     searching = [f"task{i}" for i in range(6)]
     engine = Gauge(lambda running: reading(0.0), searches=searching)
     backend = SlowBackend(0.1)
-    tools = SearchRuntime(None, Distinct(backend), max_concurrency=1, timeout_s=9)
+    tools = SearchRuntime(None, backend, max_concurrency=1, timeout_s=9)
     trajectories = batch(engine, 12, Admission(Backpressure(12), engine), tools)
     assert max(t.seconds for t in trajectories[6:]) < min(t.seconds for t in trajectories[:6]) and backend.most == 1
     assert all(observation.hits for trajectory in trajectories[:6] for observation in trajectory.observations)
@@ -230,7 +233,7 @@ def test_a_calm_engine_lets_new_trajectories_pass_those_that_wait_for_tools() ->
     """All of the cap sits in a slow tool; the engine, then idle, lets others begin."""
     searching = [f"task{i}" for i in range(4)]
     engine = Gauge(lambda running: reading(0.0), searches=searching)
-    tools = SearchRuntime(None, Distinct(SlowBackend(0.1)), max_concurrency=1, timeout_s=9)
+    tools = SearchRuntime(None, SlowBackend(0.1), max_concurrency=1, timeout_s=9)
     rule = Backpressure(16)
     rule.cap = 4
     trajectories = batch(engine, 10, Admission(rule, engine, interval_s=0.005), tools)
@@ -244,30 +247,12 @@ def test_a_full_engine_cap_holds_no_search_up() -> None:
     names = [f"task{i}" for i in range(8)]
     backend = SlowBackend(0.1)
     engine = Gauge(lambda running: reading(1.0), searches=names)
-    tools = SearchRuntime(None, Distinct(backend), max_concurrency=4, timeout_s=5)
+    tools = SearchRuntime(None, backend, max_concurrency=4, timeout_s=5)
     rule = Backpressure(4)
     trajectories = batch(engine, 8, Admission(rule, engine, interval_s=0.005), tools)
     assert backend.most == 4 and engine.most <= 4 and rule.cap == 1
     failures = [o.failure for t in trajectories for o in t.observations if o.failure]
     assert not failures and {t.stop for t in trajectories} == {StopReason.ANSWERED}
-
-
-class Distinct:
-    """Equal queries would be coalesced into one call; this backend has a new identity each time it is asked."""
-
-    name = "distinct"
-
-    def __init__(self, backend: SlowBackend) -> None:
-        self._backend = backend
-        self._asked = 0
-
-    @property
-    def fingerprint(self) -> str:
-        self._asked += 1
-        return str(self._asked)
-
-    async def search(self, query: str, k: int) -> Sequence[Hit]:
-        return await self._backend.search(query, k)
 
 
 def test_a_search_that_times_out_gives_its_slot_and_no_place_back_early() -> None:
