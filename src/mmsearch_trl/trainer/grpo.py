@@ -5,6 +5,7 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 * `_generate` returns the trajectories of our rollout. After `super().__init__` a truthy `self.tools` and
   `tool_images=images` select the branch of TRL that builds pixel values and M-RoPE from prompt *and* completion.
 * `_generate_and_score_completions` hands rows to the rollout and finishes advantages and traces.
+* `_prepare_inputs` deals the rows of each optimizer step to micro-batches by length (`micro_batches.py`).
 * `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
 * `_compute_loss` and `_calculate_rewards` only lend their arguments to the above.
 * `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
@@ -40,6 +41,7 @@ from mmsearch_trl.trainer.evaluation import evaluate
 from mmsearch_trl.trainer.filtering import collect_informative
 from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
+from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
 from mmsearch_trl.trainer.rollouts import roll_out
 from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
@@ -223,6 +225,15 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
             self._traces = TraceWriter(path, self._tokenizer)
             self._traces.forget_from(step)  # a resumed run samples these steps again
         self._traces.write(scored, step=step)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = deal_by_length(self._buffered_inputs, self.args)
+        self.append_metrics({"train/forwarded_per_token": forwarded_per_token(self._buffered_inputs)})
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def _get_per_token_logps_and_entropies(
         self,

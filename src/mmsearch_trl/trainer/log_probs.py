@@ -1,15 +1,34 @@
 """Per-token log-probs of a padded batch, forwarding as little as can be.
 
-TRL pads every micro-batch to the width of the whole generation batch, sends replies through the LM head, and cannot
-take a micro-batch without images out of a batch with some. Here each chunk is trimmed to its own tokens, only scored
-tokens get a label, and image inputs are passed only where there are images. Values at the scored tokens are the same.
+TRL pads every micro-batch to the width of the whole generation batch, with room for the longest prompt and, beside it,
+for the longest completion; it sends replies through the LM head, and cannot take a micro-batch without images out of a
+batch with some. Here the tokens of each row are moved together, so that a chunk is as wide as its longest row; only
+scored tokens get a label; and image inputs are passed only where there are images. Where a batch is forwarded in
+chunks, rows of like length share one. Values come back at the places that they would have had.
+
+The number of forward passes depends on shapes alone, never on lengths: with sharded weights, ranks that disagreed
+about it would wait for each other for ever. That is why a micro-batch of the loss is not split further by length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Chunk(NamedTuple):
+    """What one forward pass takes.
+
+    Attributes:
+        rows: Which rows of the batch these are.
+        columns: `(k, w)`, the column of the batch that each token comes from; a row's padding is at its end.
+        inputs: For the model, labels included.
+    """
+
+    rows: list[int]
+    columns: torch.Tensor
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,34 +53,37 @@ class ScoredBatch:
     num_images: list[int] | None
     mm_token_type_ids: torch.Tensor | None
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, dict[str, Any]]]:
-        """Model inputs for `size` rows at a time: the columns they span, and the trimmed inputs with labels."""
-        first_image = first_patch = 0
-        for start in range(0, len(self.input_ids), size):
-            rows = slice(start, start + size)
-            columns = _span(self.attention_mask[rows])
-            inputs: dict[str, Any] = {
-                "input_ids": self.input_ids[rows, columns],
-                "attention_mask": self.attention_mask[rows, columns],
-                "labels": self._labels(rows)[:, columns],
-            }
-            if self.mm_token_type_ids is not None:
-                inputs["mm_token_type_ids"] = self.mm_token_type_ids[rows, columns]
-            images = sum(self.num_images[rows]) if self.num_images is not None else 0
-            if images and self.pixel_values is not None and self.image_grid_thw is not None:
-                grids = self.image_grid_thw[first_image : first_image + images]
-                patches = int(grids.prod(dim=1).sum())
-                inputs["image_grid_thw"] = grids
-                inputs["pixel_values"] = self.pixel_values[first_patch : first_patch + patches]
-                first_image, first_patch = first_image + images, first_patch + patches
-            yield columns, inputs
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """The rows, `size` at a time; the longest first where there is more than one chunk."""
+        lengths = self.attention_mask.sum(dim=1).tolist()
+        order = longest_first(lengths) if size < len(lengths) else list(range(len(lengths)))
+        tokens_first = self.attention_mask.argsort(dim=1, descending=True, stable=True)
+        padded = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "labels": self._labels()}
+        if self.mm_token_type_ids is not None:
+            padded["mm_token_type_ids"] = self.mm_token_type_ids
+        images = self._images()
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            columns = tokens_first[rows, : max(lengths[i] for i in rows)]
+            inputs: dict[str, Any] = {name: values[rows].gather(1, columns) for name, values in padded.items()}
+            if any(len(images[i][0]) for i in rows):
+                inputs["image_grid_thw"] = torch.cat([images[i][0] for i in rows])
+                inputs["pixel_values"] = torch.cat([images[i][1] for i in rows])
+            yield Chunk(rows, columns, inputs)
 
-    def _labels(self, rows: slice) -> torch.Tensor:
-        labels = torch.full_like(self.input_ids[rows], -100)
+    def _labels(self) -> torch.Tensor:
         width = self.score_mask.shape[1]
-        scored = (self.score_mask[rows] * self.attention_mask[rows, -width:]).bool()
-        labels[:, -width:][scored] = self.input_ids[rows, -width:][scored]
-        return labels
+        scored = torch.zeros_like(self.attention_mask, dtype=torch.bool)
+        scored[:, -width:] = (self.score_mask * self.attention_mask[:, -width:]).bool()
+        return self.input_ids.masked_fill(~scored, -100)
+
+    def _images(self) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        """Grids and patches of each row."""
+        if self.pixel_values is None or self.image_grid_thw is None or self.num_images is None:
+            return [(torch.empty(0, 3), torch.empty(0))] * len(self.input_ids)
+        per_image = iter(self.image_grid_thw.prod(dim=1).tolist())
+        patches = [sum(next(per_image) for _ in range(count)) for count in self.num_images]
+        return list(zip(self.image_grid_thw.split(self.num_images), self.pixel_values.split(patches), strict=True))
 
 
 def score_tokens(
@@ -73,21 +95,25 @@ def score_tokens(
         model: One that `trl.trainer.utils.add_fused_lm_head` has patched, as `GRPOTrainer` does.
         chunk: Rows forwarded at a time.
     """
-    width = batch.input_ids.shape[1]
-    prompt_width = width - batch.score_mask.shape[1]
     log_probs: list[torch.Tensor] = []
     entropies: list[torch.Tensor] = []
-    for columns, inputs in batch.chunks(chunk):
+    order: list[int] = []
+    for rows, columns, inputs in batch.chunks(chunk):
         outputs = model(**inputs, fused_lm_head=True)
-        # Entry j of the outputs belongs to column j + 1 of the trimmed chunk.
-        skip, tail = prompt_width - columns.start - 1, width - columns.stop
-        log_probs.append(torch.nn.functional.pad(outputs.log_probs[:, skip:], (0, tail)))
+        order += rows
+        log_probs.append(_put_back(outputs.log_probs, columns, batch))
         if entropy:
-            entropies.append(torch.nn.functional.pad(outputs.entropy[:, skip:], (0, tail)))
-    return torch.cat(log_probs), torch.cat(entropies) if entropy else None
+            entropies.append(_put_back(outputs.entropy, columns, batch))
+    places = torch.tensor(order, device=batch.input_ids.device).argsort()
+    return torch.cat(log_probs)[places], torch.cat(entropies)[places] if entropy else None
 
 
-def _span(attention_mask: torch.Tensor) -> slice:
-    """Columns from the first to the last token of any row."""
-    used = attention_mask.any(dim=0).nonzero()
-    return slice(int(used[0]), int(used[-1]) + 1)
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Row numbers by falling length: what does not fit in memory shows at once, and later blocks fit into earlier."""
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def _put_back(values: torch.Tensor, columns: torch.Tensor, batch: ScoredBatch) -> torch.Tensor:
+    """`(k, c)` from the `(k, w - 1)` of a forward pass, whose entry j belongs to token j + 1 of the chunk."""
+    padded = values.new_zeros(len(values), batch.input_ids.shape[1])
+    return padded.scatter(1, columns[:, 1:], values)[:, -batch.score_mask.shape[1] :]
