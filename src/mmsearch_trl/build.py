@@ -125,7 +125,7 @@ def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_b
         model,  # pyright: ignore[reportArgumentType]  (a PeftModel forwards everything to the model it wraps)
         chat.images,
         stop_ids=stop_ids - {None},
-        forbidden_ids=chat.vision_ids,
+        forbidden_ids=chat.forbidden_ids,
         image_pad_id=chat.image_pad_id,
         pad_id=chat.tokenizer.pad_token_id,
         vocabulary_size=chat.vocabulary_size,

@@ -21,6 +21,7 @@ from mmsearch_trl.rollout.trajectory import Part
 
 _ASSISTANT = "ASSISTANT-TURN-MARKER"
 _VISION_TOKENS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+_TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
 class Encoded(NamedTuple):
@@ -53,6 +54,9 @@ class ChatEncoder:
         names = [getattr(processor, name, None) for name in _VISION_TOKENS]
         names += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
         self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
+        tools = {name for name in _TOOL_TOKENS if name in vocabulary}
+        self.forbidden_ids = self.vision_ids | {vocabulary[name] for name in tools}
+        """What a turn may not sample: images, and calls in the model's own tool format, which nothing here answers."""
         # An unknown character is no control token, unless the tokenizer writes it as one (Qwen: <|endoftext|>).
         controls = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         controls |= {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}

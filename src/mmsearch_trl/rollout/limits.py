@@ -9,7 +9,7 @@
 the finished response is cut at `max_response_tokens` (`rollout/compat.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mmsearch_trl.protocol.action import Action, ActionKind
@@ -62,6 +62,12 @@ class Limits:
             raise ValueError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
         if self.forced_answer and self.forced_answer_tokens >= self.max_response_tokens:
             raise ValueError("rollout.forced_answer_tokens must be smaller than rollout.max_response_tokens.")
+
+    def within(self, window: int) -> "Limits":
+        """These limits on an engine that holds `window` tokens; upstream's rule knows no window and stays."""
+        if self.compat:
+            return self
+        return replace(self, max_context_tokens=min(window, self.max_context_tokens or window))
 
     def room(self, trajectory: Trajectory, *, final: bool = False) -> int:
         """Tokens that may still be added; the forced answer's share is kept back until `final`."""

@@ -1,6 +1,7 @@
 """Training arguments: TRL's, and the few that a search trainer adds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -48,8 +49,53 @@ class MMSearchGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Share of the learning rate that MMSearch-R1's sigmoid decay removes."}
     )
     lr_sigmoid_step: int = field(default=45, metadata={"help": "Step around which the sigmoid decay falls."})
+    vllm_server_urls: list[str] | None = field(
+        default=None,
+        metadata={"help": "Addresses of vLLM servers, where there are several; replaces vllm_server_base_url."},
+    )
+    vllm_request_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds for one attempt at a turn on a server, its queue included."}
+    )
+    vllm_engine_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Arguments of vLLM's engine for vllm_mode: colocate, such as {max_num_batched_tokens: 8192, "
+            "limit_mm_per_prompt: {image: 8}, mm_processor_kwargs: {...}, enforce_eager: true}."
+        },
+    )
+    vllm_lora_sync: str = field(
+        default="auto",
+        metadata={
+            "help": "What vLLM is sent of a LoRA policy: adapter (the adapter alone), merged (all weights, merged "
+            "beside the base weights), or auto: the adapter where vLLM can apply it."
+        },
+    )
     max_rollout_batch: int = field(
         default=64, metadata={"help": "Turns generated together by the transformers engine."}
+    )
+    max_trajectories_in_flight: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trajectories rolled out at a time, per process; fewer while the engine says that its KV cache is "
+            "full. Default: all of a batch."
+        },
+    )
+    kv_high_water: float = field(
+        default=0.9, metadata={"help": "KV-cache usage from which fewer trajectories are rolled out at a time."}
+    )
+    rollout_close_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "A training batch closes when this share of a process's trajectories has finished; the others are "
+            "stragglers. Below 1, what is trained depends on timing, and no two runs are alike."
+        },
+    )
+    straggler_policy: Literal["drop", "carry"] = field(
+        default="drop",
+        metadata={
+            "help": "Stragglers are dropped, or carried: they go on beside the next batches and are trained when they "
+            "end, corrected for their older weights. Carrying needs use_vllm, whose importance sampling corrects."
+        },
     )
     eval_temperature: float = field(default=0.0, metadata={"help": "Sampling temperature of evaluation."})
     save_traces: bool = field(
@@ -69,8 +115,13 @@ class MMSearchGRPOConfig(GRPOConfig):
                 "ds3_gather_for_generation must stay true: ranks roll out different numbers of turns, and with "
                 "weights that are gathered layer by layer they would wait for each other for ever."
             )
-        if self.use_vllm:
-            raise ValueError("use_vllm: rollouts run on the transformers engine in this version; set it to false.")
+        if self.use_vllm and (self.generation_kwargs or self.vllm_structured_outputs_regex):
+            raise ValueError(
+                "generation_kwargs and vllm_structured_outputs_regex have no effect on rollouts: leave them out."
+            )
+        if self.vllm_lora_sync not in ("auto", "adapter", "merged"):
+            raise ValueError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
+        check_rollout_options(self)
         if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:
             raise ValueError(
                 "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "

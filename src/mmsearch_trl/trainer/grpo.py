@@ -26,9 +26,10 @@ from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.model_card import write_model_card
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol, default_protocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
+from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
@@ -37,15 +38,17 @@ from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
+from mmsearch_trl.trainer.engines import build_rollout_engine
 from mmsearch_trl.trainer.evaluation import evaluate
 from mmsearch_trl.trainer.filtering import collect_informative
 from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
-from mmsearch_trl.trainer.rollouts import roll_out
+from mmsearch_trl.trainer.rollouts import roll_out, samplings
 from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.scores import PARTS, LocalScores
+from mmsearch_trl.trainer.stragglers import Stragglers
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
 from mmsearch_trl.versions import check_versions
 
@@ -99,7 +102,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
     ) -> None:
         check_versions()
         check_arguments(model, args, kwargs)
+        # TRL would start a vLLM client of its own; after that, `use_vllm` only has it correct for the sampler.
+        use_vllm, args.use_vllm = args.use_vllm, False
         super().__init__(model, reward_funcs, args, **kwargs)
+        self.use_vllm = args.use_vllm = use_vllm
         if not self._is_vlm:
             raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
         check_enough_rows(self.train_dataset, args)
@@ -110,6 +116,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search
+        self.backpressure = args.max_trajectories_in_flight and Backpressure(
+            args.max_trajectories_in_flight, args.kv_high_water
+        )
+        self.stragglers = Stragglers(self)
         self.protocol = protocol or default_protocol(self.processing_class, compat=self.limits.compat)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         self.event_loop = BackgroundLoop()
@@ -119,6 +129,9 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self.generations = (-1, 0)
         self._traces: TraceWriter | None = None
         use_console(self, "GRPO")
+        self.rollout_engine = build_rollout_engine(self, use_vllm=use_vllm)
+        if self.rollout_engine.max_model_len is not None:
+            self.limits = self.limits.within(self.rollout_engine.max_model_len)
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect
@@ -133,6 +146,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
             self._score_mask = None
         assert self._scores is not None
         self._finish_advantages(self._scores, output)
+        self.stragglers.settle(self._scores, output["advantages"])
         if "accuracy" in self._scores.parts:
             accuracies = self._scores.parts["accuracy"]
             gather, device = self.accelerator.gather, self.accelerator.device
@@ -149,8 +163,11 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         first = self.accelerator.process_index * len(rows)
         seeds = [f"{step}/{self.generations[1]}/{first + i}" for i in range(len(rows))]
         tasks = [row_to_task(row, resize=self.resize_images) for row in rows]
-        trajectories = roll_out(self, tasks, seeds, self.args.temperature)
-        return [{k: v for k, v in row.items() if k not in _IMAGE_COLUMNS} for row in rows], trajectories
+        sampled_as = samplings(self, seeds, self.args.temperature)
+        share, carried = self.args.rollout_close_share, self.stragglers.unfinished
+        trajectories = roll_out(self, tasks, sampled_as, close_share=share, carried=carried)
+        rows = [{k: v for k, v in row.items() if k not in _IMAGE_COLUMNS} for row in rows]
+        return self.stragglers.seat(rows, trajectories, sampled_as)
 
     def score(self, rows: list[Row], trajectories: list[Trajectory]) -> list[ScoredTrajectory]:
         """Apply the reward functions to trajectories of this rank, outside a training batch; logs nothing.
@@ -198,10 +215,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        # A rollout that the engine broke is no evidence about the policy: NaN keeps it out of its group's baseline.
-        broken = torch.tensor([t.stop is StopReason.FAILED for t in self._trajectories], device=rewards.device)
-        rewards[self.accelerator.gather(broken)] = torch.nan
         first = self.accelerator.process_index * len(prompts)
+        # What was broken off is no evidence about the policy: NaN keeps it out of its group's baseline.
+        outside = self.stragglers.exclude(rewards[first : first + len(prompts)], self._trajectories)
+        rewards[self.accelerator.gather(torch.tensor(outside, device=rewards.device))] = torch.nan
         logged = self._pending_extra_logs
         parts = {name: list(logged[name]) for name in PARTS if name in logged}
         self._scores = LocalScores(rewards[first : first + len(prompts)], self.reward_weights, parts)
@@ -309,7 +326,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
             write_model_card(self, model_name, dataset_name, tags)
 
     def close(self) -> None:
-        """Flush traces and let go of the tools."""
+        """Flush traces and let go of the tools and the engine."""
+        self.rollout_engine.close()
         if self._traces is not None:
             self._traces.close()
             self._traces = None

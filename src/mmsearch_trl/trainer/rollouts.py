@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from trl.extras.profiling import profiling_context
-from trl.models import unwrap_model_for_generation
 
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.sharding import gathered
-from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.engine.base import Engine, Sampling
+from mmsearch_trl.engine.pressure import PressureSource
+from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.loop import named_sampling, run_batch
+from mmsearch_trl.rollout.stragglers import Unfinished
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.trainer.metrics import rollout_metrics
 
@@ -24,23 +24,49 @@ if TYPE_CHECKING:
     from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
+def samplings(trainer: MMSearchGRPOTrainer, seeds: Sequence[str], temperature: float) -> list[Sampling]:
+    """How each task is sampled.
+
+    Args:
+        seeds: One name per task; the same name gives the same trajectory under the same weights.
+    """
+    return [named_sampling(trainer.limits, f"{trainer.args.seed}/{seed}", temperature) for seed in seeds]
+
+
 def roll_out(
-    trainer: MMSearchGRPOTrainer, tasks: Sequence[Task], seeds: Sequence[str], temperature: float
+    trainer: MMSearchGRPOTrainer,
+    tasks: Sequence[Task],
+    samplings: Sequence[Sampling],
+    *,
+    close_share: float = 1.0,
+    carried: Sequence[Unfinished] = (),
 ) -> list[Trajectory]:
     """Roll out tasks on this rank; metrics go to the log of the trainer's current mode.
 
     Every rank must call it equally often: it gathers metrics.
 
     Args:
-        seeds: One name per task; the same name gives the same trajectory under the same weights.
+        close_share: As for `run_batch`.
+        carried: As for `run_batch`.
     """
     limits = trainer.limits
-    samplings = [named_sampling(limits, f"{trainer.args.seed}/{seed}", temperature) for seed in seeds]
     started = time.perf_counter()
     trainer.search.drain_records()
-    with _engine(trainer) as engine:
+    with profiling_context(trainer, "rollout"), trainer.rollout_engine.open() as engine:
+        busy_before = engine.busy_seconds
+        admission = _admission(trainer, engine)
         trajectories = trainer.event_loop.run(
-            run_batch(tasks, engine, trainer.protocol, trainer.search, limits, samplings)
+            run_batch(
+                tasks,
+                engine,
+                trainer.protocol,
+                trainer.search,
+                limits,
+                samplings,
+                admission=admission,
+                close_share=close_share,
+                carried=carried,
+            )
         )
     if limits.compat:
         chat = trainer.protocol.chat
@@ -49,42 +75,19 @@ def roll_out(
         trajectories,
         trainer.search.drain_records(),
         seconds=time.perf_counter() - started,
-        engine_busy_seconds=engine.busy_seconds,
+        engine_busy_seconds=engine.busy_seconds - busy_before,
         gather=trainer.accelerator.gather,
         device=trainer.accelerator.device,
     )
+    if admission is not None:
+        lowest = torch.tensor([admission.lowest_cap], device=trainer.accelerator.device)
+        metrics["rollout/cap_min"] = float(trainer.accelerator.gather(lowest).min())
     trainer.append_metrics(metrics)
     return trajectories
 
 
-@contextmanager
-def _engine(trainer: MMSearchGRPOTrainer) -> Iterator[TransformersEngine]:
-    """The transformers engine over the unwrapped model, with sharded weights gathered as TRL's own generation does."""
-    chat, args = trainer.protocol.chat, trainer.args
-    checkpointing: Any = args.gradient_checkpointing_kwargs
-    with (
-        profiling_context(trainer, "rollout"),
-        unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=checkpointing,
-        ) as model,
-        torch.no_grad(),
-        trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
-        gathered(model),
-    ):
-        engine = TransformersEngine(
-            model,
-            chat.images,
-            stop_ids={*trainer.eos_token_ids, chat.turn_end_id},
-            forbidden_ids=chat.vision_ids,
-            image_pad_id=chat.image_pad_id,
-            pad_id=chat.tokenizer.pad_token_id,
-            vocabulary_size=chat.vocabulary_size,
-            max_batch=args.max_rollout_batch,
-        )
-        try:
-            yield engine
-        finally:
-            engine.close()
+def _admission(trainer: MMSearchGRPOTrainer, engine: Engine) -> Admission | None:
+    """The gate of one batch, with the cap that the batches before have led to."""
+    if trainer.backpressure is None:
+        return None
+    return Admission(trainer.backpressure, engine if isinstance(engine, PressureSource) else None)
