@@ -1,0 +1,174 @@
+"""What is run for one scenario, in which order, and what is concluded from it.
+
+The schedulers take turns and their order alternates, so that a slow minute of the machine hits both; a first round is
+thrown away. TRL's loop is run once: it mostly sleeps, one call after another, and varies little.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.rollout.calibrate import Calibration
+from benchmarks.rollout.replay import EngineCost, lower_bound, replay, work_of
+from benchmarks.rollout.rig import DOUBLE_LATENCY, NO_LATENCY, Rig, average
+from benchmarks.rollout.scenario import GROUP, Scenario
+from benchmarks.rollout.schedulers import Run, Tokens
+from benchmarks.rollout.server import BLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """All runs of one scenario."""
+
+    scenario: Scenario
+    calibration: Calibration
+    trl: Run
+    lockstep: tuple[Run, ...]
+    ours: tuple[Run, ...]
+    lockstep_no_latency: tuple[Run, ...]
+    ours_no_latency: tuple[Run, ...]
+    ours_double_latency: Run
+    expected: tuple[Tokens, ...]
+    """What every scheduler should have come to."""
+
+
+def measure(
+    rig: Rig, scenario: Scenario, expected: Sequence[Tokens], repeats: int, tell: Callable[[str], None]
+) -> Measured:
+    """Run everything; `tell` hears what is being done."""
+
+    def run(name: str, work: Callable[[], Run]) -> Run:
+        result = work()
+        tell(f"K={scenario.k} seed={scenario.seed} {name}: {result.seconds:.2f} s")
+        return result
+
+    tell("calibrating the engine")
+    before = rig.calibrate()
+    run("lockstep, warm-up", lambda: rig.lockstep(scenario, NO_LATENCY))
+    run("ours, warm-up", lambda: rig.ours(scenario, NO_LATENCY))
+    trl = run("TRL's loop", lambda: rig.trl(scenario))
+    runs: dict[str, list[Run]] = {"lockstep": [], "ours": [], "lockstep, no latency": [], "ours, no latency": []}
+    schedulers = {
+        "lockstep": lambda: rig.lockstep(scenario),
+        "ours": lambda: rig.ours(scenario),
+        "lockstep, no latency": lambda: rig.lockstep(scenario, NO_LATENCY),
+        "ours, no latency": lambda: rig.ours(scenario, NO_LATENCY),
+    }
+    for repeat in range(repeats):
+        for name in list(schedulers) if repeat % 2 else reversed(schedulers):
+            runs[name].append(run(name, schedulers[name]))
+    double = run("ours, double latency", lambda: rig.ours(scenario, DOUBLE_LATENCY))
+    tell("calibrating the engine again")
+    return Measured(
+        scenario=scenario,
+        calibration=average([before, rig.calibrate()]),
+        trl=trl,
+        lockstep=tuple(runs["lockstep"]),
+        ours=tuple(runs["ours"]),
+        lockstep_no_latency=tuple(runs["lockstep, no latency"]),
+        ours_no_latency=tuple(runs["ours, no latency"]),
+        ours_double_latency=double,
+        expected=tuple(expected),
+    )
+
+
+def seconds(runs: Sequence[Run]) -> float:
+    return median(run.seconds for run in runs)
+
+
+def ideal(run: Run, cost: EngineCost) -> float:
+    """`T*` of a run's own tokens and tool times, seconds."""
+    return replay(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost)
+
+
+def efficiency(runs: Sequence[Run], cost: EngineCost) -> float:
+    """`rho`: attainable over measured time, the median of the runs."""
+    return median(ideal(run, cost) / run.seconds for run in runs)
+
+
+def summary(measured: Measured) -> dict[str, Any]:
+    """The report of one scenario, ready for JSON."""
+    cost = measured.calibration.cost()
+    every = [
+        measured.trl,
+        *measured.lockstep,
+        *measured.ours,
+        *measured.lockstep_no_latency,
+        *measured.ours_no_latency,
+        measured.ours_double_latency,
+    ]
+    bounds = [lower_bound(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost) for run in measured.ours]
+    ratio = seconds(measured.ours_no_latency) / seconds(measured.lockstep_no_latency)
+    return {
+        "k": measured.scenario.k,
+        "seed": measured.scenario.seed,
+        "seconds": {
+            "trl": measured.trl.seconds,
+            "lockstep": seconds(measured.lockstep),
+            "ours": seconds(measured.ours),
+        },
+        "rho": efficiency(measured.ours, cost),
+        "eta": median(bound.seconds / run.seconds for bound, run in zip(bounds, measured.ours, strict=True)),
+        "zero_latency_ratio": ratio,
+        "identical_tokens": all(run.tokens == measured.expected for run in every),
+        "engine_busy": {
+            "trl": measured.trl.engine_busy,
+            "lockstep": median(run.engine_busy for run in measured.lockstep),
+            "ours": median(run.engine_busy for run in measured.ours),
+        },
+        "details": {
+            "runs": {name: [_run(run) for run in runs] for name, runs in _named(measured).items()},
+            "rho_lockstep": efficiency(measured.lockstep, cost),
+            "rho_no_latency": efficiency(measured.ours_no_latency, cost),
+            "lower_bound": asdict(bounds[0]) | {"seconds": bounds[0].seconds},
+            "ideal_seconds": [ideal(run, cost) for run in measured.ours],
+            "calibration": asdict(measured.calibration) | {"linear": measured.calibration.linear},
+            "scaling": _scaling(measured, cost),
+            "work": _work(measured),
+        },
+    }
+
+
+def _named(measured: Measured) -> dict[str, Sequence[Run]]:
+    return {
+        "trl": [measured.trl],
+        "lockstep": measured.lockstep,
+        "ours": measured.ours,
+        "lockstep_no_latency": measured.lockstep_no_latency,
+        "ours_no_latency": measured.ours_no_latency,
+        "ours_double_latency": [measured.ours_double_latency],
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "seconds": run.seconds,
+        "engine_busy": run.engine_busy,
+        "tool_overlap": run.tool_overlap,
+        "tool_seconds": sum(map(sum, run.tool_seconds)),
+        "rollout_p50_p95": run.row_percentiles(),
+    }
+
+
+def _scaling(measured: Measured, cost: EngineCost) -> dict[str, float]:
+    """Doubled tool times: the run should grow by the critical path's growth, not by the sum of all tool times."""
+    once, twice = measured.ours[0], measured.ours_double_latency
+    bounds = [lower_bound(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost) for run in (once, twice)]
+    return {
+        "run_grew_by": twice.seconds - seconds(measured.ours),
+        "critical_path_grew_by": bounds[1].critical_path - bounds[0].critical_path,
+        "ideal_grew_by": ideal(twice, cost) - ideal(once, cost),
+        "tool_seconds_grew_by": sum(map(sum, twice.tool_seconds)) - sum(map(sum, once.tool_seconds)),
+    }
+
+
+def _work(measured: Measured) -> dict[str, int]:
+    run = measured.ours[0]
+    turns = [turn for rollout in work_of(run.tokens, run.tool_seconds, BLOCK, GROUP) for turn in rollout]
+    return {
+        "turns": len(turns),
+        "tool_calls": sum(map(len, run.tool_seconds)),
+        "decoded_tokens": sum(turn.decoded for turn in turns),
+        "new_prompt_tokens": sum(turn.new_tokens for turn in turns),
+    }
