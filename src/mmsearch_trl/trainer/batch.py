@@ -1,6 +1,7 @@
 """From trajectories to what TRL's `_generate` returns, and the checks that replace TRL's silent fall-backs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,11 +36,12 @@ def generation(
     """Lay trajectories out for TRL.
 
     A trajectory that has no token (its rollout failed before the first turn) becomes one turn-end token outside the
-    loss, since TRL cannot hold an empty row.
+    loss, since TRL cannot hold an empty row. So does a straggler, whose tokens would be forwarded for nothing.
 
     Raises:
         AssertionError: A trajectory's ids and images disagree.
     """
+    trajectories = [replace(t, turns=[]) if t.stop is StopReason.STRAGGLER else t for t in trajectories]
     rows = [_row(trajectory, chat, mask_failures, compat) for trajectory in trajectories]
     prompt_ids, completion_ids, masks, logprobs = (list(column) for column in zip(*rows, strict=True))
     images = [trajectory.images for trajectory in trajectories]

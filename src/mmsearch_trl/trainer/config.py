@@ -1,7 +1,7 @@
 """Training arguments: TRL's, and the few that a search trainer adds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from trl import GRPOConfig
 
@@ -121,9 +121,38 @@ class MMSearchGRPOConfig(GRPOConfig):
             )
         if self.vllm_lora_sync not in ("auto", "adapter", "merged"):
             raise ValueError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
-        check_rollout_options(self)
+        _check_rollout(self)
         if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:
             raise ValueError(
                 "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "
                 "distribution than the trained one biases the policy ratio."
             )
+
+
+def _check_rollout(args: MMSearchGRPOConfig) -> None:
+    """Raises ValueError where the options of admission and of stragglers cannot be met."""
+    if args.max_trajectories_in_flight is not None and args.max_trajectories_in_flight < 1:
+        raise ValueError(f"max_trajectories_in_flight must be at least 1, got {args.max_trajectories_in_flight}.")
+    for name in ("kv_high_water", "rollout_close_share"):
+        if not 0 < getattr(args, name) <= 1:
+            raise ValueError(f"{name} is a share, above 0 and up to 1; got {getattr(args, name)}.")
+    if args.straggler_policy not in ("drop", "carry"):
+        raise ValueError(f"straggler_policy must be 'drop' or 'carry', got {args.straggler_policy!r}.")
+    if args.straggler_policy == "drop":
+        return
+    refused = {
+        "use_vllm is false, and the correction of older samples by their log-probs comes with it": not args.use_vllm,
+        "vllm_importance_sampling_correction is false": not args.vllm_importance_sampling_correction,
+        "trajectory_level_loss has no correction of older samples": args.trajectory_level_loss,
+        "filter_zero_variance_groups picks groups before stragglers end": args.filter_zero_variance_groups,
+        "scale_rewards: batch has no deviation for another batch's trajectory": args.scale_rewards == "batch",
+        "multi_objective_aggregation must be sum_then_normalize": (
+            args.multi_objective_aggregation != "sum_then_normalize"
+        ),
+        "per_device_train_batch_size * steps_per_generation must be a multiple of num_generations": (
+            args.per_device_train_batch_size * int(args.steps_per_generation or 1) % int(args.num_generations or 1)
+        ),
+    }
+    for reason, applies in refused.items():
+        if applies:
+            raise ValueError(f"straggler_policy: carry cannot be met: {reason}. Change that, or set it to drop.")

@@ -17,7 +17,7 @@ from mmsearch_trl.rewards.mmsearch import RewardParts
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row
-from mmsearch_trl.trainer.rollouts import roll_out
+from mmsearch_trl.trainer.rollouts import roll_out, samplings
 
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _batch(
     rows = [dict(dataset[number % len(dataset)]) for number in numbers]
     tasks = [row_to_task(row, resize=trainer.resize_images) for row in rows]
     seeds = [f"{prefix}/{number}" for number in numbers]
-    trajectories = roll_out(trainer, tasks, seeds, trainer.args.eval_temperature)
+    trajectories = roll_out(trainer, tasks, samplings(trainer, seeds, trainer.args.eval_temperature))
     scored = trainer.score(rows, trajectories)
     step = trainer.state.global_step
     own = [item for number, item in zip(numbers, scored, strict=True) if number < len(dataset)]

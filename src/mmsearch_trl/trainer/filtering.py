@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.trainer.advantages import informative_groups
 
 
@@ -43,8 +43,8 @@ def collect_informative(
         fresh, trajectories = trainer.collect(rows)
         # A broken rollout has no reward; at 0 it may keep a group in, and its own tokens stay out of the loss.
         rewards = torch.tensor([scored.reward or 0.0 for scored in trainer.score(fresh, trajectories)])
-        # A rollout that the engine broke earned nothing, and does not make its group differ either.
-        broken = torch.tensor([trajectory.stop is StopReason.FAILED for trajectory in trajectories])
+        # A rollout that was broken off earned nothing, and does not make its group differ either.
+        broken = torch.tensor([trajectory.broken_off for trajectory in trajectories])
         rewards = rewards.masked_fill(broken, torch.nan)
         for i in informative_groups(rewards, group).nonzero().flatten().tolist():
             members = slice(i * group, (i + 1) * group)

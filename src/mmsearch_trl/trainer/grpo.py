@@ -116,9 +116,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search
-        self.backpressure = args.max_trajectories_in_flight and Backpressure(
-            args.max_trajectories_in_flight, args.kv_high_water
-        )
+        cap = args.max_trajectories_in_flight
+        self.backpressure = None if cap is None else Backpressure(cap, args.kv_high_water)
         self.stragglers = Stragglers(self)
         self.protocol = protocol or default_protocol(self.processing_class, compat=self.limits.compat)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called

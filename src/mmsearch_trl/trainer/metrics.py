@@ -75,9 +75,11 @@ def completion_metrics(
 def accuracy_by_search(
     trajectories: Sequence[Trajectory], accuracies: Sequence[float], *, gather: Gather, device: torch.device
 ) -> Iterator[tuple[str, float]]:
-    """`accuracy/searched` and `accuracy/unsearched`; a group without trajectories is left out."""
+    """`accuracy/searched` and `accuracy/unsearched` of what was finished; a group without trajectories is left out."""
     sums = torch.zeros(2, 2)
     for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
+        if trajectory.stop is StopReason.STRAGGLER:
+            continue
         sums[int(any(True for _ in trajectory.observations))] += torch.tensor([accuracy, 1.0])
     totals = gather(sums.to(device).view(1, 4)).view(-1, 2, 2).sum(dim=0)
     for name, (right, count) in zip(("accuracy/unsearched", "accuracy/searched"), totals.tolist(), strict=True):
@@ -85,18 +87,25 @@ def accuracy_by_search(
             yield name, right / count
 
 
-_COLUMNS = ("search/ratio", "search/image_ratio", "search/text_ratio", "rollout/turns", "rollout/failed")
+_COLUMNS = (
+    "search/ratio",
+    "search/image_ratio",
+    "search/text_ratio",
+    "rollout/turns",
+    "rollout/failed",
+    "rollout/stragglers",
+)
 
 
 def _row(trajectory: Trajectory) -> list[float]:
     tools = {observation.tool for observation in trajectory.observations}
-    failed = trajectory.stop is StopReason.FAILED
     return [
         float(bool(tools)),
         float(Tool.IMAGE_SEARCH in tools),
         float(Tool.TEXT_SEARCH in tools),
         float(len(trajectory.turns)),
-        float(failed),
+        float(trajectory.stop is StopReason.FAILED),
+        float(trajectory.stop is StopReason.STRAGGLER),
     ]
 
 
