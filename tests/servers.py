@@ -1,14 +1,16 @@
 """Real vLLM servers for tests: one for each tiny model family, started when first asked for, kept for the session."""
 
 import json
-import socket
+import os
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.engine.vllm_requests import Vocabulary
@@ -21,12 +23,13 @@ FLAGS: dict[str, Any] = {
     "max_num_seqs": 64,
     "enable_prompt_tokens_details": True,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def vocabulary(chat: ChatEncoder) -> Vocabulary:
@@ -56,7 +59,7 @@ class Servers:
         if family.name not in self.running:
             family.model().save_pretrained(home)
             family.processor.save_pretrained(home)
-            server = VLLMProcess(str(home), free_port(), self.folder / f"{family.name}.log", FLAGS, max_lora_rank=RANK)
+            server = VLLMProcess(str(home), self.folder / f"{family.name}.log", FLAGS, max_lora_rank=RANK)
             self.running[family.name] = server.__enter__()
         url = self.running[family.name].url
         post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(home)}})
@@ -70,4 +73,14 @@ class Servers:
             server.stop()
 
 
-ServerUrl = Callable[[tiny.Family], str]
+@contextmanager
+def environment() -> Iterator[None]:
+    """Room for vLLM in this process: quiet, small, and everything that it changes put back afterwards."""
+    before, set_num_threads = dict(os.environ), torch.set_num_threads
+    os.environ.update(QUIET)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        os.environ.clear()
+        os.environ.update(before)

@@ -3,11 +3,13 @@
 mmsearch vllm MODEL [--port 8000] [--max_lora_rank 64] [any flag of `vllm serve`]
 """
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,9 +95,9 @@ class VLLMProcess:
 
     Args:
         model: Name or folder.
-        port: On the loopback interface.
         log: File of its output.
         flags: More flags of `vllm serve`, by name with underscores.
+        port: On the loopback interface; None takes a free one.
 
     Raises:
         EngineError: on entering, when the server ends or is not healthy within `start_seconds`.
@@ -104,13 +106,14 @@ class VLLMProcess:
     def __init__(
         self,
         model: str,
-        port: int,
         log: Path,
         flags: Mapping[str, Any] | None = None,
         *,
+        port: int | None = None,
         max_lora_rank: int | None = None,
         start_seconds: float = 600.0,
     ) -> None:
+        port = port or _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._command, self._environment = serve_command(
@@ -184,7 +187,18 @@ class VLLMProcess:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
 
-def exec_server(model: str, *, max_lora_rank: int | None, arguments: Sequence[str]) -> None:
-    """Become the server: `arguments` go to vLLM after the defaults, and so replace them."""
-    command, environment = serve_command(model, max_lora_rank=max_lora_rank)
-    os.execvpe(command[0], [*command, *arguments], environment)
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Become a server; flags of vLLM come after the defaults, and so replace them."""
+    parser = argparse.ArgumentParser(prog="mmsearch vllm", allow_abbrev=False)
+    parser.add_argument("model", help="name or folder of the model that will be trained")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max_lora_rank", type=int, metavar="R", help="take LoRA adapters of up to this rank")
+    options, flags = parser.parse_known_args(arguments)
+    command, environment = serve_command(options.model, {"port": options.port}, max_lora_rank=options.max_lora_rank)
+    os.execvpe(command[0], [*command, *flags], environment)

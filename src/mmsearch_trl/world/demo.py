@@ -8,7 +8,8 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import transformers
 from rich.console import Console
 
 from mmsearch_trl.config import load_recipe
+from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table
 from mmsearch_trl.traces.files import read_traces
@@ -35,6 +37,11 @@ from mmsearch_trl.world.world import World
 
 WARM_START_STEPS = 900
 GROUPS = ("known", "held_out")
+ENGINES = ("transformers", "vllm", "vllm-colocate")
+"""The trained model itself, a vLLM server that the demo starts, or vLLM in the same process."""
+
+_WINDOW = 512
+"""Tokens of a trajectory with its prompt: more than the recipe's limits let it have."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ class DemoSummary:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="mmsearch demo", description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--seed", type=int, default=0, help="seed of world, model and training")
-    parser.add_argument("--engine", choices=["transformers"], default="transformers", help="what writes the rollouts")
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what writes the rollouts")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything that it makes")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/world/grpo.yaml"), help="GRPO settings")
     parser.add_argument("--warm_start_steps", type=int, default=WARM_START_STEPS, help="supervised steps")
@@ -97,14 +104,17 @@ def run_demo(options: argparse.Namespace) -> DemoSummary:
     write_world(world, out / "world")
     make_warm_start(world, out / "warm_start", steps=options.warm_start_steps)
     warm_started = time.perf_counter()
-    trainer = make_trainer(options.recipe, out, seed=options.seed, max_steps=options.max_steps)
-    before = evaluate_groups(trainer)
-    grpo_started = time.perf_counter()
-    trainer.train()
-    trainer.save_model()
-    grpo_ended = time.perf_counter()
-    after = evaluate_groups(trainer)
-    trainer.close()
+    with rollout_arguments(options.engine, out) as arguments:
+        trainer = make_trainer(options.recipe, out, seed=options.seed, max_steps=options.max_steps, **arguments)
+        try:
+            before = evaluate_groups(trainer)
+            grpo_started = time.perf_counter()
+            trainer.train()
+            trainer.save_model()
+            grpo_ended = time.perf_counter()
+            after = evaluate_groups(trainer)
+        finally:
+            trainer.close()
     run = trainer.run_dir
     plot = plot_learning(learning_curves(read_traces(run)), out / "learning.png")
     page = write_page(run, out / "trajectories.html")
@@ -124,6 +134,25 @@ def run_demo(options: argparse.Namespace) -> DemoSummary:
     for name, path in (("summary", out / "summary.json"), ("plot", plot), ("trajectories", page)):
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     return summary
+
+
+@contextmanager
+def rollout_arguments(engine: str, out: Path) -> Iterator[dict[str, Any]]:
+    """What the recipe needs to roll out on an engine; a vLLM server runs as long as this is open."""
+    flags = {"max_model_len": _WINDOW, "max_num_seqs": 128}
+    if engine == "transformers":
+        yield {}
+    elif engine == "vllm-colocate":
+        yield {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_enable_sleep_mode": False,  # vLLM has none on a CPU
+            "vllm_engine_args": flags | {"enforce_eager": True},
+        }
+    else:
+        logger.info("starting a vLLM server; its log: %s", out / "vllm.log")
+        with VLLMProcess(str(out / "warm_start"), out / "vllm.log", flags) as server:
+            yield {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
 
 
 def make_warm_start(world: World, folder: Path, *, steps: int) -> None:
