@@ -5,12 +5,18 @@ import re
 
 import pytest
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
 
 from mmsearch_trl import versions
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.micro_batches import _ROW_BY_ROW
 from mmsearch_trl.versions import VersionError, check_versions
 
 
@@ -24,6 +30,7 @@ SIGNATURES = {
         *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
         *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
     ],
+    "_prepare_inputs": ["generation_batch"],
     "_get_train_sampler": ["dataset"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
@@ -75,6 +82,44 @@ def test_what_we_read_of_trl_s_private_state_is_there() -> None:
     ):
         assert f"self.{name}" in source, name
     assert "fused_lm_head" in inspect.getsource(add_fused_lm_head)
+
+
+def test_micro_batches_are_cut_and_buffered_where_we_deal_them_anew() -> None:
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    for line in (
+        "generation_batch = split_pixel_values_by_grid(generation_batch)",
+        "generation_batch = shuffle_sequence_dict(generation_batch)",
+        "generation_batches = split_tensor_dict(generation_batch, self.args.steps_per_generation)",
+        "self._buffered_inputs = [unsplit_pixel_values_by_grid(batch) for batch in generation_batches]",
+        "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]",
+    ):
+        assert line in source
+    for function in (split_pixel_values_by_grid, unsplit_pixel_values_by_grid):
+        assert list(inspect.signature(function).parameters) == ["batch"]
+    assert list(inspect.signature(split_tensor_dict).parameters) == ["tensor_dict", "num_chunks"]
+
+
+def test_each_loss_type_is_normalised_as_we_believe() -> None:
+    """Dealing rows anew rests on it; `entropy_mask` and the entropy bonus are the only other means over tokens."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    source = source[source.index('if self.loss_type in ["grpo", "sapo"]:') : source.index("# Log the metrics")]
+    branches = re.findall(r"if self\.loss_type (?:in|==) (.+):\n(?:.*#.*\n)*((?: {12}.*\n)+)", source)
+    normalised = {name: body for names, body in branches for name in re.findall(r'"(\w+)"', names)}
+    assert set(normalised) == _ROW_BY_ROW | {"bnpo"}
+    for name, divided in {
+        **dict.fromkeys(("grpo", "sapo"), "((per_token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()"),
+        "luspo": "(per_token_loss * mask).sum(-1).mean()",
+        "dr_grpo": "(per_token_loss * mask).sum() / (per_token_loss.size(0) * self.max_completion_length)",
+        **dict.fromkeys(("cispo", "dapo", "vespo"), 'inputs["num_items_in_batch"].clamp(min=1.0)'),
+        "bnpo": "(per_token_loss * mask).sum() / mask.sum().clamp(min=1.0)",
+    }.items():
+        assert divided in normalised[name], name
+
+
+def test_only_scored_tokens_are_projected_where_triton_runs() -> None:
+    source = inspect.getsource(add_fused_lm_head)
+    assert "compact = _use_triton(hidden_states.device)" in source
+    assert "hidden_states[mask] if compact else" in source and "labels[mask] if compact else" in source
 
 
 def test_trl_s_epsilon_is_the_one_that_we_replace() -> None:
