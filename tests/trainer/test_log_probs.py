@@ -20,7 +20,7 @@ ROWS = st.lists(
 
 
 def _batch(rows: list[tuple[int, int, int]]) -> ScoredBatch:
-    """Token j of row i is `100 * (i + 1) + j`; its images hold i, in 1 to 3 patches; odd completion tokens are scored."""
+    """Token j of row i is `100 * (i + 1) + j`; its images hold i; odd completion tokens are scored."""
     ids = torch.zeros(len(rows), PROMPT + COMPLETION, dtype=torch.long)
     score = torch.zeros(len(rows), COMPLETION, dtype=torch.long)
     grids, patches = [], []
