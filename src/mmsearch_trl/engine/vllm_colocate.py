@@ -129,6 +129,8 @@ class ColocatedEngine:
         self.needs_weights = True  # until all have arrived
         with torch.no_grad():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            if not torch.cuda.is_available():
+                self._llm.apply_model(_repack_head)
         self.needs_weights = False
         self._stepper.adapter = None
         self._stepper.reset_caches()
@@ -136,11 +138,11 @@ class ColocatedEngine:
     def load_adapter(self, path: Path, name: str) -> None:
         """Put the LoRA adapter that PEFT saved in `path` on the base weights, in place of the one before.
 
-        vLLM applies it to the language model alone, unless `enable_tower_connector_lora` is set.
+        vLLM leaves out some adapters' parts without a word: see `weight_sync.native_adapter_obstacle`.
 
         Raises:
             RuntimeError: the engine was built without `enable_lora`.
-            ValueError: vLLM cannot apply the adapter; the one before stays.
+            ValueError: vLLM refuses the adapter; the one before stays.
         """
         from vllm.lora.request import LoRARequest
 
@@ -256,6 +258,18 @@ class _Stepper:
         self._llm.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: a turn must be under way")
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """Pack a head anew that shares the embeddings' weights.
+
+    On a CPU vLLM computes with packed copies, and packs anew only what arrives under its own name.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _outcome(output: "CompletionOutput") -> Completion | EngineError:
