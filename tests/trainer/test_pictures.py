@@ -47,12 +47,7 @@ def _pictures(value: Any) -> list[Any]:
 def test_a_picture_is_found_wherever_it_hides() -> None:
     [task] = tiny.tasks(1)
     hit = ImageHit("page", thumbnail=task.images[0])
-    for value in (
-        task.images,
-        [{"a": (task,)}],
-        Observation(tool=Tool.IMAGE_SEARCH, hits=(hit,)),
-        torch.zeros(3, 1176),
-    ):
+    for value in (task.images, [{"a": (task.images,)}], hit, torch.zeros(3, PATCH_CHANNELS), b"\x89PNG..."):
         assert _pictures(value)
     assert not _pictures([{"content": "text"}, 1.0, torch.zeros(3, 4)])
 
