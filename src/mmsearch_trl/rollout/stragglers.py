@@ -41,7 +41,7 @@ async def finish_share(
     """
     older = [asyncio.create_task(run) for run in beside]
     tasks = [asyncio.create_task(run) for run in runs]
-    close = _Close(len(tasks), math.ceil(share * len(tasks)))
+    close = _Close(len(tasks), math.ceil(share * len(tasks) - 1e-9))  # 0.07 x 100 is a little more than 7
     for task in tasks:
         task.add_done_callback(close.count)
     cut: set[asyncio.Task[Trajectory]] = set()
