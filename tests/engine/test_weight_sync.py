@@ -208,6 +208,7 @@ def test_an_adapter_for_the_language_model_has_no_obstacle(family: tiny.Family) 
 def test_what_vllm_would_refuse_or_compute_otherwise_is_named(options: dict[str, Any], words: str) -> None:
     model = lora(tiny.qwen25().model(), **options)
     assert words in str(native_adapter_obstacle(model))
+    assert "outside of the adapter" not in str(native_adapter_obstacle(model))
     with pytest.raises(ValueError, match="cannot serve the adapter"):
         list(adapter_weights(model))
 

@@ -117,7 +117,8 @@ def _layer_obstacles(model: PeftModel, adapter: str, config: LoraConfig) -> Iter
         yield f"it knows one rank and one alpha for all layers, and {_some(uneven)} has its own"
     if merged := [path for path, layer in layers if layer.merged]:
         yield f"an adapter is merged into the base weights of {_some(merged)}"
-    parts = {id(parameter) for _, layer in layers for parameter in _matrices(layer, [adapter])}
+    own = [{id(p) for p in cast(nn.Module, layer).parameters()} for _, layer in layers]
+    parts = set().union(*own) - {id(p) for _, layer in layers for p in layer.get_base_layer().parameters()}
     trained = [name for name, p in base.named_parameters() if p.requires_grad and id(p) not in parts]
     if trained and config.bias == "none" and not (config.modules_to_save or config.trainable_token_indices):
         yield f"weights outside of the adapter are trained, such as {_some(trained)}"
