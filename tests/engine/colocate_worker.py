@@ -1,6 +1,6 @@
-"""Prompts and an oracle for the colocated engine, and one of two processes that share it or have one each.
+"""Prompts and an oracle for the colocated engine, and one of two processes that have one each, and then share one.
 
-Run by `test_vllm_colocate.py`: `python -m torch.distributed.run ... colocate_worker.py shared|own FOLDER`.
+Run by `test_vllm_colocate.py`: `python -m torch.distributed.run ... colocate_worker.py CHECKPOINT OUT`.
 """
 
 import asyncio
@@ -96,7 +96,17 @@ def _trajectories(engine: ColocatedEngine, rank: int, family: tiny.Family) -> li
         return asyncio.run(scenario())
 
 
-def shared(folder: Path, out: Path, rank: int) -> None:
+def own(folder: Path, rank: int) -> dict[str, Any]:
+    """Two ranks have an engine each, and different numbers of turns."""
+    family = tiny.qwen25()
+    engine = ColocatedEngine(str(folder), vocabulary(family), engine_args=ARGS)
+    given = prompts(family, 1 + 3 * rank, seed=rank)
+    report = {"own": difference(family, family.model(), given, rollout(engine, given))}
+    engine.close()
+    return report
+
+
+def shared(folder: Path, rank: int) -> dict[str, Any]:
     """Two ranks hold a half of the model each."""
     family = tiny.qwen25()
     engine = ColocatedEngine(str(folder), vocabulary(family), engine_args=ARGS, group=dist.group.WORLD)
@@ -109,36 +119,26 @@ def shared(folder: Path, out: Path, rank: int) -> None:
     completions = _trajectories(engine, rank, family)
     report["after"] = difference(family, model, prompts(family, 5, seed=rank), completions)
     with engine.rollout():  # rank 1 asks for nothing, and steps for rank 0
-        alone = asyncio.run(write(engine, prompts(family, 3))) if rank == 0 else []
-    report["alone"] = len(alone)
-    busy = time.process_time()
+        report["alone"] = len(asyncio.run(write(engine, prompts(family, 3)))) if rank == 0 else 0
+    before = time.process_time()
     with engine.rollout():
         time.sleep(1.0)
-    report["idle"] = time.process_time() - busy
+    report["idle"] = time.process_time() - before
     report["requests"] = engine._stepper.core.scheduler.get_num_unfinished_requests()
     engine.close()
-    _finish(report, out, rank)
+    return report
 
 
-def own(folder: Path, out: Path, rank: int) -> None:
-    """Two ranks have an engine each, and different numbers of turns."""
-    family = tiny.qwen25()
-    engine = ColocatedEngine(str(folder), vocabulary(family), engine_args=ARGS)
-    given = prompts(family, 1 + 3 * rank, seed=rank)
-    report = {"before": difference(family, family.model(), given, rollout(engine, given))}
-    engine.close()
-    _finish(report, out, rank)
-
-
-def _finish(report: dict[str, Any], out: Path, rank: int) -> None:
-    """The world that was there before the engine must still work."""
+def main(folder: Path, out: Path) -> None:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank = dist.get_rank()
+    report = own(folder, rank) | shared(folder, rank)
     ranks: list[Any] = [None, None]
-    dist.all_gather_object(ranks, rank)
+    dist.all_gather_object(ranks, rank)  # the world that was there before the engines still works
     (out / f"rank{rank}.json").write_text(json.dumps(report | {"ranks": ranks}))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    {"shared": shared, "own": own}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), dist.get_rank())
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -102,7 +102,8 @@ class StepLoop:
         self._stepper = stepper
         self._group = group
         self._initialize = initialize
-        self._names = (f"{dist.get_rank(group) if group else 0}/{i}" for i in itertools.count())
+        rank = dist.get_rank(group) if group is not None else 0
+        self._names = (f"{rank}/{i}" for i in itertools.count())
         self._lock = Lock()  # for what the callers' threads touch: the next three
         self._next = _Share()
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
