@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8151)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped as well
     options.out.mkdir(parents=True, exist_ok=True)
     about = environment()
     scenario = Scenario(options.k, options.seed)
@@ -56,8 +59,8 @@ def rig(scenarios: Sequence[Scenario], port: int, out: Path) -> Iterator[tuple[R
         ]
         plan.save(folder / "plan.json")
         write_checkpoint(folder / "model")
-        with served(folder / "model", folder / "plan.json", port, out / "server.log") as url:
-            yield Rig(url, folder), expected
+        with served(folder / "model", folder / "plan.json", port, out / "server.log") as server:
+            yield Rig(server, folder), expected
 
 
 def tell() -> Callable[[str], None]:

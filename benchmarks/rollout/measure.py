@@ -146,6 +146,7 @@ def _run(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "engine_busy": run.engine_busy,
         "tool_overlap": run.tool_overlap,
+        "cpu_seconds": dict(run.cpu_seconds),
         "tool_seconds": sum(map(sum, run.tool_seconds)),
         "rollout_p50_p95": run.row_percentiles(),
     }

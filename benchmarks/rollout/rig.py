@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import process_time
 from typing import TypeVar
 
 from benchmarks.rollout.calibrate import Calibration, calibrate, fitted
 from benchmarks.rollout.model import WINDOW, make_processor, make_protocol
 from benchmarks.rollout.scenario import WORDS, Scenario
 from benchmarks.rollout.schedulers import Run, run_lockstep, run_ours
+from benchmarks.rollout.server import Server
 from benchmarks.rollout.tools import tools
 from benchmarks.rollout.trl_loop import TRLLoop
 from mmsearch_trl.engine.base import Engine
@@ -49,10 +51,11 @@ DOUBLE_LATENCY = replace(HEADLINE, scale=2.0)
 
 
 class Rig:
-    """Runs schedulers on the server at `url`."""
+    """Runs schedulers on a server; every run comes with the processor time that it took."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._url = server.url
         self._folder = folder
         self._trl: dict[int, TRLLoop] = {}
 
@@ -66,7 +69,7 @@ class Rig:
         if scenario.k not in self._trl:
             self._trl[scenario.k] = TRLLoop(self._url, scenario.k, self._folder / "trl")
         asyncio.run(self._with_engine(make_protocol(make_processor()).chat, _nothing))
-        return self._trl[scenario.k].run(scenario)
+        return self._with_cpu(lambda: self._trl[scenario.k].run(scenario))
 
     def calibrate(self) -> Calibration:
         chat = make_protocol(make_processor()).chat
@@ -84,13 +87,18 @@ class Rig:
                 slots=variant.slots,
             )
             try:
-                return asyncio.run(
-                    self._with_engine(
-                        protocol.chat, lambda engine: scheduler(scenario, engine, protocol, runtime, LIMITS)
-                    )
+                work = self._with_engine(
+                    protocol.chat, lambda engine: scheduler(scenario, engine, protocol, runtime, LIMITS)
                 )
+                return self._with_cpu(lambda: asyncio.run(work))
             finally:
                 runtime.close()
+
+    def _with_cpu(self, work: Callable[[], Run]) -> Run:
+        before = {"client": process_time()} | self._server.cpu_seconds()
+        run = work()
+        after = {"client": process_time()} | self._server.cpu_seconds()
+        return replace(run, cpu_seconds={name: after[name] - before[name] for name in before})
 
     async def _with_engine(self, chat: ChatEncoder, work: Callable[[Engine], Awaitable[ResultT]]) -> ResultT:
         width = chat.vocabulary_size

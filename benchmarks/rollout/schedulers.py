@@ -6,8 +6,8 @@
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import quantiles
 from time import perf_counter
 
@@ -45,6 +45,7 @@ class Run:
         tools: The tool calls.
         tool_seconds: Per rollout, its calls in order.
         row_seconds: Per rollout, from the common start to its end; empty where the scheduler does not tell.
+        cpu_seconds: Processor time by process: the client, and the server's.
     """
 
     scheduler: str
@@ -54,6 +55,7 @@ class Run:
     tools: Spans
     tool_seconds: tuple[tuple[float, ...], ...]
     row_seconds: tuple[float, ...] = ()
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def engine_busy(self) -> float:

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.rollout.model import WINDOW
 from mmsearch_trl.engine.vllm_client import VLLMClient, wait_until_healthy
@@ -36,9 +39,27 @@ _ENVIRONMENT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    url: str
+    pid: int
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time so far of the server's processes: HTTP front end, scheduler, model."""
+        front = psutil.Process(self.pid)
+        return {"front": _cpu(front)} | {
+            child.name().removeprefix("VLLM::").lower(): _cpu(child) for child in front.children(recursive=True)
+        }
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 @contextmanager
-def served(checkpoint: Path, plan: Path, port: int, log: Path) -> Iterator[str]:
-    """The address of a server that decodes the planned tokens; it is stopped at the end.
+def served(checkpoint: Path, plan: Path, port: int, log: Path) -> Iterator["Server"]:
+    """A server that decodes the planned tokens; it is stopped at the end.
 
     Raises:
         ServerUnavailable: it did not come up; the log says why.
@@ -49,10 +70,10 @@ def served(checkpoint: Path, plan: Path, port: int, log: Path) -> Iterator[str]:
     environment = os.environ | _ENVIRONMENT | {"ROLLOUT_BENCHMARK_PLAN": str(plan), "PYTHONPATH": here}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
+    server = Server(f"http://127.0.0.1:{port}", process.pid)
     try:
-        asyncio.run(_wait(url))
-        yield url
+        asyncio.run(_wait(server.url))
+        yield server
     finally:
         process.terminate()
         try:
