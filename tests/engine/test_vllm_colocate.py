@@ -23,7 +23,6 @@ from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.weight_sync import sampler_weights
 
 
-pytest.importorskip("vllm")
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]
 ARGS = worker.ARGS | {"enable_lora": True, "max_lora_rank": 8}
 QUIET = {
