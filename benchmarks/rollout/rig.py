@@ -2,13 +2,13 @@
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
 from typing import TypeVar
 
-from benchmarks.rollout.calibrate import Calibration, calibrate, fitted
+from benchmarks.rollout.calibrate import Calibration, calibrate
 from benchmarks.rollout.model import WINDOW, make_processor, make_protocol
 from benchmarks.rollout.scenario import WORDS, Scenario
 from benchmarks.rollout.schedulers import Run, run_lockstep, run_ours
@@ -113,14 +113,3 @@ class Rig:
 
 async def _nothing(engine: Engine) -> None:
     """Only the caches are to be reset."""
-
-
-def average(calibrations: Sequence[Calibration]) -> Calibration:
-    """Of calibrations before and after the runs: the machine may not be equally fast all the time."""
-    count = len(calibrations)
-    decode = [sum(values) / count for values in zip(*(each.decode for each in calibrations), strict=True)]
-    return fitted(
-        decode,
-        sum(each.prefill for each in calibrations) / count,
-        sum(each.request for each in calibrations) / count,
-    )

@@ -40,6 +40,7 @@ class Run:
     """One timed run of a scheduler.
 
     Attributes:
+        started: On the clock of `time.perf_counter`, as all spans are.
         seconds: From the first submit to the last rollout's end.
         engine: When at least one request was under way, as the client saw it.
         tools: The tool calls.
@@ -49,6 +50,7 @@ class Run:
     """
 
     scheduler: str
+    started: float
     seconds: float
     tokens: tuple[Tokens, ...]
     engine: Spans
@@ -133,7 +135,7 @@ async def run_ours(
     tasks, sampling = scenario.tasks(), samplings(scenario, limits)
     start = perf_counter()
     trajectories = await run_batch(tasks, watched, protocol, watched, limits, sampling)
-    return _run("ours", perf_counter() - start, trajectories, watched)
+    return _run("ours", start, trajectories, watched)
 
 
 async def run_lockstep(
@@ -151,15 +153,17 @@ async def run_lockstep(
     pairs = zip(scenario.tasks(), samplings(scenario, limits), strict=True)
     start = perf_counter()
     trajectories = await asyncio.gather(*(one(task, sampling) for task, sampling in pairs))
-    return _run("lockstep", perf_counter() - start, trajectories, watched)
+    return _run("lockstep", start, trajectories, watched)
 
 
-def _run(scheduler: str, seconds: float, trajectories: Sequence[Trajectory], watched: Watched) -> Run:
+def _run(scheduler: str, start: float, trajectories: Sequence[Trajectory], watched: Watched) -> Run:
+    seconds = perf_counter() - start
     for trajectory in trajectories:
         if trajectory.failure is not None:
             raise RuntimeError(f"{trajectory.task.id} failed: {trajectory.failure.message}")
     return Run(
         scheduler=scheduler,
+        started=start,
         seconds=seconds,
         tokens=tuple(Tokens.of(trajectory) for trajectory in trajectories),
         engine=watched.engine_spans,

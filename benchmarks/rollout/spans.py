@@ -41,6 +41,10 @@ class Spans:
         """Length of the union."""
         return length(self.union())
 
+    def since(self, start: float) -> list[Span]:
+        """The union, counted from a moment on, to the millisecond."""
+        return [(round(first - start, 3), round(last - start, 3)) for first, last in self.union()]
+
     def shared(self, other: "Spans") -> float:
         """How long both were under way."""
         return length(intersection(self.union(), other.union()))

@@ -123,6 +123,7 @@ class TRLLoop:
         rows = zip(prompt_ids, completion_ids, mask or (), strict=True)
         return Run(
             scheduler="trl",
+            started=start,
             seconds=seconds,
             tokens=tuple(Tokens(tuple(prompt), tuple(ids), tuple(bits)) for prompt, ids, bits in rows),
             engine=engine,
