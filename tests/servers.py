@@ -63,6 +63,7 @@ class Servers:
             self.running[family.name] = server.__enter__()
         url = self.running[family.name].url
         post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(home)}})
+        post(url, "/collective_rpc", {"method": "repack_heads"})
         for cache in ("prefix", "mm", "encoder"):
             post(url, f"/reset_{cache}_cache")
         post(url, "/update_weight_version", {"new_version": "default"})

@@ -12,7 +12,6 @@ from mmsearch_trl.engine import vllm_arguments
 from mmsearch_trl.engine.vllm_arguments import engine_arguments
 
 
-pytest.importorskip("vllm")
 GROUP: Any = object()
 
 

@@ -121,12 +121,12 @@ def test_replies_images_headers_and_padding_move_no_logit(family: Any, beta: flo
     [state] = states
     touched = state.grad.abs().sum(-1) > 0
     width = batch.output["prompt_ids"].shape[1]
-    used = torch.cat([batch.output["prompt_mask"], batch.output["completion_mask"]], dim=1).any(0).nonzero()
-    first = int(used[0])
+    used = torch.cat([batch.output["prompt_mask"], batch.output["completion_mask"]], dim=1)
+    place = used.cumsum(dim=1) - 1  # the tokens of a row are forwarded side by side, whatever padding lay between
     mask = batch.output["tool_mask"] * batch.output["completion_mask"]
     expected = torch.zeros_like(touched)
     for row, column in mask.nonzero().tolist():
-        expected[row, width + column - 1 - first] = True
+        expected[row, place[row, width + column] - 1] = True
     advantaged = batch.output["advantages"] != 0
     assert advantaged.any()
     assert not (touched & ~expected).any()

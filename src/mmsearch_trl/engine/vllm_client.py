@@ -125,9 +125,10 @@ class VLLMClient:
 
     async def load_weights(self, folder: str) -> None:
         """Have every worker read full weights from a folder that the server can see."""
-        await self._call(
-            "POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": folder}}
-        )
+        body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        await self._call("POST", "/collective_rpc", json=body)
+        if (await self.info()).device == "cpu":
+            await self._call("POST", "/collective_rpc", json={"method": "repack_heads"})
 
     async def load_adapter(self, name: str, folder: str) -> None:
         await self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder})

@@ -23,6 +23,7 @@ from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, F
 from mmsearch_trl.engine.step_loop import Request, StepLoop
 from mmsearch_trl.engine.vllm_arguments import engine_arguments, start
 from mmsearch_trl.engine.vllm_requests import Vocabulary, check_echo, compact, sampling_fields
+from mmsearch_trl.engine.vllm_worker import repack_heads
 
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class ColocatedEngine:
         with torch.no_grad():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
             if not torch.cuda.is_available():
-                self._llm.apply_model(_repack_head)
+                self._llm.apply_model(repack_heads)
         self.needs_weights = False
         self._stepper.adapter = None
         self._stepper.reset_caches()
@@ -242,18 +243,6 @@ class _Stepper:
         self._llm.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: a turn must be under way")
-
-
-def _repack_head(model: torch.nn.Module) -> None:
-    """Pack a head anew that shares the embeddings' weights.
-
-    On a CPU vLLM computes with packed copies, and packs anew only what arrives under its own name.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
 
 
 def _outcome(output: "CompletionOutput") -> Completion | EngineError:

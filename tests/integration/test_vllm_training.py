@@ -1,0 +1,132 @@
+"""Training with rollouts on real vLLM: what the sampler samples from is what the trainer trains.
+
+After each optimizer step the log-probs that vLLM reported must be the trainer's own on the same tokens, images among
+them that it had seen before the step; and that check must fail when the weights are not sent or the caches not reset.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+from servers import Servers, environment
+
+from mmsearch_trl.engine.base import EngineError
+from mmsearch_trl.engine.vllm_client import VLLMClient
+from mmsearch_trl.rollout.trajectory import StopReason
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.rollouts import roll_out, samplings
+from mmsearch_trl.trainer.weight_watch import WeightWatch
+
+
+pytestmark = pytest.mark.slow
+
+FAMILY = tiny.qwen25()
+ENGINE_ARGS = {"max_model_len": 512, "enforce_eager": True}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter() -> LoraConfig:
+    """In the language model alone; with B drawn at random, so that the adapter does something from the start."""
+    targets = r".*language_model.*\.(" + "|".join(PROJECTIONS) + ")"
+    return LoraConfig(r=4, lora_alpha=64, target_modules=targets, init_lora_weights=False)
+
+
+@pytest.fixture(params=["server", "colocate"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(servers: Servers, mode: str, tmp_path: Path) -> Iterator[Any]:
+    """Builds trainers on vLLM; their engines are closed at the end."""
+    made: list[MMSearchGRPOTrainer] = []
+
+    def build(family: tiny.Family = FAMILY, **options: Any) -> MMSearchGRPOTrainer:
+        model = family.model()
+        if mode == "server":
+            where: dict[str, Any] = {"vllm_server_base_url": servers.url(family)}
+        else:
+            home = tmp_path / "home"
+            model.save_pretrained(home)
+            family.processor.save_pretrained(home)
+            model.config._name_or_path = str(home)
+            where = {"vllm_engine_args": ENGINE_ARGS, "vllm_enable_sleep_mode": False}
+        settings = {"use_vllm": True, "vllm_mode": mode, "max_steps": 2, "learning_rate": 3e-2, "temperature": 1.0}
+        trainer = tiny.trainer(family, tmp_path / "run", tiny.tasks(2), model=model, **(settings | where | options))
+        made.append(trainer)
+        return trainer
+
+    with environment():
+        yield build
+        for trainer in made:
+            trainer.close()
+
+
+def disagreement(trainer: MMSearchGRPOTrainer, seed: str) -> float:
+    """Roll out, and compare vLLM's log-probs with a plain forward pass of the trainer's weights; the largest."""
+    tasks = tiny.tasks(6)
+    trajectories = roll_out(trainer, tasks, samplings(trainer, [f"{seed}/{task.id}" for task in tasks], 1.0))
+    assert all(t.stop is not StopReason.FAILED for t in trajectories), [t.failure for t in trajectories]
+    assert sum(len(t.images) for t in trajectories) > len(tasks)  # pictures in replies as well
+    model, worst = trainer.accelerator.unwrap_model(trainer.model).eval(), 0.0
+    for trajectory in trajectories:
+        expected = tiny.alone(model, trainer.protocol.chat, trajectory)
+        sampled = torch.tensor(trajectory.loss_mask).bool()
+        difference = expected - torch.tensor(trajectory.logprobs)
+        worst = max(worst, float(difference[sampled].abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+def test_the_sampler_has_the_trainer_s_weights_after_every_step(make: Any, kind: str) -> None:
+    options = {} if kind == "full" else {"peft_config": adapter(), "vllm_lora_sync": kind}
+    trainer = make(**options)
+    assert disagreement(trainer, "before") < 1e-4
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trainer.train()
+    after = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert disagreement(trainer, "after") < 1e-4
+    logged = [entry for entry in trainer.state.log_history if "sampling/sampling_logp_difference/max" in entry]
+    assert len(logged) == 2
+    assert all(entry["sampling/sampling_logp_difference/max"] < 1e-4 for entry in logged)
+    assert all(entry["sync/seconds"] > 0 for entry in logged[1:])
+
+
+def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(peft_config=adapter())
+    assert disagreement(trainer, "before") < 1e-4
+    monkeypatch.setattr(WeightWatch, "changed", lambda self, also=False: False)
+    trainer.train()
+    assert disagreement(trainer, "after") > 1e-2
+
+
+def test_weights_that_did_not_change_are_not_sent_again(make: Any) -> None:
+    trainer = make()
+    watch = trainer.rollout_engine._watch
+    for seed in ("a", "b"):
+        disagreement(trainer, seed)
+    assert watch.count == 1
+    with torch.no_grad():
+        next(trainer.model.parameters()).mul_(1.5)  # not by a step
+    assert disagreement(trainer, "c") < 1e-4 and watch.count == 2
+
+
+@pytest.mark.parametrize("mode", ["server"], indirect=True)
+def test_the_check_fails_when_caches_are_not_reset(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def keep(self: VLLMClient) -> None:
+        pass
+
+    trainer = make()
+    assert disagreement(trainer, "before") < 1e-4
+    monkeypatch.setattr(VLLMClient, "reset_caches", keep)
+    trainer.train()
+    # Stale prefixes and pictures are sampled from, or the worker misses what the scheduler still counts on.
+    try:
+        assert disagreement(trainer, "after") > 1e-2
+    except (AssertionError, EngineError) as error:
+        assert "cache" in str(error).lower()
