@@ -5,8 +5,9 @@ them that it had seen before the step; and that check must fail when the weights
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tiny
@@ -14,7 +15,6 @@ import torch
 from peft import LoraConfig
 from servers import Servers, environment
 
-from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
@@ -32,7 +32,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def adapter() -> LoraConfig:
     """In the language model alone; with B drawn at random, so that the adapter does something from the start."""
     targets = r".*language_model.*\.(" + "|".join(PROJECTIONS) + ")"
-    return LoraConfig(r=4, lora_alpha=64, target_modules=targets, init_lora_weights=False)
+    return LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False)
 
 
 @pytest.fixture(params=["server", "colocate"])
@@ -55,7 +55,7 @@ def make(servers: Servers, mode: str, tmp_path: Path) -> Iterator[Any]:
             family.processor.save_pretrained(home)
             model.config._name_or_path = str(home)
             where = {"vllm_engine_args": ENGINE_ARGS, "vllm_enable_sleep_mode": False}
-        settings = {"use_vllm": True, "vllm_mode": mode, "max_steps": 2, "learning_rate": 3e-2, "temperature": 1.0}
+        settings = {"use_vllm": True, "vllm_mode": mode, "max_steps": 2, "learning_rate": 1e-2, "temperature": 1.0}
         trainer = tiny.trainer(family, tmp_path / "run", tiny.tasks(2), model=model, **(settings | where | options))
         made.append(trainer)
         return trainer
@@ -66,31 +66,38 @@ def make(servers: Servers, mode: str, tmp_path: Path) -> Iterator[Any]:
             trainer.close()
 
 
-def disagreement(trainer: MMSearchGRPOTrainer, seed: str) -> float:
-    """Roll out, and compare vLLM's log-probs with a plain forward pass of the trainer's weights; the largest."""
-    tasks = tiny.tasks(6)
+class Comparison(NamedTuple):
+    """vLLM's log-probs against a plain forward pass of the trainer's weights: how far apart, over how many pictures."""
+
+    worst: float
+    pictures: int
+
+
+def compare(trainer: MMSearchGRPOTrainer, seed: str) -> Comparison:
+    # Questions of more than a block of the prefix cache: what is kept of them must show.
+    tasks = [replace(task, question=f"{task.question} " * 20) for task in tiny.tasks(6)]
     trajectories = roll_out(trainer, tasks, samplings(trainer, [f"{seed}/{task.id}" for task in tasks], 1.0))
     assert all(t.stop is not StopReason.FAILED for t in trajectories), [t.failure for t in trajectories]
-    assert sum(len(t.images) for t in trajectories) > len(tasks)  # pictures in replies as well
     model, worst = trainer.accelerator.unwrap_model(trainer.model).eval(), 0.0
     for trajectory in trajectories:
         expected = tiny.alone(model, trainer.protocol.chat, trajectory)
         sampled = torch.tensor(trajectory.loss_mask).bool()
         difference = expected - torch.tensor(trajectory.logprobs)
         worst = max(worst, float(difference[sampled].abs().max()))
-    return worst
+    return Comparison(worst, sum(len(t.images) for t in trajectories) - sum(len(task.images) for task in tasks))
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
 def test_the_sampler_has_the_trainer_s_weights_after_every_step(make: Any, kind: str) -> None:
     options = {} if kind == "full" else {"peft_config": adapter(), "vllm_lora_sync": kind}
     trainer = make(**options)
-    assert disagreement(trainer, "before") < 1e-4
+    assert compare(trainer, "before").worst < 1e-4
     before = [parameter.detach().clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
     trainer.train()
     after = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert disagreement(trainer, "after") < 1e-4
+    after_training = compare(trainer, "after")
+    assert after_training.worst < 1e-4 and after_training.pictures > 0  # pictures of replies as well
     logged = [entry for entry in trainer.state.log_history if "sampling/sampling_logp_difference/max" in entry]
     assert len(logged) == 2
     assert all(entry["sampling/sampling_logp_difference/max"] < 1e-4 for entry in logged)
@@ -99,34 +106,46 @@ def test_the_sampler_has_the_trainer_s_weights_after_every_step(make: Any, kind:
 
 def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(peft_config=adapter())
-    assert disagreement(trainer, "before") < 1e-4
+    assert compare(trainer, "before").worst < 1e-4
     monkeypatch.setattr(WeightWatch, "changed", lambda self, also=False: False)
     trainer.train()
-    assert disagreement(trainer, "after") > 1e-2
+    assert compare(trainer, "after").worst > 1e-2
 
 
 def test_weights_that_did_not_change_are_not_sent_again(make: Any) -> None:
     trainer = make()
     watch = trainer.rollout_engine._watch
     for seed in ("a", "b"):
-        disagreement(trainer, seed)
+        compare(trainer, seed)
     assert watch.count == 1
     with torch.no_grad():
         next(trainer.model.parameters()).mul_(1.5)  # not by a step
-    assert disagreement(trainer, "c") < 1e-4 and watch.count == 2
+    assert compare(trainer, "c").worst < 1e-4 and watch.count == 2
 
 
-@pytest.mark.parametrize("mode", ["server"], indirect=True)
-def test_the_check_fails_when_caches_are_not_reset(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def keep(self: VLLMClient) -> None:
-        pass
-
+def test_the_check_fails_when_prefixes_are_kept(make: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make()
-    assert disagreement(trainer, "before") < 1e-4
-    monkeypatch.setattr(VLLMClient, "reset_caches", keep)
+    assert compare(trainer, "before").worst < 1e-4
+    if mode == "server":
+        monkeypatch.setattr(VLLMClient, "reset_caches", reset_all_but_prefixes)
+    else:
+        monkeypatch.setattr(trainer.rollout_engine._engine._llm, "reset_prefix_cache", lambda: True)
     trainer.train()
-    # Stale prefixes and pictures are sampled from, or the worker misses what the scheduler still counts on.
-    try:
-        assert disagreement(trainer, "after") > 1e-2
-    except (AssertionError, EngineError) as error:
-        assert "cache" in str(error).lower()
+    assert compare(trainer, "after").worst > 1e-2
+
+
+async def reset_all_but_prefixes(client: VLLMClient) -> None:
+    for cache in ("mm", "encoder"):
+        await client._call("POST", f"/reset_{cache}_cache")
+
+
+@pytest.mark.parametrize("mode", ["colocate"], indirect=True)
+def test_encoded_pictures_that_are_kept_break_a_rollout(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM drops what its workers encoded with the weights, and goes on counting on it."""
+    trainer = make()
+    assert compare(trainer, "before").worst < 1e-4
+    monkeypatch.setattr(trainer.rollout_engine._engine._llm, "reset_encoder_cache", lambda: None)
+    with torch.no_grad():
+        next(trainer.model.parameters()).mul_(1.5)
+    with pytest.raises(AssertionError, match="Encoder cache miss"):
+        compare(trainer, "after")

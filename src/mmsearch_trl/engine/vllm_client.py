@@ -46,6 +46,7 @@ class ServerInfo:
         max_lora_rank: None when it serves no adapters.
         weight_transfer: Backend through which it takes weights, such as `nccl`; None for files only.
         chunked_prefill: Whether it cuts long prompts into pieces.
+        worker_extension: Class mixed into its workers, "" for none.
         device: `cpu` or `cuda`.
     """
 
@@ -55,6 +56,7 @@ class ServerInfo:
     max_lora_rank: int | None
     weight_transfer: str | None
     chunked_prefill: bool
+    worker_extension: str
     device: str
 
     @classmethod
@@ -67,6 +69,7 @@ class ServerInfo:
             max_lora_rank=int(lora["max_lora_rank"]) if lora else None,
             weight_transfer=str(transfer["backend"]) if transfer else None,
             chunked_prefill=bool(config["scheduler_config"]["enable_chunked_prefill"]),
+            worker_extension=str(config["parallel_config"]["worker_extension_cls"]),
             device=str(config["device_config"]["device"]),
         )
 

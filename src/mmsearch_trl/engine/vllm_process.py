@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mmsearch_trl.engine.base import EngineError
-from mmsearch_trl.engine.vllm_worker import WorkerExtension
+from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 
 _STOP_SECONDS = 20.0
@@ -56,8 +56,7 @@ def default_flags(*, cpu: bool, max_lora_rank: int | None = None) -> dict[str, A
     if cpu:
         # vLLM's CPU build ends when a seeded request is prefilled in pieces: no pieces, and room for whole prompts.
         flags |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192, "block_size": 32}
-        flags |= {"enforce_eager": True, "dtype": "float32"}
-        flags |= {"worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__name__}"}
+        flags |= {"enforce_eager": True, "dtype": "float32", "worker_extension_cls": EXTENSION}
     else:
         flags |= {"weight_transfer_config": {"backend": "nccl"}}
     return flags

@@ -18,6 +18,9 @@ class WorkerExtension:
         repack_heads(self.model_runner.model)
 
 
+EXTENSION = f"{WorkerExtension.__module__}.{WorkerExtension.__name__}"
+
+
 def repack_heads(model: torch.nn.Module) -> None:
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

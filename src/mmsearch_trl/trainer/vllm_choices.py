@@ -9,6 +9,7 @@ from torch import nn
 
 from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.vllm_client import ServerInfo
+from mmsearch_trl.engine.vllm_worker import EXTENSION
 from mmsearch_trl.engine.weight_sync import native_adapter_obstacle
 
 
@@ -56,6 +57,11 @@ def check_server(url: str, info: ServerInfo, temperature: float) -> None:
             f"{url} would end at the first long prompt: vLLM on a CPU cannot prefill a request with a seed in pieces. "
             "Start it with --no-enable-chunked-prefill and --max-num-batched-tokens of at least --max-model-len "
             "(`mmsearch vllm` does)"
+        )
+    if info.device == "cpu" and info.worker_extension != EXTENSION:
+        raise EngineError(
+            f"{url} would keep the old weights of a tied output head at every sync: start a CPU server with "
+            f"--worker-extension-cls {EXTENSION} (`mmsearch vllm` does)"
         )
 
 
