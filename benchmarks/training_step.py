@@ -31,6 +31,7 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
+from benchmarks.gpu.model import IDS
 from benchmarks.gpu.passes import counted
 from benchmarks.gpu.report import machine, table, write
 from benchmarks.gpu.rows import Vocabulary, Writer, padded
@@ -57,7 +58,12 @@ TEXT = {
 VISION = {"depth": 4, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "out_hidden_size": 512}
 GROUP = 8
 ROWS = 32
-COLUMNS = ("computed by", "tokens forwarded / real", "old log-probs, s", "loss and gradient, s", "step, s")
+PARTS = {"old": "old log-probs", "loss": "loss and gradient"}
+COLUMNS = (
+    "computed by",
+    *(column for part in PARTS.values() for column in (f"{part}: tokens forwarded / real", f"{part}, s")),
+    "step, s",
+)
 
 
 class TRLStep(MMSearchGRPOTrainer):
@@ -91,11 +97,10 @@ def main() -> None:
 
 def make_trainer(folder: Path, micro: int) -> MMSearchGRPOTrainer:
     processor = build_processor()
-    world = build_config(processor)
+    world: Any = build_config(processor)
     text = {k: v for k, v in world.text_config.to_dict().items() if k != "layer_types"} | TEXT
     vision = world.vision_config.to_dict() | VISION
-    ids = {name: getattr(world, name) for name in ("image_token_id", "video_token_id")}
-    ids |= {name: getattr(world, name) for name in ("vision_start_token_id", "vision_end_token_id")}
+    ids: dict[str, Any] = {name: getattr(world, name) for name in IDS}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)
@@ -138,20 +143,22 @@ def generation_batch(trainer: MMSearchGRPOTrainer, scale: float, seed: int) -> B
 def compare(trainer: MMSearchGRPOTrainer, batch: Batch, repeats: int) -> dict[str, Any]:
     """Both variants in turns, `repeats` times after one that is not counted."""
     torch.manual_seed(0)
-    shuffled = shuffle_sequence_dict(split_pixel_values_by_grid(batch))
+    whole: Any = split_pixel_values_by_grid(batch)
+    shuffled: Any = shuffle_sequence_dict(whole)
     cut: list[Any] = split_tensor_dict(shuffled, trainer.args.steps_per_generation or 1)
     cut = [unsplit_pixel_values_by_grid(micro) for micro in cut]
     micro_batches = {"TRL 1.16": cut, "this trainer": deal_by_length(cut, trainer.args)}
     seconds: dict[str, dict[str, list[float]]] = {name: {"old": [], "loss": [], "step": []} for name in VARIANTS}
     values: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    forwarded: dict[str, int] = {}
+    forwarded: dict[str, dict[str, int]] = {}
     for repeat in range(repeats + 1):
         for name in list(VARIANTS)[:: 1 if repeat % 2 else -1]:
             trainer.__class__ = VARIANTS[name]
-            old, log_probs = _timed(lambda: old_log_probs(trainer, batch))
-            with counted(trainer.model) as tokens:
+            with counted(trainer.model) as for_old:
+                old, log_probs = _timed(lambda: old_log_probs(trainer, batch))
+            with counted(trainer.model) as for_loss:
                 loss, gradients = _timed(lambda name=name: loss_and_gradients(trainer, micro_batches[name]))
-            forwarded[name], values[name] = sum(tokens), (log_probs, gradients)
+            forwarded[name], values[name] = {"old": sum(for_old), "loss": sum(for_loss)}, (log_probs, gradients)
             for part, took in (("old", old), ("loss", loss), ("step", old + loss)):
                 seconds[name][part] += [took] if repeat else []
     real = int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())
@@ -200,9 +207,10 @@ def loss_and_gradients(trainer: MMSearchGRPOTrainer, micro_batches: list[Batch])
 def markdown(report: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, parts in report["seconds"].items():
-        times = [f"{statistics.median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for t in parts.values()]
-        ratio = f"{report['forwarded'][name] / report['real_tokens']:.3f}"
-        rows.append(dict(zip(COLUMNS, (name, ratio, *times), strict=True)))
+        times = {part: f"{statistics.median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for part, t in parts.items()}
+        ratios = {part: f"{tokens / report['real_tokens']:.3f}" for part, tokens in report["forwarded"][name].items()}
+        cells = [cell for part in PARTS for cell in (ratios[part], times[part])]
+        rows.append(dict(zip(COLUMNS, (name, *cells, times["step"]), strict=True)))
     difference = report["max_difference"]
     return [
         f"{report['parameters'] / 1e6:.1f} M parameters, {ROWS} rows, {report['real_tokens']} tokens of which "

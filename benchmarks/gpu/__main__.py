@@ -4,7 +4,7 @@
 
 `--tiny` runs everything in miniature on a processor. The table is printed, and written with machine and versions to
 `--out`: by default `$OUT/gpu.json`, or `runs/bench/gpu.json` where OUT is not set. It is written after every row, so
-that a run that is cut short keeps what it measured.
+that a run that is cut short keeps what it measured; what fails is a row too, and the exit status is 1.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.gpu.model import three_billion, tiny
 from benchmarks.gpu.oracle import oracle
-from benchmarks.gpu.report import machine, table, write
+from benchmarks.gpu.report import failure, machine, table, write
+from benchmarks.gpu.sampler import Load, sampler
 from benchmarks.gpu.throughput import Plan, throughput
 
 
@@ -26,7 +27,8 @@ COLUMNS = (
     *("what", "setting", "forwarded/real", "seconds per step", "min to max", "real tokens/s", "needed TFLOP"),
     *("of bf16 peak", "peak GiB", "max Δ log-prob", "mean Δ log-prob", "verdict", "note"),
 )
-TINY = Plan(rows=4, micro=2, repeats=1, scale=0.05)
+TINY = Plan(rows=8, micro=2, repeats=1, scale=0.05)
+TINY_LOAD = Load(turns=8, tokens=16, text=20, side=56)
 
 
 def main() -> None:
@@ -44,17 +46,32 @@ def main() -> None:
         write(report, options.out)
         print(row, flush=True)
     print("\n".join(["", *table(COLUMNS, report["rows"])]))
+    if any(str(row.get("note")).startswith("failed") for row in report["rows"]):
+        raise SystemExit(1)
 
 
 def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.tiny:
-        config, device, plan, scale = tiny(), torch.device("cpu"), TINY, 0.1
+        config, device, plan, load, scale = tiny(), torch.device("cpu"), TINY, TINY_LOAD, 0.1
     else:
-        config, device, plan, scale = three_billion(), torch.device("cuda"), Plan(repeats=options.repeats), 1.0
+        config, device, plan = three_billion(), torch.device("cuda"), Plan(repeats=options.repeats)
+        load, scale = Load(), 1.0
+    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    kinds = ["sdpa", "flash_attention_2"] if flash else ["sdpa"]
     yield {"what": "LM head", "setting": "TRL's" if importlib.util.find_spec("trl") else "plain PyTorch, in chunks"}
-    yield from oracle(config, device, scale=scale)
-    yield from throughput(config, device, plan)
-    yield {"what": "vLLM", "note": "not measured by this script"}
+    if not flash:
+        yield {"what": "flash_attention_2", "note": "skipped: no flash-attn on a GPU"}
+    yield from _guarded("log-probs", oracle(config, device, kinds, scale=scale))
+    yield from _guarded("training step", throughput(config, device, kinds, plan))
+    yield from _guarded("sampler", sampler(config, device, load))
+
+
+def _guarded(what: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One part's failure is a row, and the parts after it are still measured."""
+    try:
+        yield from rows
+    except Exception as error:
+        yield {"what": what, "note": failure(error)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Random models of the Qwen2.5-VL architecture, and an LM head in chunks for where TRL is not installed."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType, SimpleNamespace
@@ -12,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from benchmarks.gpu.rows import Vocabulary
 
 
-IDS = {
+IDS: dict[str, Any] = {
     "image_token_id": 151655,
     "video_token_id": 151656,
     "vision_start_token_id": 151652,
@@ -24,7 +25,7 @@ CHUNK = 1024
 
 def three_billion() -> Qwen2_5_VLConfig:
     """The published geometry of Qwen2.5-VL-3B: 3.75 billion parameters with the vision tower."""
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": 151936,
         "hidden_size": 2048,
         "intermediate_size": 11008,
@@ -35,7 +36,7 @@ def three_billion() -> Qwen2_5_VLConfig:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 32,
         "hidden_size": 1280,
         "intermediate_size": 3420,
@@ -49,7 +50,7 @@ def three_billion() -> Qwen2_5_VLConfig:
 
 def tiny() -> Qwen2_5_VLConfig:
     """The same architecture, for a processor and a minute."""
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": 600,
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -61,7 +62,7 @@ def tiny() -> Qwen2_5_VLConfig:
         "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
     }
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 2,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -70,7 +71,7 @@ def tiny() -> Qwen2_5_VLConfig:
         "fullatt_block_indexes": [1],
         "window_size": 112,
     }
-    ids = {name: 590 + i for i, name in enumerate(IDS)}
+    ids: dict[str, Any] = {name: 590 + i for i, name in enumerate(IDS)}
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
 
 
@@ -80,10 +81,19 @@ def vocabulary(config: Qwen2_5_VLConfig) -> Vocabulary:
 
 def build(config: Qwen2_5_VLConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """A model with random weights, its LM head scoring labels as `mmsearch_trl.trainer.log_probs` asks."""
+    free()  # the model before: with its patched forward it is part of a cycle
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
     add_scoring_head(model)
+    return model
+
+
+def rounded(model: Any, *dtypes: torch.dtype) -> Any:
+    """Weights through each of the dtypes; rotary frequencies stay fp32, as in a model that was loaded."""
+    for parameter in model.parameters():
+        for dtype in dtypes:
+            parameter.data = parameter.data.to(dtype)
     return model
 
 
@@ -123,6 +133,12 @@ def _score(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) ->
     with torch.no_grad():
         entropy = total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
     return logits.gather(1, targets[:, None])[:, 0] - total, entropy
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

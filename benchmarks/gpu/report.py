@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,15 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def failure(error: Exception) -> str:
+    """What a table row notes of a setting that could not be measured; what else it says goes to the error output."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    traceback.print_exception(error)
+    first = str(error).strip().partition("\n")[0].replace("|", "/")
+    return f"failed: {type(error).__name__}: {first}"
 
 
 def write(report: Mapping[str, Any], path: Path) -> None:

@@ -1,20 +1,21 @@
 """Training steps timed: three ways to the log-probs, two kinds of attention, LoRA and full fine-tuning."""
 
-import gc
 import importlib.util
+import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.flops import needed, peak
-from benchmarks.gpu.model import attention, build, vocabulary
+from benchmarks.gpu.model import attention, build, free, vocabulary
 from benchmarks.gpu.oracle import place
 from benchmarks.gpu.passes import Batch, counted, packed, padded_labels, padded_logits, select
+from benchmarks.gpu.report import failure
 from benchmarks.gpu.rows import Row, Writer
 from mmsearch_trl.trainer.log_probs import longest_first
 
@@ -43,13 +44,10 @@ class Plan:
     scale: float = 1.0
 
 
-def throughput(config: Any, device: torch.device, plan: Plan) -> Iterator[dict[str, Any]]:
+def throughput(config: Any, device: torch.device, kinds: Sequence[str], plan: Plan) -> Iterator[dict[str, Any]]:
     """A table row per setting; one that cannot run says why in its `note`."""
     rows = Writer(vocabulary(config), seed=2, scale=plan.scale).rows(plan.rows, group=plan.rows // 2)
     batch = place(rows, config, device, torch.bfloat16)
-    kinds = ["sdpa", *(["flash_attention_2"] if _flash(device) else [])]
-    if len(kinds) == 1:
-        yield {"what": "training step", "setting": "flash_attention_2", "note": "skipped: no flash-attn on a GPU"}
     for adapters in (True, False):
         if adapters and importlib.util.find_spec("peft") is None:
             yield {"what": "training step", "setting": "LoRA", "note": "skipped: PEFT is not installed"}
@@ -57,28 +55,18 @@ def throughput(config: Any, device: torch.device, plan: Plan) -> Iterator[dict[s
         model, name = _model(config, device, adapters)
         optimizer, its_name = _optimizer(model, device)
         useful = needed(model, rows, adapters_only=adapters)
-        for kind in kinds:
-            for way, log_probs in WAYS.items():
+        for kind, (way, log_probs) in itertools.product(kinds, WAYS.items()):
+            row: dict[str, Any] = {"what": "training step", "setting": f"{name}, {kind}: {way}"}
+            try:
                 with attention(model.get_base_model() if adapters else model, kind):
-                    row = _attempt(model, optimizer, batch, rows, log_probs, plan)
-                row = {"what": "training step", "setting": f"{name}, {kind}: {way}"} | row
-                if "seconds per step" in row:
-                    row |= _rates(row, rows, useful, device) | {"note": its_name}
-                yield row
+                    row |= _measure(model, optimizer, batch, rows, log_probs, plan)
+                row |= _rates(row, rows, useful, device) | {"note": its_name}
+            except Exception as error:
+                row["note"] = failure(error)
+            optimizer.zero_grad(set_to_none=True)
+            free()
+            yield row
         del model, optimizer
-        _free()
-
-
-def _attempt(
-    model: Any, optimizer: Any, batch: Batch, rows: list[Row], log_probs: Callable[..., Any], plan: Plan
-) -> dict[str, Any]:
-    try:
-        return _measure(model, optimizer, batch, rows, log_probs, plan)
-    except torch.OutOfMemoryError:
-        return {"note": "out of memory"}
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-        _free()
 
 
 def _measure(
@@ -161,13 +149,3 @@ def _optimizer(model: Any, device: torch.device) -> tuple[torch.optim.Optimizer,
     gib = 2 * trained / 2**30
     dtype = str(parameters[0].dtype).removeprefix("torch.")
     return torch.optim.AdamW(parameters, lr=1e-6, fused=cuda), f"AdamW, {gib:.1f} GiB of {dtype} states"
-
-
-def _flash(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

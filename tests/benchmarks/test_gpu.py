@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +18,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.flops import needed, peak  # noqa: E402
-from benchmarks.gpu.model import _scoring_forward, build, tiny, vocabulary  # noqa: E402
-from benchmarks.gpu.oracle import place  # noqa: E402
+from benchmarks.gpu.model import _scoring_forward, build, rounded, tiny, vocabulary  # noqa: E402
+from benchmarks.gpu.oracle import oracle, place  # noqa: E402
 from benchmarks.gpu.passes import packed, padded_labels, padded_logits, select  # noqa: E402
 from benchmarks.gpu.rows import Row, Writer  # noqa: E402
+from benchmarks.gpu.sampler import Load, measure, served  # noqa: E402
+from benchmarks.gpu.throughput import WAYS, Plan, throughput  # noqa: E402
+from mmsearch_trl.engine.images import ImageEncoder  # noqa: E402
+from mmsearch_trl.engine.transformers import TransformersEngine  # noqa: E402
 
 
 CPU = torch.device("cpu")
@@ -37,21 +44,75 @@ def _run(out: Path, missing: list[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", [[], ["trl", "peft", "accelerate", "vllm"]], ids=["whole", "bare"])
+@pytest.mark.parametrize("missing", [["vllm"], ["vllm", "trl", "peft", "accelerate"]], ids=["whole", "bare"])
 def test_the_script_measures_what_it_can_and_names_what_it_left_out(missing: list[str], tmp_path: Path) -> None:
     printed = _run(tmp_path / "gpu.json", missing)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    same, near = [row["verdict"] for row in rows if "verdict" in row]
-    assert (same, near) == ("same", "as near to fp32 as alone")
+    trained = ("full",) if "peft" in missing else ("LoRA", "full")
+    assert [row["verdict"] for row in rows if "verdict" in row] == ["same", "as near to fp32 as alone"]
+    assert rows[0]["setting"] == ("plain PyTorch, in chunks" if "trl" in missing else "TRL's")
     steps = [row for row in rows if "seconds per step" in row]
-    assert len(steps) == (3 if missing else 6)
+    settings = [(row["setting"].split()[0], row["setting"].partition("sdpa: ")[2]) for row in steps]
+    assert settings == [(kind, way) for kind in trained for way in WAYS]
     for ours, *padded in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
-        assert all(ours["forwarded/real"] < other["forwarded/real"] for other in padded)
-        assert ours["real tokens/s"] > 0
-    notes = [row["note"] for row in rows if str(row.get("note")).startswith("skipped")]
-    assert len(notes) == (2 if missing else 1)
-    assert rows[0]["setting"] == ("plain PyTorch, in chunks" if missing else "TRL's")
-    assert printed.count("| training step |") == len(steps) + len(notes)
+        assert ours["forwarded/real"] <= 1.15
+        assert all(other["forwarded/real"] > 1.3 for other in padded)
+        assert all(row["real tokens/s"] > 0 < row["needed TFLOP"] for row in (ours, *padded))
+    skipped = {row.get("setting", row["what"]): row["note"] for row in rows if "skipped" in row.get("note", "")}
+    expected = {"flash_attention_2", "log-probs, vLLM against trainer"} | ({"LoRA"} if "peft" in missing else set())
+    assert set(skipped) == expected
+    assert not [row for row in rows if row.get("note", "").startswith(("failed", "out of memory"))]
+    assert printed.count("| training step |") == len(steps) + ("LoRA" in skipped)
+
+
+def test_what_fails_is_a_row_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: Any, batch: Any) -> Any:
+        raise RuntimeError("no kernel | for this\nand more")
+
+    monkeypatch.setitem(WAYS, "batch width, full logits", broken)
+    plan = Plan(rows=2, micro=1, repeats=1, scale=0.02)
+    rows = list(throughput(tiny(), CPU, ["absent", "sdpa"], plan))
+    absent, measured, failed = rows[:3], rows[3:5], rows[5]
+    assert all(row["note"].startswith("failed: ValueError: ") and "absent" in row["note"] for row in absent)
+    assert all(row["seconds per step"] > 0 for row in measured)
+    assert failed["note"] == "failed: RuntimeError: no kernel / for this"
+    assert [row["note"] for row in rows[6:]] == [row["note"].replace("float32", "bfloat16") for row in rows[:6]]
+
+
+def test_another_attention_is_held_against_the_same_fp32() -> None:
+    fine, near, other, absent = oracle(tiny(), CPU, ["sdpa", "eager", "absent"], scale=0.05)
+    assert [row.get("verdict") for row in (fine, near, other)] == ["same", *["as near to fp32 as alone"] * 2]
+    assert [row["setting"].split(",")[1] for row in (fine, near, other)] == [" sdpa", " sdpa", " eager"]
+    assert absent["note"].startswith("failed: ValueError")
+
+
+class _Colocated(TransformersEngine):
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("same_weights", [True, False])
+def test_a_sampler_is_judged_by_its_log_probs(same_weights: bool) -> None:
+    load = Load(turns=3, tokens=8, text=10, side=56)
+    config = tiny()
+    processor = served(config, load)
+    model = rounded(build(config, CPU, torch.float32), torch.bfloat16)
+    if not same_weights:
+        model.lm_head.weight.data = model.lm_head.weight.data.roll(1, 0)
+    model.forward = type(model).forward.__get__(model)
+    images = ImageEncoder(processor.image_processor)
+    ids = [config.image_token_id, config.vision_start_token_id, config.vision_end_token_id, config.video_token_id]
+    engine = _Colocated(
+        model, images, stop_ids=[], forbidden_ids=ids, image_pad_id=ids[0], pad_id=0, vocabulary_size=600
+    )
+    row = measure(engine, config, images, CPU, load)
+    engine.close()
+    near, far = "as near to fp32 as the trainer", "FURTHER from fp32 than the trainer"
+    assert row["verdict"] == (near if same_weights else far)
+    assert (row["max Δ log-prob"] < 0.2) == same_weights
+    assert row["setting"] == "bf16, 3 turns at once, 8 tokens each after 16"
+    assert row["note"].endswith("tokens/s written")
 
 
 def test_all_ways_give_the_same_log_probs_and_gradients() -> None:
