@@ -14,7 +14,7 @@ from hypothesis import settings
 
 
 if TYPE_CHECKING:
-    from servers import Servers
+    from servers import Servers, Trainers
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,6 +41,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
     servers = Servers(tmp_path_factory.mktemp("servers"))
     yield servers
     servers.stop()
+
+
+@pytest.fixture(
+    params=["transformers", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("server", "colocate"))]
+)
+def build(request: pytest.FixtureRequest, servers: "Servers") -> Iterator["Trainers"]:
+    """Builds trainers on each kind of engine in turn; they are closed with the test."""
+    from servers import Trainers, environment
+
+    with environment():
+        trainers = Trainers(request.param, servers)
+        yield trainers
+        trainers.close()
 
 
 @pytest.fixture(scope="session")

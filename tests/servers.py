@@ -1,9 +1,12 @@
-"""Real vLLM servers for tests: one for each tiny model family, started when first asked for, kept for the session."""
+"""Real vLLM for tests: servers, one for each tiny model family, and trainers whose rollouts it samples.
+
+A server is started when first asked for and kept for the session.
+"""
 
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import tiny
 import torch
 
+from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.engine.vllm_requests import Vocabulary
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -23,6 +27,7 @@ FLAGS: dict[str, Any] = {
     "max_num_seqs": 64,
     "enable_prompt_tokens_details": True,
 }
+ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True}
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -72,6 +77,38 @@ class Servers:
     def stop(self) -> None:
         for server in self.running.values():
             server.stop()
+
+
+@dataclass
+class Trainers:
+    """Builds trainers as `tiny.trainer` does, on one kind of engine: `transformers`, `server` or `colocate`."""
+
+    kind: str
+    servers: Servers
+    made: list[tiny.MMSearchGRPOTrainer] = field(default_factory=list)
+
+    def __call__(
+        self, family: tiny.Family, out: Path, given: Sequence[Task] | None = None, *, model: Any = None, **options: Any
+    ) -> tiny.MMSearchGRPOTrainer:
+        model = model or family.model()
+        settings: dict[str, Any] = {}
+        if self.kind == "server":
+            settings = {"vllm_server_base_url": self.servers.url(family)}
+        elif self.kind == "colocate":
+            home = out / "home"
+            model.save_pretrained(home)
+            family.processor.save_pretrained(home)
+            model.config._name_or_path = str(home)
+            settings = {"vllm_engine_args": ENGINE_ARGS, "vllm_enable_sleep_mode": False}
+        if settings:
+            settings |= {"use_vllm": True, "vllm_mode": self.kind}
+        trainer = tiny.trainer(family, out, given, model=model, **(settings | options))
+        self.made.append(trainer)
+        return trainer
+
+    def close(self) -> None:
+        for trainer in self.made:
+            trainer.close()
 
 
 @contextmanager

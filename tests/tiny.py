@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import io
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from mmsearch_trl.data.dataset import FEATURES
 from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -128,6 +130,31 @@ def _qwen3_config(processor: Any) -> Qwen3VLConfig:
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     ids = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
     return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+
+
+class WrappedEngine:
+    """A trainer's engine with another `generate`, for tests that record or spoil turns."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        return await self.engine.generate(token_ids, images, sampling)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def wrap_engine(trainer: MMSearchGRPOTrainer, wrapper: Callable[[Any], WrappedEngine]) -> None:
+    """Have a trainer roll out through a wrapper of its engine."""
+    opened = trainer.rollout_engine.open
+
+    @contextmanager
+    def wrapped() -> Iterator[WrappedEngine]:
+        with opened() as engine:
+            yield wrapper(engine)
+
+    trainer.rollout_engine.open = wrapped
 
 
 class Batch(NamedTuple):

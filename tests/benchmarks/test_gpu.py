@@ -24,6 +24,7 @@ from benchmarks.gpu.passes import packed, padded_labels, padded_logits, select  
 from benchmarks.gpu.rows import Row, Writer  # noqa: E402
 from benchmarks.gpu.sampler import Load, measure, served  # noqa: E402
 from benchmarks.gpu.throughput import WAYS, Plan, throughput  # noqa: E402
+
 from mmsearch_trl.engine.images import ImageEncoder  # noqa: E402
 from mmsearch_trl.engine.transformers import TransformersEngine  # noqa: E402
 

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.gpu.rows import Vocabulary, Writer, padded
+
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
 
 

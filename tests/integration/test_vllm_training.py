@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig
-from servers import Servers, environment
+from servers import Servers, Trainers, environment
 
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.rollout.trajectory import StopReason
@@ -25,7 +25,6 @@ from mmsearch_trl.trainer.weight_watch import WeightWatch
 pytestmark = pytest.mark.slow
 
 FAMILY = tiny.qwen25()
-ENGINE_ARGS = {"max_model_len": 512, "enforce_eager": True}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -43,31 +42,15 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(servers: Servers, mode: str, tmp_path: Path) -> Iterator[Any]:
     """Builds trainers on vLLM; their engines are closed at the end."""
-    made: list[MMSearchGRPOTrainer] = []
-
-    def build(family: tiny.Family = FAMILY, **options: Any) -> MMSearchGRPOTrainer:
-        model = family.model()
-        if mode == "server":
-            where: dict[str, Any] = {"vllm_server_base_url": servers.url(family)}
-        else:
-            home = tmp_path / "home"
-            model.save_pretrained(home)
-            family.processor.save_pretrained(home)
-            model.config._name_or_path = str(home)
-            where = {"vllm_engine_args": ENGINE_ARGS, "vllm_enable_sleep_mode": False}
-        settings = {"use_vllm": True, "vllm_mode": mode, "max_steps": 2, "learning_rate": 1e-2, "temperature": 1.0}
-        trainer = tiny.trainer(family, tmp_path / "run", tiny.tasks(2), model=model, **(settings | where | options))
-        made.append(trainer)
-        return trainer
-
     with environment():
-        yield build
-        for trainer in made:
-            trainer.close()
+        trainers = Trainers(mode, servers)
+        settings = {"max_steps": 2, "learning_rate": 1e-2, "temperature": 1.0}
+        yield lambda **options: trainers(FAMILY, tmp_path / "run", tiny.tasks(2), **(settings | options))
+        trainers.close()
 
 
 class Comparison(NamedTuple):
-    """vLLM's log-probs against a plain forward pass of the trainer's weights: how far apart, over how many pictures."""
+    """vLLM's log-probs against a plain forward pass of the trainer's weights, and pictures in replies among them."""
 
     worst: float
     pictures: int

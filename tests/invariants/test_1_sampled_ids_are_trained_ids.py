@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
+from servers import Trainers
 
 from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
-from mmsearch_trl.engine.transformers import TransformersEngine
 
 
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]
 
 
-class RecordingEngine(TransformersEngine):
+class RecordingEngine(tiny.WrappedEngine):
     calls: list[tuple[tuple[int, ...], Completion]] = []  # noqa: RUF012
 
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
@@ -24,10 +23,10 @@ class RecordingEngine(TransformersEngine):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_sampled_ids_are_trained_ids(family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_ids_are_trained_ids(family: tiny.Family, build: Trainers, tmp_path: Path) -> None:
     RecordingEngine.calls = []
-    monkeypatch.setattr("mmsearch_trl.trainer.rollouts.TransformersEngine", RecordingEngine)
-    trainer = tiny.trainer(family, tmp_path, tiny.tasks(8), per_device_train_batch_size=8)
+    trainer = build(family, tmp_path, tiny.tasks(8), per_device_train_batch_size=8)
+    tiny.wrap_engine(trainer, RecordingEngine)
     output = tiny.rollout_batch(trainer, list(trainer.train_dataset)).output
     encoded_again = 0
     for prompt, prompt_mask, completion, mask, tool_mask in zip(

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import tiny
-import torch
+from servers import Trainers
 
 
 FAMILY = tiny.qwen25()
-LIKELIER = 5.0
-"""Added to the turn end's score: one turn in a few ends itself, the others run into their limit."""
+LOUDER = 5.0
+"""The turn end's score times this: now far above the others', now far below. Some turns end themselves, others not."""
 
 
-def test_lengths_agree_and_the_mask_marks_what_was_sampled(tmp_path: Path) -> None:
-    trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(8, images=(0, 1, 3)), per_device_train_batch_size=8)
+def test_lengths_agree_and_the_mask_marks_what_was_sampled(build: Trainers, tmp_path: Path) -> None:
+    trainer = build(FAMILY, tmp_path, tiny.tasks(8, images=(0, 1, 3)), per_device_train_batch_size=8)
     batch = tiny.rollout_batch(trainer, list(trainer.train_dataset))
     masks = (batch.output["tool_mask"] * batch.output["completion_mask"]).tolist()
     for trajectory, mask in zip(batch.trajectories, masks, strict=True):
@@ -26,11 +26,10 @@ def test_lengths_agree_and_the_mask_marks_what_was_sampled(tmp_path: Path) -> No
     assert int(batch.output["num_items_in_batch"]) == sum(map(sum, masks))
 
 
-def test_a_sampled_turn_end_is_trained_and_one_that_was_added_is_not(tmp_path: Path) -> None:
-    trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(8), per_device_train_batch_size=8)
-    end, ended, added = trainer.protocol.chat.turn_end_id, 0, 0
-    likelier = torch.zeros(trainer.model.lm_head.weight.shape[0]).index_fill(0, torch.tensor([end]), LIKELIER)
-    trainer.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likelier)
+def test_a_sampled_turn_end_is_trained_and_one_that_was_added_is_not(build: Trainers, tmp_path: Path) -> None:
+    model, end, ended, added = FAMILY.model(), FAMILY.protocol().chat.turn_end_id, 0, 0
+    model.get_output_embeddings().weight.data[end] *= LOUDER
+    trainer = build(FAMILY, tmp_path, tiny.tasks(8), model=model, per_device_train_batch_size=8)
     for trajectory in tiny.rollout_batch(trainer, list(trainer.train_dataset)).trajectories:
         for turn in trajectory.turns:
             ends = turn.token_ids[-1:] == (end,)

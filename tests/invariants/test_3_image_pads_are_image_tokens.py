@@ -2,12 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import Trainers
 
 from mmsearch_trl.engine.base import Sampling
 from mmsearch_trl.engine.scripted import ScriptedEngine
@@ -33,8 +33,10 @@ def _runs(ids: list[int], pad: int, start: int, end: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_pads_are_features_in_order_in_the_batch_that_is_trained(family: Any, tmp_path: Path) -> None:
-    trainer = tiny.trainer(family, tmp_path, tiny.tasks(8, images=(1, 2, 0)), per_device_train_batch_size=8)
+def test_pads_are_features_in_order_in_the_batch_that_is_trained(
+    family: tiny.Family, build: Trainers, tmp_path: Path
+) -> None:
+    trainer = build(family, tmp_path, tiny.tasks(8, images=(1, 2, 0)), per_device_train_batch_size=8)
     batch = tiny.rollout_batch(trainer, list(trainer.train_dataset))
     names = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
     pad, start, end = trainer.protocol.chat.tokenizer.convert_tokens_to_ids(list(names))

@@ -1,10 +1,12 @@
 """Log-probs of a padded, mixed batch == those of each sequence alone == those at which the tokens were sampled."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from servers import Trainers
 
 from mmsearch_trl.rollout.limits import Limits
 
@@ -14,10 +16,12 @@ LONG = Limits(max_turns=5, max_turn_tokens=5, max_response_tokens=600, image_sea
 TOLERANCE = 1e-5
 
 
-def _mixed(family: tiny.Family, out: Path, **overrides: object) -> tuple[tiny.MMSearchGRPOTrainer, tiny.Batch]:
+def _mixed(
+    family: tiny.Family, out: Path, build: Any = tiny.trainer, **overrides: Any
+) -> tuple[tiny.MMSearchGRPOTrainer, tiny.Batch]:
     """Eight rows with none to six images and more, some with text alone."""
     settings = {"per_device_train_batch_size": 8, "limits": LONG, "protocol": family.restless()} | overrides
-    trainer = tiny.trainer(family, out, tiny.tasks(8, images=(0, 1, 4, 0, 6, 3)), **settings)  # pyright: ignore
+    trainer = build(family, out, tiny.tasks(8, images=(0, 1, 4, 0, 6, 3)), **settings)
     return trainer, tiny.rollout_batch(trainer, list(trainer.train_dataset))
 
 
@@ -39,16 +43,25 @@ def test_a_padded_batch_scores_each_row_as_if_it_were_alone(
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_tokens_are_trained_at_the_log_probs_at_which_they_were_sampled(
-    family: tiny.Family, temperature: float, tmp_path: Path
+    family: tiny.Family, build: Trainers, tmp_path: Path
 ) -> None:
-    trainer, batch = _mixed(family, tmp_path, temperature=temperature)
+    trainer, batch = _mixed(family, tmp_path, build)
+    _assert_sampled_as_trained(trainer, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_also_at_another_temperature(family: tiny.Family, tmp_path: Path) -> None:
+    trainer, batch = _mixed(family, tmp_path, temperature=0.7)
+    _assert_sampled_as_trained(trainer, batch)
+
+
+def _assert_sampled_as_trained(trainer: tiny.MMSearchGRPOTrainer, batch: tiny.Batch) -> None:
     values = tiny.padded_log_probs(trainer, batch.output)
     for trajectory, row in zip(batch.trajectories, values, strict=True):
         sampled = torch.tensor(trajectory.logprobs)
         torch.testing.assert_close(row[: len(sampled)], sampled, atol=TOLERANCE, rtol=0)
-        alone = tiny.alone(trainer.model, trainer.protocol.chat, trajectory, temperature=temperature)
+        alone = tiny.alone(trainer.model, trainer.protocol.chat, trajectory, temperature=trainer.temperature)
         scored = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
         torch.testing.assert_close(sampled[scored], alone[scored], atol=TOLERANCE, rtol=0)
 

@@ -3,18 +3,20 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import Trainers
 
 from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import FailureKind, Hit, ImageHit, ImageQuery, SearchError, TextHit
+from mmsearch_trl.search.types import FailureKind, Hit, ImageHit, ImageQuery, Observation, SearchError, TextHit
 
 
 PROTOCOL = tiny.qwen25().restless()
@@ -123,3 +125,31 @@ def test_cancelling_the_batch_cancels_it() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(scenario())
+
+
+class CrashingTools(tiny.CannedTools):
+    """A third of the text searches end in a defect."""
+
+    async def text_search(self, query: str) -> Observation:
+        if query and ord(query[0]) % 3 == 0:
+            raise KeyError("a defect")
+        return await super().text_search(query)
+
+
+def test_every_task_comes_back_from_every_engine(build: Trainers, tmp_path: Path) -> None:
+    given_tasks = tiny.tasks(8, images=(1, 0, 2))
+    settings = {"per_device_train_batch_size": 8}
+    trainer = build(tiny.qwen25(), tmp_path, given_tasks, tools=CrashingTools(), **settings)
+    tiny.wrap_engine(trainer, OftenGone)
+    trajectories = tiny.rollout_batch(trainer, list(trainer.train_dataset)).trajectories
+    assert [trajectory.task.id for trajectory in trajectories] == [task.id for task in given_tasks]
+    failed = [trajectory for trajectory in trajectories if trajectory.stop is StopReason.FAILED]
+    assert 0 < len(failed) < len(trajectories)
+    assert all((t.failure is not None) == (t.stop is StopReason.FAILED) for t in trajectories)
+
+
+class OftenGone(tiny.WrappedEngine):
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        if random.Random(sampling.seed).random() < 0.15:
+            raise EngineError("gone")
+        return await super().generate(token_ids, images, sampling)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import tiny
+from servers import Trainers
 
 from mmsearch_trl.engine.base import Completion, EngineError, ImageInput, Sampling
-from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
 from mmsearch_trl.trainer.batch import loss_mask
@@ -31,7 +31,7 @@ class FailingTools(tiny.CannedTools):
         return self._observe(Observation(tool=Tool.TEXT_SEARCH, failure=Failure(self._kind, "no")))
 
 
-class FailingEngine(TransformersEngine):
+class FailingEngine(tiny.WrappedEngine):
     """Fails a third of all turns, chosen by their seeds."""
 
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
@@ -40,17 +40,23 @@ class FailingEngine(TransformersEngine):
         return await super().generate(token_ids, images, sampling)
 
 
-def _batch(tmp_path: Path, tools: Any = None, **overrides: Any) -> tuple[tiny.MMSearchGRPOTrainer, tiny.Batch]:
+def _batch(
+    build: Trainers, tmp_path: Path, tools: Any = None, *, failing: bool = False, **overrides: Any
+) -> tuple[tiny.MMSearchGRPOTrainer, tiny.Batch]:
     given = [task for task in tiny.tasks(4) for _ in range(2)]
     settings = {"per_device_train_batch_size": 8} | overrides
-    trainer = tiny.trainer(FAMILY, tmp_path, given, tools=tools, **settings)
+    trainer = build(FAMILY, tmp_path, given, tools=tools, **settings)
+    if failing:
+        tiny.wrap_engine(trainer, FailingEngine)
     return trainer, tiny.rollout_batch(trainer, list(trainer.train_dataset))
 
 
 @pytest.mark.parametrize("kind", [FailureKind.TIMEOUT, FailureKind.INVALID_QUERY], ids=str)
 @pytest.mark.parametrize("masked", [True, False])
-def test_tokens_from_a_failed_search_on_are_left_out(kind: FailureKind, masked: bool, tmp_path: Path) -> None:
-    _, batch = _batch(tmp_path, FailingTools(kind), mask_infrastructure_failures=masked)
+def test_tokens_from_a_failed_search_on_are_left_out(
+    kind: FailureKind, masked: bool, build: Trainers, tmp_path: Path
+) -> None:
+    _, batch = _batch(build, tmp_path, FailingTools(kind), mask_infrastructure_failures=masked)
     failures = 0
     for trajectory, row in zip(batch.trajectories, batch.output["tool_mask"].tolist(), strict=True):
         expected, healthy = [], 1
@@ -64,9 +70,8 @@ def test_tokens_from_a_failed_search_on_are_left_out(kind: FailureKind, masked: 
     assert failures
 
 
-def test_a_failed_rollout_is_out_of_its_group_s_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsearch_trl.trainer.rollouts.TransformersEngine", FailingEngine)
-    trainer, batch = _batch(tmp_path, num_generations=4, scale_rewards="none")
+def test_a_failed_rollout_is_out_of_its_group_s_baseline(build: Trainers, tmp_path: Path) -> None:
+    trainer, batch = _batch(build, tmp_path, failing=True, num_generations=4, scale_rewards="none")
     failed = [trajectory.stop is StopReason.FAILED for trajectory in batch.trajectories]
     assert 0 < sum(failed) < len(failed)
     rewards = tiny.by_letters([trajectory.messages for trajectory in batch.trajectories])
@@ -81,23 +86,23 @@ def test_a_failed_rollout_is_out_of_its_group_s_baseline(tmp_path: Path, monkeyp
     assert trainer._metrics["train"]["rollout/failed"] == [sum(failed) / len(failed)]
 
 
-def test_training_survives_an_engine_that_fails_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsearch_trl.trainer.rollouts.TransformersEngine", DeadEngine)
-    trainer = tiny.trainer(FAMILY, tmp_path)
+def test_training_survives_an_engine_that_fails_every_turn(build: Trainers, tmp_path: Path) -> None:
+    trainer = build(FAMILY, tmp_path)
+    tiny.wrap_engine(trainer, DeadEngine)
     before = trainer.model.lm_head.weight.clone()
     trainer.train()
     assert trainer.state.log_history[0]["rollout/failed"] == 1
     assert trainer.state.log_history[0]["grad_norm"] == 0 and before.equal(trainer.model.lm_head.weight)
 
 
-class DeadEngine(TransformersEngine):
+class DeadEngine(tiny.WrappedEngine):
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
         raise EngineError("gone")
 
 
-def test_failures_are_counted_apart(tmp_path: Path) -> None:
+def test_failures_are_counted_apart(build: Trainers, tmp_path: Path) -> None:
     tools = FailingTools(FailureKind.UNAVAILABLE)
-    trainer, batch = _batch(tmp_path, tools)
+    trainer, batch = _batch(build, tmp_path, tools)
     observations = [o for trajectory in batch.trajectories for o in trajectory.observations]
     rate = sum(o.failure is not None for o in observations) / len(observations)
     assert trainer._metrics["train"]["search/failure_rate"] == [pytest.approx(rate)]
