@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.gpu.model import IDS
+from benchmarks.gpu.passes import counted
+from benchmarks.gpu.report import machine, table, write
+from benchmarks.gpu.rows import Vocabulary, Writer, padded
 from datasets import Dataset
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import GRPOTrainer
@@ -31,10 +35,6 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from benchmarks.gpu.model import IDS
-from benchmarks.gpu.passes import counted
-from benchmarks.gpu.report import machine, table, write
-from benchmarks.gpu.rows import Vocabulary, Writer, padded
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from benchmarks.gpu.model import three_billion, tiny
 from benchmarks.gpu.oracle import oracle
 from benchmarks.gpu.report import failure, machine, table, write

@@ -7,10 +7,9 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
+from benchmarks.gpu.rows import Vocabulary
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-from benchmarks.gpu.rows import Vocabulary
 
 
 IDS: dict[str, Any] = {

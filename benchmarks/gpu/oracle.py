@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-
 from benchmarks.gpu.model import attention, build, rounded, vocabulary
 from benchmarks.gpu.passes import Batch, packed, padded_logits
 from benchmarks.gpu.report import failure

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
-
 from benchmarks.gpu.model import IDS, build, free, rounded
 from benchmarks.gpu.oracle import difference, place
 from benchmarks.gpu.passes import packed
 from benchmarks.gpu.rows import Row
+from PIL import Image
+
 from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
 from mmsearch_trl.engine.images import ImageEncoder
 

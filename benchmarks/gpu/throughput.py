@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from benchmarks.gpu.flops import needed, peak
 from benchmarks.gpu.model import attention, build, free, vocabulary
 from benchmarks.gpu.oracle import place
 from benchmarks.gpu.passes import Batch, counted, packed, padded_labels, padded_logits, select
 from benchmarks.gpu.report import failure
 from benchmarks.gpu.rows import Row, Writer
+
 from mmsearch_trl.trainer.log_probs import longest_first
 
 

@@ -16,8 +16,8 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-
 from benchmarks.rollout.replay import EngineCost
+
 from mmsearch_trl.engine.base import Engine, Sampling
 
 

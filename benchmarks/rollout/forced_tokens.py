@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.rollout.plan import Plan
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-
-from benchmarks.rollout.plan import Plan
 
 
 PLAN = "ROLLOUT_BENCHMARK_PLAN"

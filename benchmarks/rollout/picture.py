@@ -5,11 +5,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from benchmarks.rollout.report import NAMES
 from benchmarks.rollout.study import ABLATION_SEED, ABLATION_SIZE, SEEDS, SIZES, read, scenario_path
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
 _COLOURS = {"trl": "#b0b7c3", "lockstep": "#e8a33d", "ours": "#2a6fb0"}

@@ -15,6 +15,7 @@ from benchmarks.rollout.schedulers import Run, run_lockstep, run_ours
 from benchmarks.rollout.server import Server
 from benchmarks.rollout.tools import tools
 from benchmarks.rollout.trl_loop import TRLLoop
+
 from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.engine.vllm_requests import Vocabulary
 from mmsearch_trl.engine.vllm_server import ServerEngine

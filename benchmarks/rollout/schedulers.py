@@ -14,6 +14,7 @@ from time import perf_counter
 from benchmarks.rollout.scenario import Scenario
 from benchmarks.rollout.script import samplings
 from benchmarks.rollout.spans import Spans
+
 from mmsearch_trl.engine.base import Completion, Engine, ImageInput, Sampling
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from benchmarks.rollout.plan import Plan, prompt_digest
 from benchmarks.rollout.scenario import GROUP, Scenario
 from benchmarks.rollout.tools import tools
+
 from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits

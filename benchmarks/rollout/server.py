@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
 from benchmarks.rollout.model import WINDOW
+
 from mmsearch_trl.engine.vllm_client import VLLMClient, wait_until_healthy
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
-from trl.generation.vllm_client import VLLMClient
-from trl.generation.vllm_generation import VLLMGeneration
-
 from benchmarks.rollout.model import RESPONSE_TEMPLATE, WINDOW, make_model, make_processor, make_protocol
 from benchmarks.rollout.scenario import GROUP, Row, Scenario
 from benchmarks.rollout.schedulers import Run, Tokens
 from benchmarks.rollout.script import TRL_SEED
 from benchmarks.rollout.spans import Spans
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
+
 from mmsearch_trl.engine.base import ImageInput
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.trajectory import Part
