@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from mmsearch_trl.engine.base import EngineError
@@ -76,7 +77,12 @@ class ServerRollouts:
         if self._watch.changed():
             self._send_weights()
             self._watch.sent()
+        before = self._repairs()
         yield self._engine
+        repairs = self._trainer.accelerator.gather(self._repairs() - before).view(-1, 2).sum(dim=0)
+        self._trainer.append_metrics(
+            {"rollout/engine_retries": float(repairs[0]), "rollout/servers_restored": float(repairs[1])}
+        )
 
     def close(self) -> None:
         loop = self._trainer.event_loop
@@ -85,6 +91,10 @@ class ServerRollouts:
         for client in self._clients:
             loop.run(client.close())
         self._resources.close()
+
+    def _repairs(self) -> torch.Tensor:
+        """Turns that were tried again, and servers that were given lost weights back."""
+        return torch.tensor([self._engine.retries, self._sync.restored], device=self._trainer.accelerator.device)
 
     def _send_weights(self) -> None:
         trainer, number = self._trainer, self._watch.count + 1
