@@ -1,5 +1,6 @@
 # `make demo` trains a search agent from nothing; `make test` runs the tests. Both set up .venv first if needed.
 SEED ?= 0
+K ?= 64
 ENGINE ?= transformers
 OUT ?= runs/demo
 PYTHON ?= python3
@@ -8,13 +9,15 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench-rollout
 
 help:
-	@echo "make demo   build the world, train, evaluate, show the result  (SEED=$(SEED) ENGINE=$(ENGINE) OUT=$(OUT))"
-	@echo "make test   run the tests"
-	@echo "make lint   check style and types"
-	@echo "make setup  make .venv and install into it (the others do so if needed; PYTHON=$(PYTHON))"
+	@echo "make demo           build the world, train, evaluate, show the result  (SEED=$(SEED) OUT=$(OUT))"
+	@echo "                    ENGINE=$(ENGINE) writes the rollouts; or vllm, or vllm-colocate"
+	@echo "make test           run the tests"
+	@echo "make lint           check style and types"
+	@echo "make bench-rollout  time rollouts on vLLM against TRL's tool loop and a lockstep one  (K=$(K) SEED=$(SEED))"
+	@echo "make setup          make .venv and install into it (the others do so if needed; PYTHON=$(PYTHON))"
 
 setup: .venv/.installed
 
@@ -30,3 +33,6 @@ test: .venv/.installed
 lint: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/pyright
+
+bench-rollout: .venv/.installed
+	.venv/bin/python -m benchmarks.rollout --k $(K) --seed $(SEED)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.rollout.report import NAMES
-from benchmarks.rollout.study import ABLATION_SEED, ABLATION_SIZE, SEEDS, SIZES, read, scenario_path
+from benchmarks.rollout.study import ABLATION_SEED, ABLATION_SIZE, SEEDS, read, scenario_path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,7 +20,7 @@ def draw(out: Path, target: Path) -> None:
     """Write the picture from a study's reports."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    _bars(left, {k: [read(scenario_path(out, k, seed))["seconds"] for seed in SEEDS] for k in SIZES})
+    _bars(left, {k: [read(scenario_path(out, k, seed))["seconds"] for seed in seeds] for k, seeds in SEEDS.items()})
     _timelines(right, read(scenario_path(out, ABLATION_SIZE, ABLATION_SEED))["details"]["runs"])
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=150)
@@ -36,7 +36,7 @@ def _bars(axes: Axes, seconds: Mapping[int, Sequence[Mapping[str, float]]]) -> N
             axes.plot([x] * len(of_seeds), [each[name] for each in of_seeds], "k.", markersize=3)
     axes.set_xticks(range(len(seconds)), [f"K = {k}" for k in seconds])
     axes.set_ylabel("seconds until the last rollout has ended")
-    axes.set_title("The same tokens and tool times, median of three seeds (dots)", fontsize=10)
+    axes.set_title("The same tokens and tool times, median of the seeds (dots)", fontsize=10)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -1,6 +1,10 @@
-"""One optimizer step, run by `accelerate launch` or alone: prints the loss and saves the weights (`test_ddp.py`)."""
+"""Two optimizer steps, run by `accelerate launch` or alone: writes the logs and the weights (`test_ddp.py`).
+
+With the address of a vLLM server, the rollouts are sampled there; the tools of the second process are slow.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,8 +15,10 @@ import tiny
 import torch
 
 
-def main(out: Path, per_device: int, accumulation: int) -> None:
+def main(out: Path, per_device: int, accumulation: int, server: str | None = None) -> None:
     torch.set_num_threads(1)
+    vllm = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server} if server else {}
+    slow = server is not None and os.environ.get("RANK") == "1"
     trainer = tiny.trainer(
         tiny.qwen25(),
         out,
@@ -25,6 +31,8 @@ def main(out: Path, per_device: int, accumulation: int) -> None:
         max_steps=2,
         max_grad_norm=0.0,
         advantage_eps=1e-6,
+        tools=tiny.CannedTools(delay=lambda: 0.5) if slow else None,
+        **vllm,
     )
     trainer.train()
     if trainer.accelerator.is_main_process:
@@ -37,11 +45,14 @@ def main(out: Path, per_device: int, accumulation: int) -> None:
             "search/ratio",
             "rollout/turns",
         )
+        if server:
+            keys += ("sampling/sampling_logp_difference/max",)
         logs = [{key: log[key] for key in keys} for log in trainer.state.log_history if "loss" in log]
         (out / "logs.json").write_text(json.dumps(logs))
         weights = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
         torch.save(weights, out / "weights.pt")
+    trainer.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -129,21 +129,23 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
     FAMILY.model().save_pretrained(home)
     FAMILY.processor.save_pretrained(home)
     children = set(psutil.Process().children(recursive=True))
-    with VLLMProcess(str(home), tmp_path / "server.log", FLAGS) as server:
-        with training_on(server.url, tmp_path / "run", vllm_server_timeout=400.0) as trainer:
-            trajectories = trajectories_of(trainer)
-            asked = 0
+    asked = 0
+    with (
+        VLLMProcess(str(home), tmp_path / "server.log", FLAGS) as server,
+        training_on(server.url, tmp_path / "run", vllm_server_timeout=400.0) as trainer,
+    ):
+        trajectories = trajectories_of(trainer)
 
-            class Killer(tiny.WrappedEngine):
-                async def generate(self, *arguments: Any) -> Any:
-                    nonlocal asked
-                    asked += 1
-                    if asked == 20:  # in the second rollout
-                        threading.Thread(target=restart, args=[server]).start()
-                    return await super().generate(*arguments)
+        class Killer(tiny.WrappedEngine):
+            async def generate(self, *arguments: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                if asked == 20:  # in the second rollout
+                    threading.Thread(target=restart, args=[server]).start()
+                return await super().generate(*arguments)
 
-            tiny.wrap_engine(trainer, Killer)
-            trainer.train()
+        tiny.wrap_engine(trainer, Killer)
+        trainer.train()
     assert_accounted_for(trainer, trajectories)
     assert not any(trajectory.stop is StopReason.FAILED for trajectory in trajectories)
     logs = [entry for entry in trainer.state.log_history if "rollout/servers_restored" in entry]
