@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, default=64, help="rollouts, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each scheduler but TRL's")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each scheduler but TRL's")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--port", type=int, default=8151)
     parser.add_argument("--study", action="store_true", help="most of an hour; goes on where it was stopped")

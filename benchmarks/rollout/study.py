@@ -49,7 +49,7 @@ def study(
             scenario_path(out, scenario.k, scenario.seed),
             lambda scenario=scenario, target=target: summary(measure(rig, scenario, target, repeats, tell)),
         )
-    _once(out / "ablations.json", lambda: _ablations(rig, repeats, tell))
+    _once(out / "ablations.json", lambda: _ablations(rig, (repeats + 1) // 2, tell))
 
 
 def scenario_path(out: Path, k: int, seed: int) -> Path:
