@@ -17,6 +17,7 @@ import tiny
 import torch
 from engine import colocate_worker as worker
 from peft import LoraConfig, get_peft_model
+from servers import QUIET, environment
 
 from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, FinishReason, Sampling
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
@@ -25,13 +26,6 @@ from mmsearch_trl.engine.weight_sync import sampler_weights
 
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]
 ARGS = worker.ARGS | {"enable_lora": True, "max_lora_rank": 8}
-QUIET = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +41,10 @@ def family(request: pytest.FixtureRequest) -> tiny.Family:
 @pytest.fixture(scope="module")
 def started(family: tiny.Family, checkpoints: dict[str, Path]) -> Iterator[ColocatedEngine]:
     """An engine for all tests of a family; what vLLM changes in this process is put back."""
-    before = dict(os.environ)
-    set_num_threads = torch.set_num_threads
-    os.environ.update(QUIET)
-    engine = ColocatedEngine(str(checkpoints[family.name]), worker.vocabulary(family), engine_args=ARGS)
-    yield engine
-    engine.close()
-    torch.set_num_threads = set_num_threads
-    os.environ.clear()
-    os.environ.update(before)
+    with environment():
+        engine = ColocatedEngine(str(checkpoints[family.name]), worker.vocabulary(family), engine_args=ARGS)
+        yield engine
+        engine.close()
 
 
 @pytest.fixture
@@ -127,17 +116,18 @@ def test_cancelling_a_turn_frees_what_it_held_and_disturbs_no_other(
         await asyncio.sleep(wait)
         others = asyncio.create_task(worker.write(engine, given))
         await asyncio.sleep(0)
-        held = engine.kv_usage()
+        pressure = await engine.pressure()
         endless.cancel()
         with pytest.raises(asyncio.CancelledError):
             await endless
-        assert wait == 0 or held > 0
+        assert wait == 0 or (pressure.kv_usage > 0 and pressure.running > 0)
         return await others
 
     with engine.rollout():
         for wait in (0.0, 0.1):
             assert [c.token_ids for c in asyncio.run(scenario(wait))] == [c.token_ids for c in expected]
-    assert engine.kv_usage() == 0 and engine._stepper.core.scheduler.get_num_unfinished_requests() == 0
+    assert asyncio.run(engine.pressure()).kv_usage == 0
+    assert engine._stepper.core.scheduler.get_num_unfinished_requests() == 0
 
 
 def test_a_prompt_that_leaves_no_room_is_an_overflow(engine: ColocatedEngine, family: tiny.Family) -> None:
