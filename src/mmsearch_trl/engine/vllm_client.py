@@ -134,7 +134,12 @@ class VLLMClient:
             await self._call("POST", "/collective_rpc", json={"method": "repack_heads"})
 
     async def load_adapter(self, name: str, folder: str) -> None:
-        await self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder})
+        """Have the server take an adapter; one of this name that it holds already stays as it is."""
+        try:
+            await self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder})
+        except EngineError as error:  # an earlier attempt may have failed after this call
+            if "has already been loaded" not in str(error):
+                raise
 
     async def unload_adapter(self, name: str) -> None:
         await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
@@ -156,9 +161,10 @@ class VLLMClient:
         text = (await self._call("GET", "/metrics", seconds=10.0))["text"]
         totals: dict[str, float] = {}
         for line in text.splitlines():
-            name, _, value = line.partition("{")
-            if not line.startswith("#") and value:
-                totals[name] = totals.get(name, 0.0) + float(value.rpartition("} ")[2])
+            if line and not line.startswith("#"):
+                sample, _, value = line.rpartition(" ")
+                name = sample.partition("{")[0]
+                totals[name] = totals.get(name, 0.0) + float(value)
         return totals
 
     async def close(self) -> None:
@@ -202,8 +208,11 @@ class VLLMClient:
 
 
 def _quoted(text: str) -> str:
-    """A server's words, short and without the image that it may repeat."""
-    return _IMAGE_DATA.sub("<image>", " ".join(text.split()))[:_MESSAGE_LENGTH]
+    """A server's words, short and without the image or the key that it may repeat."""
+    words = _IMAGE_DATA.sub("<image>", " ".join(text.split()))
+    if key := os.environ.get("VLLM_API_KEY"):
+        words = words.replace(key, "<key>")
+    return words[:_MESSAGE_LENGTH]
 
 
 async def wait_until_healthy(client: VLLMClient, seconds: float) -> None:

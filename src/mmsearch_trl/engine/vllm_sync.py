@@ -67,7 +67,7 @@ class ServerSync:
         A server that is away is left out, and gets them when it is back, as long as one server has them.
 
         Raises:
-            EngineError: no server took the weights.
+            EngineError: no server took the weights, or one refused them.
         """
         await self._stop_watching()
         self._published = weights
@@ -75,8 +75,9 @@ class ServerSync:
             *(self._apply_patiently(client, weights) for client in self._clients), return_exceptions=True
         )
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if len(errors) == len(self._clients) or any(not isinstance(error, ServerUnavailable) for error in errors):
-            raise errors[0]
+        refusals = [error for error in errors if not isinstance(error, ServerUnavailable)]
+        if refusals or len(errors) == len(self._clients):
+            raise (refusals or errors)[0]
         for error in errors:
             logger.warning("A rollout goes on without a server: %s", error)
         self._watch = asyncio.create_task(self._restore_lost())
