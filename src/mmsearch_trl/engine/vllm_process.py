@@ -26,10 +26,14 @@ from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 
 _STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.5
 _LOG_LINES = 15
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 """What `vllm serve` runs; the `vllm` command itself does not start from the CPU distribution."""
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Past a proxy that the environment names: it knows nothing of this machine's own addresses."""
 
 _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # endpoints for weights, caches and configuration
@@ -153,12 +157,12 @@ class VLLMProcess:
                 raise EngineError(f"the vLLM server ended while it started; the end of {self.log}:\n{self._tail()}")
             if self.healthy():
                 return
-            time.sleep(0.5)
+            time.sleep(_POLL_SECONDS)
         raise EngineError(f"the vLLM server was not healthy within {self._start_seconds:.0f} s; see {self.log}")
 
     def healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as answer:
+            with _DIRECT.open(f"{self.url}/health", timeout=5.0) as answer:
                 return answer.status == 200
         except OSError:
             return False
