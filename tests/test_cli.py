@@ -7,6 +7,7 @@ from PIL import Image
 from runs import write_jsonl
 
 from mmsearch_trl import __version__, cli, doctor
+from mmsearch_trl.engine import vllm_process
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.user_errors import is_users, run_script
@@ -47,7 +48,7 @@ def test_a_wrong_command_line_exits_with_2(
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status() == 0
     printed = capsys.readouterr().out
-    for name in ("train", "sft", "eval", "demo", "world", "index", "merge", "view", "plot", "doctor"):
+    for name in ("train", "sft", "eval", "vllm", "demo", "world", "index", "merge", "view", "plot", "doctor"):
         assert f"\n    {name} " in printed
 
 
@@ -91,6 +92,14 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "main", seen.append)
     assert status("demo", "--seed", "3") == 0
     assert seen == [["--seed", "3"]]
+
+
+def test_vllm_hands_its_arguments_on_also_those_of_vllm_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(vllm_process, "main", seen.append)
+    arguments = ["some/model", "--port", "8001", "--max_lora_rank", "16", "--max-model-len", "64"]
+    assert status("vllm", *arguments) == 0
+    assert seen == [arguments]
 
 
 def test_indexes_are_built_and_can_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,6 +333,30 @@ def test_two_ranks_have_an_engine_each_or_share_one(checkpoints: dict[str, Path]
     assert [report["alone"] for report in reports] == [3, 0]
 
 
+FEWER_THREADS = """
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+import tiny
+from engine import colocate_worker as worker
+from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
+family = tiny.qwen25()
+engine = ColocatedEngine(sys.argv[1], worker.vocabulary(family), engine_args=worker.ARGS)
+given = worker.prompts(family, 2)
+assert worker.difference(family, family.model(), given, worker.rollout(engine, given)) < 1e-4
+"""
+
+
+@pytest.mark.slow
+def test_threads_that_the_process_set_hold_for_the_step_loop_too(checkpoints: dict[str, Path]) -> None:
+    """vLLM's CPU kernels count threads when they plan and when they run, and stop where the two differ."""
+    command = [sys.executable, "-c", FEWER_THREADS, str(checkpoints["qwen2.5-vl"]), str(Path(__file__).parents[1])]
+    environment = os.environ | QUIET | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 @contextmanager
 def _vocabulary(engine: ColocatedEngine, **changes: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -181,6 +181,9 @@ class ColocatedEngine:
             raise RuntimeError("a rollout is open")
 
     def _enter_thread(self) -> None:
+        # It gives a new thread the number of OpenMP threads that the process was set to. vLLM's CPU kernels stop when
+        # that number changes between planning and running, as the first operation of torch would have it.
+        torch.get_num_threads()
         if self._device is not None:  # a new thread starts on device 0
             torch.cuda.set_device(self._device)
 
