@@ -8,6 +8,7 @@ from runs import write_jsonl
 
 from mmsearch_trl import __version__, cli, doctor
 from mmsearch_trl.engine import vllm_process
+from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.user_errors import is_users, run_script
@@ -85,6 +86,14 @@ def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         run_script(broken)
     assert not is_users(ValueError("never raised"))
+
+
+def test_an_engine_that_cannot_serve_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused() -> None:
+        raise EngineError("http://a:1 gives no adapters: start it with --enable-lora")
+
+    assert run_script(refused) == 1
+    assert capsys.readouterr().err == "mmsearch: error: http://a:1 gives no adapters: start it with --enable-lora\n"
 
 
 def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:

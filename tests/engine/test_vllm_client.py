@@ -183,6 +183,13 @@ def test_a_server_that_does_not_tell_its_configuration_is_told_how_to_start() ->
     assert not isinstance(caught.value, UnknownModel)
 
 
+def test_a_configuration_of_another_version_is_named() -> None:
+    server = FakeVLLM()
+    del server.config["weight_transfer_config"]
+    with pytest.raises(EngineError, match="weight_transfer_config.*is it vLLM 0.30 or 0.31"):
+        ask(server, lambda client: client.info())
+
+
 def test_weights_have_the_name_that_they_were_given() -> None:
     async def use(client: VLLMClient) -> tuple[str, str]:
         before = await client.weight_version()

@@ -117,7 +117,10 @@ class VLLMClient:
             raise EngineError(
                 f"{self.url} does not tell its configuration; start it with VLLM_SERVER_DEV_MODE=1 (`mmsearch vllm`)"
             ) from error
-        return ServerInfo.parse(answer["vllm_config"])
+        try:
+            return ServerInfo.parse(answer["vllm_config"])
+        except KeyError as error:
+            raise EngineError(f"{self.url} does not tell its {error}: is it vLLM 0.30 or 0.31?") from error
 
     async def weight_version(self) -> str:
         """The name last given to its weights; a server that was started anew has `default`."""
