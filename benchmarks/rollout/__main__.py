@@ -1,7 +1,7 @@
 """Measure the three schedulers once, or study them.
 
 python -m benchmarks.rollout --k 64 --seed 0     writes runs/bench/rollout.json and prints a table
-python -m benchmarks.rollout --study             other sizes, seeds and ablations: tables and a picture
+python -m benchmarks.rollout --study             other sizes and ablations: tables and a picture
 """
 
 import argparse

@@ -32,11 +32,9 @@ def _bars(axes: Axes, seconds: Mapping[int, Sequence[Mapping[str, float]]]) -> N
         heights = [median(each[name] for each in of_seeds) for of_seeds in seconds.values()]
         bars = axes.bar(at, heights, _BAR * 0.92, color=_COLOURS[name], label=title)
         axes.bar_label(bars, [f"{height:.0f}" for height in heights], padding=2, fontsize=9)
-        for x, of_seeds in zip(at, seconds.values(), strict=True):
-            axes.plot([x] * len(of_seeds), [each[name] for each in of_seeds], "k.", markersize=3)
     axes.set_xticks(range(len(seconds)), [f"K = {k}" for k in seconds])
     axes.set_ylabel("seconds until the last rollout has ended")
-    axes.set_title("The same tokens and tool times, median of the seeds (dots)", fontsize=10)
+    axes.set_title("The same tokens and tool times for each", fontsize=10)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -17,7 +17,7 @@ from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.train import train
 from mmsearch_trl.trainer.demonstrations import collate
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-from mmsearch_trl.trainer.rollouts import roll_out
+from mmsearch_trl.trainer.rollouts import roll_out, samplings
 
 
 OPTIONS = {
@@ -44,7 +44,7 @@ def trained(world_home: Path, taught: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def trajectories(trained: MMSearchGRPOTrainer) -> list[Trajectory]:
     tasks = [row_to_task(trained.train_dataset[number]) for number in range(4)]
-    return roll_out(trained, tasks, [str(number) for number in range(4)], 1.0)
+    return roll_out(trained, tasks, samplings(trained, [str(number) for number in range(4)], 1.0))
 
 
 def log_probs(model: Any, trajectories: Sequence[Trajectory], trainer: MMSearchGRPOTrainer) -> list[torch.Tensor]:
