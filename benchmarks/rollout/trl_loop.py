@@ -35,7 +35,7 @@ def search(query: str) -> str:
     Args:
         query: The placeholder of the image.
     """
-    raise NotImplementedError("every rollout has its own")
+    raise AssertionError("TRL reads the signature; each rollout calls a function of its own (`RowTools`)")
 
 
 def text_search(query: str) -> str:
@@ -44,7 +44,7 @@ def text_search(query: str) -> str:
     Args:
         query: What to search.
     """
-    raise NotImplementedError("every rollout has its own")
+    raise AssertionError("TRL reads the signature; each rollout calls a function of its own (`RowTools`)")
 
 
 class RowTools:

@@ -115,11 +115,13 @@ def test_no_turn_waits_for_the_connection_of_another() -> None:
     async def use(client: VLLMClient) -> None:
         server.hanging = True
         turns = [asyncio.create_task(client.generate(BODY)) for _ in range(150)]
-        while len(server.calls) < 150:
+        deadline = asyncio.get_running_loop().time() + 10
+        while len(server.calls) < 150 and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         for turn in turns:
             turn.cancel()
         await asyncio.wait(turns)
+        assert len(server.calls) == 150
 
     ask(server, use)
 
