@@ -37,10 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, default=64, help="rollouts, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each scheduler but TRL's")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each scheduler but TRL's")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--port", type=int, default=8151)
-    parser.add_argument("--study", action="store_true", help="most of an hour; goes on where it was stopped")
+    parser.add_argument("--study", action="store_true", help="more than an hour; goes on where it was stopped")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/rollout.png"), help="of the study")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -67,7 +67,7 @@ def _study(options: argparse.Namespace) -> None:
     every = scenarios()
     with rig(every, options.port, options.out) as (running, expected):
         by_name = {(each.k, each.seed): tokens for each, tokens in zip(every, expected, strict=True)}
-        study(running, by_name, options.repeats, out, tell())
+        study(running, by_name, out, tell())
     tables = "\n".join(markdown(out))
     (out / "tables.md").write_text(tables + "\n", encoding="utf-8")
     draw(out, options.picture)
@@ -87,7 +87,7 @@ def rig(scenarios: Sequence[Scenario], port: int, out: Path) -> Iterator[tuple[R
         plan.save(folder / "plan.json")
         write_checkpoint(folder / "model")
         with served(folder / "model", folder / "plan.json", port, out / "server.log") as server:
-            yield Rig(server, folder), expected
+            yield Rig(server, folder, expected[-1]), expected
 
 
 def tell() -> Callable[[str], None]:

@@ -1,17 +1,18 @@
 """What is run for one scenario, in which order, and what is concluded from it.
 
 The schedulers take turns and their order alternates, so that a slow minute of the machine hits both; a first round is
-thrown away, and the engine is calibrated again before every round. TRL's loop is run once: it mostly sleeps, one call
-after another, and varies little.
+thrown away, and the engine is calibrated between the rounds: a round's ideal is that of the engine as it was right
+before and after. TRL's loop is run once: it mostly sleeps, one call after another, and varies little.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from benchmarks.rollout.calibrate import Calibration, typical
-from benchmarks.rollout.replay import EngineCost, lower_bound, replay, work_of
+from benchmarks.rollout.replay import EngineCost, LowerBound, lower_bound, replay, work_of
 from benchmarks.rollout.rig import DOUBLE_LATENCY, NO_LATENCY, Rig
 from benchmarks.rollout.scenario import GROUP, Scenario
 from benchmarks.rollout.schedulers import Run, Tokens
@@ -23,7 +24,9 @@ class Measured:
     """All runs of one scenario."""
 
     scenario: Scenario
+    time_scale: float
     calibrations: tuple[Calibration, ...]
+    """One before each round, one after the last."""
     trl: Run
     lockstep: tuple[Run, ...]
     ours: tuple[Run, ...]
@@ -54,15 +57,15 @@ def measure(
         "ours, no latency": lambda: rig.ours(scenario, NO_LATENCY),
     }
     runs: dict[str, list[Run]] = {name: [] for name in schedulers}
-    calibrations = []
+    calibrations = [rig.calibrate()]
     for repeat in range(repeats):
-        calibrations.append(rig.calibrate())
         for name in list(schedulers) if repeat % 2 else reversed(schedulers):
             runs[name].append(run(name, schedulers[name]))
+        calibrations.append(rig.calibrate())
     double = run("ours, double latency", lambda: rig.ours(scenario, DOUBLE_LATENCY))
-    calibrations.append(rig.calibrate())
     return Measured(
         scenario=scenario,
+        time_scale=rig.time_scale,
         calibrations=tuple(calibrations),
         trl=trl,
         lockstep=tuple(runs["lockstep"]),
@@ -83,15 +86,24 @@ def ideal(run: Run, cost: EngineCost) -> float:
     return replay(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost)
 
 
-def efficiency(runs: Sequence[Run], cost: EngineCost) -> float:
-    """`rho`: attainable over measured time, the median of the runs."""
-    return median(ideal(run, cost) / run.seconds for run in runs)
+def bound(run: Run, cost: EngineCost) -> LowerBound:
+    """`LB` of a run's own tokens and tool times."""
+    return lower_bound(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost)
+
+
+def round_costs(calibrations: Sequence[Calibration]) -> list[EngineCost]:
+    """The engine in each round, from the calibrations around it."""
+    return [typical(around).cost() for around in pairwise(calibrations)]
+
+
+def efficiency(runs: Sequence[Run], costs: Sequence[EngineCost]) -> float:
+    """`rho`: attainable over measured time, the median of the rounds."""
+    return median(ideal(run, cost) / run.seconds for run, cost in zip(runs, costs, strict=True))
 
 
 def summary(measured: Measured) -> dict[str, Any]:
     """The report of one scenario, ready for JSON."""
-    calibration = typical(measured.calibrations)
-    cost = calibration.cost()
+    calibration, costs = typical(measured.calibrations), round_costs(measured.calibrations)
     every = [
         measured.trl,
         *measured.lockstep,
@@ -100,7 +112,7 @@ def summary(measured: Measured) -> dict[str, Any]:
         *measured.ours_no_latency,
         measured.ours_double_latency,
     ]
-    bounds = [lower_bound(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost) for run in measured.ours]
+    bounds = [bound(run, cost) for run, cost in zip(measured.ours, costs, strict=True)]
     ratio = seconds(measured.ours_no_latency) / seconds(measured.lockstep_no_latency)
     return {
         "k": measured.scenario.k,
@@ -110,8 +122,8 @@ def summary(measured: Measured) -> dict[str, Any]:
             "lockstep": seconds(measured.lockstep),
             "ours": seconds(measured.ours),
         },
-        "rho": efficiency(measured.ours, cost),
-        "eta": median(bound.seconds / run.seconds for bound, run in zip(bounds, measured.ours, strict=True)),
+        "rho": efficiency(measured.ours, costs),
+        "eta": median(least.seconds / run.seconds for least, run in zip(bounds, measured.ours, strict=True)),
         "zero_latency_ratio": ratio,
         "identical_tokens": all(run.tokens == measured.expected for run in every),
         "engine_busy": {
@@ -121,13 +133,14 @@ def summary(measured: Measured) -> dict[str, Any]:
         },
         "details": {
             "runs": {name: [run_report(run) for run in runs] for name, runs in _named(measured).items()},
-            "rho_lockstep": efficiency(measured.lockstep, cost),
-            "rho_no_latency": efficiency(measured.ours_no_latency, cost),
+            "time_scale": measured.time_scale,
+            "rho_lockstep": efficiency(measured.lockstep, costs),
+            "rho_no_latency": efficiency(measured.ours_no_latency, costs),
             "lower_bound": asdict(bounds[0]) | {"seconds": bounds[0].seconds},
-            "ideal_seconds": [ideal(run, cost) for run in measured.ours],
+            "ideal_seconds": [ideal(run, cost) for run, cost in zip(measured.ours, costs, strict=True)],
             "calibration": asdict(calibration)
             | {"linear": calibration.linear, "each_decode": [each.decode for each in measured.calibrations]},
-            "scaling": _scaling(measured, cost),
+            "scaling": _scaling(measured, calibration.cost()),
             "work": _work(measured),
         },
     }
@@ -160,7 +173,7 @@ def run_report(run: Run) -> dict[str, Any]:
 def _scaling(measured: Measured, cost: EngineCost) -> dict[str, float]:
     """Doubled tool times: the run should grow by the critical path's growth, not by the sum of all tool times."""
     once, twice = measured.ours[0], measured.ours_double_latency
-    bounds = [lower_bound(work_of(run.tokens, run.tool_seconds, BLOCK, GROUP), cost) for run in (once, twice)]
+    bounds = [bound(run, cost) for run in (once, twice)]
     return {
         "run_grew_by": twice.seconds - seconds(measured.ours),
         "critical_path_grew_by": bounds[1].critical_path - bounds[0].critical_path,

@@ -124,16 +124,21 @@ def replay(rollouts: Sequence[Sequence[Turn]], cost: EngineCost) -> float:
     return end
 
 
-def lower_bound(rollouts: Sequence[Sequence[Turn]], cost: EngineCost, slots: int | None = None) -> LowerBound:
+def packed_seconds(rollouts: Sequence[Sequence[Turn]], cost: EngineCost, most: int) -> float:
+    """All tokens on the engine, decoded in batches of the most efficient size up to `most`."""
     turns = [turn for rollout in rollouts for turn in rollout]
-    cheapest = min(cost.decode(b) / b for b in range(1, len(rollouts) + 1))
+    cheapest = min(cost.decode(b) / b for b in range(1, most + 1))
+    return cost.prefill * sum(turn.new_tokens for turn in turns) + cheapest * sum(turn.decoded for turn in turns)
+
+
+def lower_bound(rollouts: Sequence[Sequence[Turn]], cost: EngineCost, slots: int | None = None) -> LowerBound:
     alone = cost.decode(1)
     paths = [
         sum(cost.prefill * turn.new_tokens + alone * turn.decoded + turn.tool_seconds for turn in rollout)
         for rollout in rollouts
     ]
     return LowerBound(
-        engine=cost.prefill * sum(turn.new_tokens for turn in turns) + cheapest * sum(turn.decoded for turn in turns),
+        engine=packed_seconds(rollouts, cost, len(rollouts)),
         critical_path=max(paths),
-        tool_slots=sum(turn.tool_seconds for turn in turns) / slots if slots else 0.0,
+        tool_slots=sum(turn.tool_seconds for rollout in rollouts for turn in rollout) / slots if slots else 0.0,
     )

@@ -44,6 +44,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{title:<26}{shown:>16}{factor:>9.2f}{busy:>12.0%}{overlap:>14.0%}"
     bound, fit = report["details"]["lower_bound"], report["details"]["calibration"]
     scaling = report["details"]["scaling"]
+    yield f"tool times x {report['details']['time_scale']:.2f}, as slow for this engine as they are for a 7B model"
     yield (
         f"rho {report['rho']:.2f} (attainable / measured)   eta {report['eta']:.2f} (lower bound "
         f"{bound['seconds']:.1f} s: engine {bound['engine']:.1f}, critical path {bound['critical_path']:.1f})"

@@ -17,8 +17,8 @@ from benchmarks.rollout.scenario import Scenario
 from benchmarks.rollout.schedulers import Tokens
 
 
-SEEDS = {16: (0,), 64: (0,), 128: (0,)}
-"""By number of rollouts; where there are several, their median is shown."""
+SEEDS = {16: (0, 1, 2), 64: (0, 1, 2, 3, 4), 128: (0,)}
+"""By number of rollouts; the seeds are the repetitions, and their median is shown."""
 ABLATION_SIZE, ABLATION_SEED = 64, 0
 ABLATIONS = {
     "as in the headline": HEADLINE,
@@ -26,9 +26,11 @@ ABLATIONS = {
     "shared, and answers kept": Variant(coalescing=True, cache=True),
     "16 tool calls at a time": Variant(slots=16),
     "4 tool calls at a time": Variant(slots=4),
-    "tools twice as slow": Variant(scale=2.0),
+    "tools half as slow": Variant(scale=0.5),
+    "tools a quarter as slow": Variant(scale=0.25),
     "tools that take no time": Variant(scale=0.0),
 }
+ABLATION_REPEATS = 2
 
 
 def scenarios() -> list[Scenario]:
@@ -38,7 +40,6 @@ def scenarios() -> list[Scenario]:
 def study(
     rig: Rig,
     expected: Mapping[tuple[int, int], Sequence[Tokens]],
-    repeats: int,
     out: Path,
     tell: Callable[[str], None],
 ) -> None:
@@ -47,9 +48,9 @@ def study(
         target = expected[scenario.k, scenario.seed]
         _once(
             scenario_path(out, scenario.k, scenario.seed),
-            lambda scenario=scenario, target=target: summary(measure(rig, scenario, target, repeats, tell)),
+            lambda scenario=scenario, target=target: summary(measure(rig, scenario, target, 1, tell)),
         )
-    _once(out / "ablations.json", lambda: _ablations(rig, max(1, repeats - 1), tell))
+    _once(out / "ablations.json", lambda: _ablations(rig, tell))
 
 
 def scenario_path(out: Path, k: int, seed: int) -> Path:
@@ -62,11 +63,11 @@ def _once(path: Path, work: Callable[[], dict[str, Any]]) -> None:
         path.write_text(json.dumps(work(), indent=1), encoding="utf-8")
 
 
-def _ablations(rig: Rig, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def _ablations(rig: Rig, tell: Callable[[str], None]) -> dict[str, Any]:
     """Runs of ours and of the lockstep loop by variant; the variants take turns."""
     scenario = Scenario(ABLATION_SIZE, ABLATION_SEED)
     runs: dict[str, dict[str, list[Any]]] = {name: {"lockstep": [], "ours": []} for name in ABLATIONS}
-    for _ in range(repeats):
+    for _ in range(ABLATION_REPEATS):
         for name, variant in ABLATIONS.items():
             for scheduler in ("lockstep", "ours"):
                 run = getattr(rig, scheduler)(scenario, variant)

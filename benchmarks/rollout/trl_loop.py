@@ -48,10 +48,10 @@ def text_search(query: str) -> str:
 
 
 class RowTools:
-    """The tools of one rollout: they sleep for its times and answer with the very message that our protocol writes."""
+    """The tools of one rollout: they sleep for its times, scaled, and answer as our protocol writes it."""
 
-    def __init__(self, scenario: Scenario, row: Row, protocol: MMSearchProtocol, spans: Spans) -> None:
-        self._scenario, self._row, self._protocol, self._spans = scenario, row, protocol, spans
+    def __init__(self, scenario: Scenario, scale: float, row: Row, protocol: MMSearchProtocol, spans: Spans) -> None:
+        self._scenario, self._scale, self._row, self._protocol, self._spans = scenario, scale, row, protocol, spans
         self._task = scenario.tasks()[row.index]
         self.seconds: list[float] = []
 
@@ -70,7 +70,7 @@ class RowTools:
 
     def _sleep(self, tool: Tool) -> None:
         with self._spans.recorded():
-            time.sleep(self._row.seconds[tool])
+            time.sleep(self._scale * self._row.seconds[tool])
         start, end = self._spans.items[-1]
         self.seconds.append(end - start)
 
@@ -108,10 +108,10 @@ class TRLLoop:
             )
         model.train()
 
-    def run(self, scenario: Scenario) -> Run:
-        """Roll the scenario out once."""
+    def run(self, scenario: Scenario, scale: float) -> Run:
+        """Roll the scenario out once, with its tool times times `scale`."""
         trainer, spans, protocol = self._trainer, Spans(), make_protocol(make_processor())
-        each = [RowTools(scenario, row, protocol, spans) for row in scenario.rows]
+        each = [RowTools(scenario, scale, row, protocol, spans) for row in scenario.rows]
         prompts = [[{"role": "user", "content": _blocks(protocol.prompt(task).parts)}] for task in scenario.tasks()]
         trainer._sync_tool_dicts = [tools.functions() for tools in each]
         trainer._async_tool_dicts = [{} for _ in each]

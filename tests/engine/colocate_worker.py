@@ -27,6 +27,7 @@ from mmsearch_trl.rollout.trajectory import Trajectory, Turn
 
 
 ARGS: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True}
+SHARED_MEMORY = Path("/dev/shm")
 Prompt = tuple[tuple[int, ...], list[ImageInput]]
 
 
@@ -109,8 +110,9 @@ def own(folder: Path, rank: int) -> dict[str, Any]:
 def shared(folder: Path, rank: int) -> dict[str, Any]:
     """Two ranks hold a half of the model each."""
     family = tiny.qwen25()
+    (SHARED_MEMORY / f"-tp:0-[0-1]-cpushm_{rank}").touch()  # what a run leaves behind that was killed
     engine = ColocatedEngine(str(folder), vocabulary(family), engine_args=ARGS, group=dist.group.WORLD)
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"left": [path.name for path in SHARED_MEMORY.glob(f"-*cpushm_{rank}")]}
     model = family.model()
     completions = _trajectories(engine, rank, family)
     report["before"] = difference(family, model, prompts(family, 5, seed=rank), completions)

@@ -93,5 +93,5 @@ def test_the_environment_is_changed_while_vllm_starts_only(
         monkeypatch.setenv(name, before)
     seen = []
     monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", lambda args: seen.append(os.environ[name]))
-    vllm_arguments.start(engine_arguments("nowhere", {}, None))
+    vllm_arguments.start(engine_arguments("nowhere", {}, None), None)
     assert seen == ["0"] and os.environ.get(name) == before

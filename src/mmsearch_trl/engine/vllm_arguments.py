@@ -1,8 +1,10 @@
 """How vLLM is started in the trainer's own process: its arguments, its place among the ranks, its environment."""
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,17 +71,33 @@ def _placement(group: dist.ProcessGroup | None) -> dict[str, Any]:
     return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": size}
 
 
-def start(args: "EngineArgs") -> "LLMEngine":
-    """Start vLLM in this process."""
+def start(args: "EngineArgs", group: dist.ProcessGroup | None) -> "LLMEngine":
+    """Start vLLM in this process, with the other ranks of `group` where there are any."""
     from vllm import LLMEngine
 
+    _forget_shared_memory(group)
     # Only while vLLM starts: it remembers, and a server that this process starts later must not inherit it.
     before = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
-        return LLMEngine.from_engine_args(args)
+        llm = LLMEngine.from_engine_args(args)
+        _forget_shared_memory(group)
+        return llm
     finally:
         if before is None:
             del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
         else:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = before
+
+
+def _forget_shared_memory(group: dist.ProcessGroup | None) -> None:
+    """Remove the name of the memory through which this rank's CPU engine talks to the others of its group.
+
+    vLLM names it alike in every run and refuses to start where the name is taken, as it is after a run that was
+    killed. Once all ranks have joined, which they have when vLLM has started, the name serves nobody.
+    """
+    if group is not None:
+        ranks = "-".join(map(str, dist.get_process_group_ranks(group)))
+        own = glob.escape(f"-[{ranks}]-cpushm_{dist.get_rank(group)}")
+        for path in Path("/dev/shm").glob(f"-*{own}"):
+            path.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ class ColocatedEngine:
         args = engine_arguments(model, engine_args or {}, group)
         self._group = group
         self._owns_world = not dist.is_initialized()
-        self._llm = start(args)
+        self._llm = start(args, group)
         self._stepper = _Stepper(self._llm, vocabulary)
         if not self._owns_world:
             # It runs when the engine is collected, or the process ends, and destroys whatever process group there is.
