@@ -25,6 +25,8 @@ class FailureKind(StrEnum):
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
     BAD_RESPONSE = "bad_response"
+    BLOCKED = "blocked"
+    TOO_LARGE = "too_large"
     NOT_CACHED = "not_cached"
     INVALID_QUERY = "invalid_query"
 

@@ -1,0 +1,215 @@
+"""The one client for everything whose address comes from a page, a hit or a model.
+
+Every address is checked before it is dialled (`addresses.py`), every redirect again. Time, bytes on the wire and bytes
+after decompression are bounded while they arrive, and the kind of content is one that the caller asked for: a page
+cannot make this process ask another machine of the local network, fill its memory, or hold it up.
+
+No credential, cookie or proxy of this machine is ever used, and an address is never part of a message: it may hold a
+key.
+"""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from mmsearch_trl.search.addresses import GuardedResolver, Lookup, check_host, is_public
+from mmsearch_trl.search.types import FailureKind, SearchError
+
+
+TEXT_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "text/markdown")
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
+
+MAX_REDIRECTS = 10
+_MAX_ADDRESS = 4000
+_CHUNK = 1 << 16
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PORTS = (80, 443)
+_FAILURES = {
+    401: FailureKind.BLOCKED,
+    403: FailureKind.BLOCKED,
+    408: FailureKind.TIMEOUT,
+    429: FailureKind.RATE_LIMITED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What an address gave.
+
+    Attributes:
+        url: Where it was found, redirects followed.
+        content_type: Media type, one of those asked for.
+        charset: Of text, as the server told it; None where it did not.
+    """
+
+    url: str
+    content_type: str
+    charset: str | None
+    body: bytes
+
+
+class Fetcher:
+    """Fetches from the web. Make it, use it and close it on one event loop.
+
+    Args:
+        timeout_s: Seconds from the call to the last byte, redirects included.
+        max_bytes: Most bytes of an answer, on the wire and decompressed.
+        denied_hosts: Hosts that are not asked, with all that is below them: a data set's own site holds its answers.
+        allowed: Says of an address whether it may be dialled.
+        lookup: Finds the addresses of a name; the operating system's by default.
+        ports: The ports that may be asked; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 10.0,
+        max_bytes: int = 4_000_000,
+        denied_hosts: Collection[str] = (),
+        allowed: Callable[[str], bool] = is_public,
+        lookup: Lookup | None = None,
+        ports: Collection[int] | None = _PORTS,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._denied = tuple(host.lower().strip(".") for host in denied_hosts)
+        self._allowed = allowed
+        self._ports = ports
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=GuardedResolver(allowed, lookup), use_dns_cache=False, limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "gzip, deflate", "User-Agent": "mmsearch-trl"},
+            auto_decompress=False,  # it would decompress without a bound
+            timeout=aiohttp.ClientTimeout(total=None),  # `fetch` bounds all of it
+            trust_env=False,  # a proxy would look names up itself, unchecked
+        )
+
+    async def fetch(self, url: str, types: Collection[str]) -> Fetched:
+        """Fetch what lies at an address.
+
+        Args:
+            types: Media types that are wanted, such as `TEXT_TYPES`; anything else is refused.
+
+        Raises:
+            SearchError: `BLOCKED`, `TOO_LARGE`, `TIMEOUT`, `RATE_LIMITED`, `UNAVAILABLE` or `BAD_RESPONSE`.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._follow(url, types)
+        except TimeoutError:
+            raise SearchError(FailureKind.TIMEOUT, f"the host did not answer within {self._timeout_s:g} s") from None
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            raise SearchError(FailureKind.UNAVAILABLE, f"the host cannot be reached: {_kind(error)}") from None
+        except (aiohttp.ClientError, ValueError, zlib.error) as error:
+            raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {_kind(error)}") from None
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _follow(self, url: str, types: Collection[str]) -> Fetched:
+        target = self._checked(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._session.get(target, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._read(response, target, types)
+                where = response.headers.get("Location", "")
+            target = self._checked(str(target.join(_parsed(where))))
+        raise SearchError(FailureKind.BLOCKED, f"it is redirected more than {MAX_REDIRECTS} times")
+
+    def _checked(self, url: str) -> URL:
+        """An address that may be asked as far as its text tells.
+
+        Raises:
+            SearchError: `BLOCKED`.
+        """
+        target = _parsed(url)
+        if target.scheme not in ("http", "https"):
+            raise SearchError(FailureKind.BLOCKED, "the address is not one of http or https")
+        if target.user is not None or target.password is not None:
+            raise SearchError(FailureKind.BLOCKED, "the address holds a user name or password")
+        if self._ports is not None and target.port not in self._ports:
+            raise SearchError(FailureKind.BLOCKED, "the address names an unusual port")
+        host = (target.raw_host or "").lower()
+        check_host(host, self._allowed)
+        if any(f".{host.strip('.')}".endswith(f".{denied}") for denied in self._denied):
+            raise SearchError(FailureKind.BLOCKED, "the host is one of `denied_hosts`")
+        return target.with_fragment(None)
+
+    async def _read(self, response: aiohttp.ClientResponse, target: URL, types: Collection[str]) -> Fetched:
+        if response.status != 200:
+            kind = _FAILURES.get(response.status, FailureKind.UNAVAILABLE)
+            raise SearchError(kind, f"the host answered HTTP {response.status}")
+        # Without the header aiohttp would say application/octet-stream.
+        kind = response.content_type if "Content-Type" in response.headers else "none"
+        if kind not in types:
+            raise SearchError(FailureKind.BAD_RESPONSE, f"the content type is {kind[:80]!r}")
+        if (response.content_length or 0) > self._max_bytes:
+            raise self._too_large()
+        coding = response.headers.get("Content-Encoding", "identity").lower()
+        body = b"".join([part async for part in self._decoded(response, coding)])
+        return Fetched(str(target), kind, response.charset, body)
+
+    async def _decoded(self, response: aiohttp.ClientResponse, coding: str) -> AsyncIterator[bytes]:
+        """The body as it arrives, never more of it than may be kept."""
+        decoder = _decoder(coding)
+        wire = decoded = 0
+        async for raw in response.content.iter_chunked(_CHUNK):
+            wire += len(raw)
+            part = raw if decoder is None else decoder.decompress(raw, self._max_bytes - decoded + 1)
+            decoded += len(part)
+            if max(wire, decoded) > self._max_bytes:
+                raise self._too_large()
+            yield part
+        if decoder is not None and not decoder.eof:
+            raise SearchError(FailureKind.BAD_RESPONSE, "the compressed answer is cut off")
+
+    def _too_large(self) -> SearchError:
+        return SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
+
+
+class _Inflater:
+    """Deflate as HTTP means it, with zlib's header, and as some servers send it, without."""
+
+    def __init__(self) -> None:
+        self._inner: zlib._Decompress | None = None
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        if self._inner is None:
+            self._inner = zlib.decompressobj()
+            try:
+                return self._inner.decompress(data, most)
+            except zlib.error:
+                self._inner = zlib.decompressobj(-zlib.MAX_WBITS)
+        return self._inner.decompress(data, most)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner is not None and self._inner.eof
+
+
+def _decoder(coding: str) -> "zlib._Decompress | _Inflater | None":
+    if coding in ("", "identity"):
+        return None
+    if coding in ("gzip", "x-gzip"):
+        return zlib.decompressobj(16 + zlib.MAX_WBITS)
+    if coding == "deflate":
+        return _Inflater()
+    raise SearchError(FailureKind.BAD_RESPONSE, f"the content coding is {coding[:80]!r}")
+
+
+def _parsed(url: str) -> URL:
+    if not url or len(url) > _MAX_ADDRESS or any(ord(char) < 0x20 or ord(char) == 0x7F for char in url):
+        raise SearchError(FailureKind.BLOCKED, "the address is empty, too long, or holds control characters")
+    try:
+        return URL(url)
+    except (ValueError, UnicodeError):
+        raise SearchError(FailureKind.BLOCKED, "the address cannot be read") from None
+
+
+def _kind(error: BaseException) -> str:
+    """An exception's type: its text may hold the address."""
+    return type(error).__name__
