@@ -216,7 +216,7 @@ class CannedTools:
 
     def _observe(self, observation: Observation) -> Observation:
         failure = observation.failure.kind if observation.failure else None
-        self.records.append(CallRecord(observation.tool, observation.seconds, False, False, failure))
+        self.records.append(CallRecord(observation.tool, observation.seconds, False, False, failure=failure))
         return observation
 
 

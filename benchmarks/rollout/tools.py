@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.rollout.scenario import Scenario
 
+from mmsearch_trl.search.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.types import ImageHit, ImageQuery, TextHit, Tool
@@ -61,10 +62,11 @@ def tools(
         coalescing: Rollouts of a group share the search of their image; off, every call takes its own time.
         slots: Calls in flight at a time; None for as many as there are rollouts.
     """
+    policy = CallPolicy(timeout_s=_NO_TIMEOUT_S, try_timeout_s=_NO_TIMEOUT_S, max_concurrency=slots or scenario.k)
     return SearchRuntime(
         SleepingImageSearch(scenario, scale, coalescing),
         SleepingTextSearch(scenario, scale),
-        timeout_s=_NO_TIMEOUT_S,
-        max_concurrency=slots or scenario.k,
+        image_policy=policy,
+        text_policy=policy,
         cache=cache,
     )

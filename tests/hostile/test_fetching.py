@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from hostile.misbehaving import Answer, Site, Write, redirect, response, serving
+from misbehaving import Answer, Site, Write, redirect, response, serving
 
 from mmsearch_trl.search.addresses import is_public
 from mmsearch_trl.search.fetch import IMAGE_TYPES, MAX_REDIRECTS, TEXT_TYPES, Fetched, Fetcher

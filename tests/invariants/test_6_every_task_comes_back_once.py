@@ -15,6 +15,7 @@ from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, Imag
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.search.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import FailureKind, Hit, ImageHit, ImageQuery, Observation, SearchError, TextHit
 
@@ -22,6 +23,9 @@ from mmsearch_trl.search.types import FailureKind, Hit, ImageHit, ImageQuery, Ob
 PROTOCOL = tiny.qwen25().restless()
 LIMITS = Limits(max_turns=4, max_turn_tokens=6, max_response_tokens=300, image_search_limit=2)
 END = PROTOCOL.chat.turn_end_id
+
+
+HURRIED = CallPolicy(timeout_s=0.02)
 
 
 class Unreliable:
@@ -68,7 +72,7 @@ def _run(seed: int, *, engine_faults: bool) -> list[Trajectory]:
     samplings = [Sampling(max_tokens=6, seed=i) for i in range(6)]
 
     async def scenario() -> list[Trajectory]:
-        runtime = SearchRuntime(parts, parts, timeout_s=0.02)
+        runtime = SearchRuntime(parts, parts, image_policy=HURRIED, text_policy=HURRIED)
         async with asyncio.timeout(20):
             return await run_batch(given_tasks, parts, PROTOCOL, runtime, LIMITS, samplings)
 

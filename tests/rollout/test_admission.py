@@ -17,6 +17,7 @@ from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.search.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import FailureKind, Hit, TextHit
 
@@ -226,7 +227,7 @@ def test_full_tool_slots_hold_no_trajectory_out_of_the_engine() -> None:
     searching = [f"task{i}" for i in range(6)]
     engine = Gauge(lambda running: reading(0.0), searches=searching)
     backend = SlowBackend(0.1)
-    tools = SearchRuntime(None, backend, max_concurrency=1, timeout_s=9)
+    tools = SearchRuntime(None, backend, text_policy=CallPolicy(max_concurrency=1, timeout_s=9))
     trajectories = batch(engine, 12, Admission(Backpressure(12), engine), tools)
     assert max(t.seconds for t in trajectories[6:]) < min(t.seconds for t in trajectories[:6]) and backend.most == 1
     assert all(observation.hits for trajectory in trajectories[:6] for observation in trajectory.observations)
@@ -236,7 +237,7 @@ def test_a_calm_engine_lets_new_trajectories_pass_those_that_wait_for_tools() ->
     """All of the cap sits in a slow tool; the engine, then idle, lets others begin."""
     searching = [f"task{i}" for i in range(4)]
     engine = Gauge(lambda running: reading(0.0), searches=searching)
-    tools = SearchRuntime(None, SlowBackend(0.1), max_concurrency=1, timeout_s=9)
+    tools = SearchRuntime(None, SlowBackend(0.1), text_policy=CallPolicy(max_concurrency=1, timeout_s=9))
     rule = Backpressure(16)
     rule.cap = 4
     trajectories = batch(engine, 10, Admission(rule, engine, interval_s=0.005), tools)
@@ -250,7 +251,7 @@ def test_a_full_engine_cap_holds_no_search_up() -> None:
     names = [f"task{i}" for i in range(8)]
     backend = SlowBackend(0.1)
     engine = Gauge(lambda running: reading(1.0), searches=names)
-    tools = SearchRuntime(None, backend, max_concurrency=4, timeout_s=5)
+    tools = SearchRuntime(None, backend, text_policy=CallPolicy(max_concurrency=4, timeout_s=5))
     rule = Backpressure(4)
     trajectories = batch(engine, 8, Admission(rule, engine, interval_s=0.005), tools)
     assert backend.most == 4 and engine.most <= 4 and rule.cap == 1
@@ -261,7 +262,7 @@ def test_a_full_engine_cap_holds_no_search_up() -> None:
 def test_a_search_that_times_out_gives_its_slot_and_no_place_back_early() -> None:
     names = [f"task{i}" for i in range(3)]
     engine = Gauge(lambda running: reading(0.0), searches=names)
-    tools = SearchRuntime(None, SlowBackend(60), max_concurrency=1, timeout_s=0.05)
+    tools = SearchRuntime(None, SlowBackend(60), text_policy=CallPolicy(max_concurrency=1, timeout_s=0.05))
     admission = Admission(Backpressure(1), engine, interval_s=0.005)
     trajectories = batch(engine, 3, admission, tools)
     kinds = [o.failure and o.failure.kind for t in trajectories for o in t.observations]

@@ -18,6 +18,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
 from mmsearch_trl.rollout.stragglers import Unfinished, finish_share
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
+from mmsearch_trl.search.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import Hit, ImageQuery, Observation, TextHit, Tool
 
@@ -126,7 +127,7 @@ class OneSlowBackend:
 
 def test_a_batch_closes_without_the_trajectory_whose_search_hangs() -> None:
     backend = OneSlowBackend()
-    tools = SearchRuntime(None, backend, timeout_s=50)
+    tools = SearchRuntime(None, backend, text_policy=CallPolicy(timeout_s=50, try_timeout_s=50))
     engine = answering(4, task2=(TEXT, ANSWER), task3=("<text_search>where</text_search>", ANSWER))
     trajectories = close(engine, 4, 0.75, tools)
     assert stops(trajectories) == ["answered", "answered", "straggler", "answered"]

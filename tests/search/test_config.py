@@ -69,7 +69,9 @@ def test_a_folder_of_something_else_is_named_with_its_key(key: str, tmp_path: Pa
         build_runtime(SearchConfig(**values))
 
 
-@pytest.mark.parametrize("key", ["image_top_k", "text_top_k", "timeout_s", "max_concurrency"])
+@pytest.mark.parametrize(
+    "key", ["image_top_k", "timeout_s", "try_timeout_s", "thumbnail_side", "text_calls_per_second"]
+)
 def test_a_number_must_be_greater_than_zero(key: str) -> None:
     values: Any = {key: 0}
     with pytest.raises(ValueError, match=rf"search\.{key} is 0: it must be greater than 0"):
@@ -81,6 +83,8 @@ def test_contradictions_are_errors(indexes: dict[str, str], tmp_path: Path) -> N
         build_runtime(SearchConfig(image_index=indexes["image_index"], image_cache=str(tmp_path)))
     with pytest.raises(ValueError, match=r"search\.image_index is not set"):
         build_runtime(SearchConfig(image_encoder="model"))
+    with pytest.raises(ValueError, match=r"search\.cache_mode is 'replay', and search\.cache"):
+        build_runtime(SearchConfig(cache_mode="replay"))
     (tmp_path / "file").write_text("x" * 5000)
     with pytest.raises(ValueError, match=r"search\.cache: .*file cannot be used as an answer cache"):
         build_runtime(SearchConfig(cache=str(tmp_path / "file")))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search.runtime import SearchRuntime, normalise_query
+from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.runtime import Mode, SearchRuntime, normalise_query
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.types import (
     Answer,
@@ -67,8 +68,8 @@ def raising(error: BaseException) -> Backend:
     return Backend(behave)
 
 
-def text_runtime(backend: Any, **options: Any) -> SearchRuntime:
-    return SearchRuntime(None, backend, **options)
+def text_runtime(backend: Any, *, k_text: int = 3, **policy: Any) -> SearchRuntime:
+    return SearchRuntime(None, backend, k_text=k_text, text_policy=CallPolicy(**policy))
 
 
 def ask(backend: Any, query: str = "who?", **options: Any) -> Observation:
@@ -246,7 +247,7 @@ def test_an_answer_is_kept_and_a_failure_is_not(tmp_path: Path) -> None:
         return answer
 
     backend = Backend(behave)
-    runtime = SearchRuntime(backend, None, retries=0, cache=AnswerStore(tmp_path / "cache"))
+    runtime = SearchRuntime(backend, None, image_policy=CallPolicy(retries=0), cache=AnswerStore(tmp_path / "cache"))
     first, second, third = (asyncio.run(runtime.image_search(ImageQuery(RED))) for _ in range(3))
     runtime.close()
     assert kind(first) is FailureKind.UNAVAILABLE
@@ -329,25 +330,25 @@ def failing(kind: FailureKind, times: int) -> Backend:
 
 def test_a_failure_that_may_pass_is_tried_again() -> None:
     backend = failing(FailureKind.RATE_LIMITED, times=2)
-    observation = asyncio.run(SearchRuntime(None, backend, retries=2).text_search("who"))
+    observation = asyncio.run(text_runtime(backend, retries=2).text_search("who"))
     assert observation.failure is None and len(observation.hits) == 1
     assert len(backend.queries) == 3
 
 
 def test_tries_end_with_the_number_or_with_the_time() -> None:
     backend = failing(FailureKind.UNAVAILABLE, times=99)
-    observation = asyncio.run(SearchRuntime(None, backend, retries=1).text_search("who"))
+    observation = asyncio.run(text_runtime(backend, retries=1).text_search("who"))
     assert observation.failure is not None and observation.failure.kind is FailureKind.UNAVAILABLE
     assert len(backend.queries) == 2
     hurried = failing(FailureKind.UNAVAILABLE, times=99)
-    observation = asyncio.run(SearchRuntime(None, hurried, retries=50, timeout_s=0.4).text_search("who"))
+    observation = asyncio.run(text_runtime(hurried, retries=50, timeout_s=0.4).text_search("who"))
     assert observation.failure is not None and observation.seconds < 1.0
     assert len(hurried.queries) <= 4
 
 
 def test_a_failure_that_stays_is_not_tried_again() -> None:
     backend = failing(FailureKind.NOT_CACHED, times=99)
-    assert asyncio.run(SearchRuntime(None, backend, retries=2).text_search("who")).failure is not None
+    assert asyncio.run(text_runtime(backend, retries=2).text_search("who")).failure is not None
     assert len(backend.queries) == 1
 
 
@@ -357,3 +358,49 @@ def test_large_tool_images_are_brought_to_the_given_side() -> None:
     runtime = SearchRuntime(backend, None, thumbnail_side=100)
     hits = asyncio.run(runtime.image_search(ImageQuery(RED))).hits
     assert [hit.thumbnail.size for hit in hits if isinstance(hit, ImageHit) and hit.thumbnail] == [(100, 50), (8, 8)]
+
+
+def recorded(backend: Backend, path: Path, mode: Mode = Mode.LIVE) -> Observation:
+    """One search through a runtime of its own, with the answers kept at `path`."""
+    runtime = SearchRuntime(None, backend, cache=AnswerStore(path), mode=mode)
+    try:
+        return asyncio.run(runtime.text_search("who"))
+    finally:
+        runtime.close()
+
+
+def test_a_replay_asks_nothing_and_gives_the_recorded_answers(tmp_path: Path) -> None:
+    backend = returning(HITS[:1])
+    assert kind(recorded(backend, tmp_path / "cache", Mode.REPLAY)) is FailureKind.NOT_CACHED
+    assert backend.queries == []
+    first = recorded(backend, tmp_path / "cache")
+    backend.behave = returning(HITS[1:2]).behave
+    again = recorded(backend, tmp_path / "cache", Mode.REPLAY)
+    assert again.cached and again.hits == first.hits and len(backend.queries) == 1
+
+
+def test_a_recording_asks_anew_and_replaces_what_was_kept(tmp_path: Path) -> None:
+    backend = returning(HITS[:1])
+    recorded(backend, tmp_path / "cache")
+    backend.behave = returning(HITS[1:2]).behave
+    assert recorded(backend, tmp_path / "cache", Mode.RECORD).hits == tuple(HITS[1:2])
+    assert recorded(backend, tmp_path / "cache", Mode.REPLAY).hits == tuple(HITS[1:2])
+    assert len(backend.queries) == 2
+
+
+@pytest.mark.parametrize("mode", [Mode.RECORD, Mode.REPLAY])
+def test_recording_and_replaying_need_a_cache(mode: Mode) -> None:
+    with pytest.raises(ValueError, match="needs a cache"):
+        SearchRuntime(None, None, mode=mode)
+
+
+def test_the_tries_of_a_call_are_told_and_counted_once_for_all_that_shared_it() -> None:
+    backend = failing(FailureKind.UNAVAILABLE, times=1)
+    runtime = text_runtime(backend)
+
+    async def both() -> list[Observation]:
+        return await asyncio.gather(runtime.text_search("who"), runtime.text_search("who"))
+
+    observations = asyncio.run(both())
+    assert [observation.tries for observation in observations] == [2, 2]
+    assert sum(record.tries for record in runtime.drain_records()) == len(backend.queries) == 2

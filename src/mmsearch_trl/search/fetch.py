@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from mmsearch_trl.search.addresses import GuardedResolver, Lookup, check_host, is_public
+from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.types import FailureKind, SearchError
 
 
@@ -53,7 +54,7 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches from the web. Make it, use it and close it on one event loop.
+    """Fetches from the web.
 
     Args:
         timeout_s: Seconds from the call to the last byte, redirects included.
@@ -79,14 +80,8 @@ class Fetcher:
         self._denied = tuple(host.lower().strip(".") for host in denied_hosts)
         self._allowed = allowed
         self._ports = ports
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=GuardedResolver(allowed, lookup), use_dns_cache=False, limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "gzip, deflate", "User-Agent": "mmsearch-trl"},
-            auto_decompress=False,  # it would decompress without a bound
-            timeout=aiohttp.ClientTimeout(total=None),  # `fetch` bounds all of it
-            trust_env=False,  # a proxy would look names up itself, unchecked
-        )
+        self._lookup = lookup
+        self._sessions = PerLoop(self._session)
 
     async def fetch(self, url: str, types: Collection[str]) -> Fetched:
         """Fetch what lies at an address.
@@ -108,12 +103,24 @@ class Fetcher:
             raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {_kind(error)}") from None
 
     async def close(self) -> None:
-        await self._session.close()
+        """Close the connections of the loop that is running."""
+        await self._sessions.here().close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        resolver = GuardedResolver(self._allowed, self._lookup)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "gzip, deflate", "User-Agent": "mmsearch-trl"},
+            auto_decompress=False,  # it would decompress without a bound
+            timeout=aiohttp.ClientTimeout(total=None),  # `fetch` bounds all of it
+            trust_env=False,  # a proxy would look names up itself, unchecked
+        )
 
     async def _follow(self, url: str, types: Collection[str]) -> Fetched:
         target = self._checked(url)
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._session.get(target, allow_redirects=False) as response:
+            async with self._sessions.here().get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, target, types)
                 where = response.headers.get("Location", "")

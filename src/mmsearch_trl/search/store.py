@@ -79,10 +79,11 @@ class AnswerStore:
             self._write("DELETE FROM answers WHERE key = ?", (key,))
             return None
 
-    def put(self, key: str, answer: Answer) -> Answer:
-        """Keep `answer` under `key`; the first of two processes to do so wins. Returns the answer as kept."""
+    def put(self, key: str, answer: Answer, replace: bool = False) -> Answer:
+        """Keep `answer` under `key`, in place of another only with `replace`. Returns the answer as kept."""
         entry = _pack(answer)
-        self._write("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, entry, time.time()))
+        rule = "REPLACE" if replace else "IGNORE"
+        self._write(f"INSERT OR {rule} INTO answers VALUES (?, ?, ?)", (key, entry, time.time()))
         return self.get(key) or _unpack(entry)
 
     def close(self) -> None:

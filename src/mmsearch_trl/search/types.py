@@ -6,7 +6,7 @@ is a value that the rollout records and not an exception that ends a training st
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
@@ -19,10 +19,16 @@ class Tool(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's."""
+    """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's.
+
+    After `QUOTA_SPENT` and `KEY_REFUSED` no later call can be answered either: a run that goes on teaches the policy
+    that searching is useless.
+    """
 
     TIMEOUT = "timeout"
     RATE_LIMITED = "rate_limited"
+    QUOTA_SPENT = "quota_spent"
+    KEY_REFUSED = "key_refused"
     UNAVAILABLE = "unavailable"
     BAD_RESPONSE = "bad_response"
     BLOCKED = "blocked"
@@ -42,11 +48,20 @@ class Failure:
 
 
 class SearchError(Exception):
-    """Raised by a backend that cannot answer; the message must hold no key and no page text."""
+    """Raised by a backend that cannot answer; the message must hold no key and no page text.
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    Args:
+        retry_after: Seconds for which the backend asks not to be asked again.
+
+    Attributes:
+        tries: How often the backend was asked; the runtime counts.
+    """
+
+    def __init__(self, kind: FailureKind, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.failure = Failure(kind, message)
+        self.retry_after = retry_after
+        self.tries = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,7 @@ class Observation:
         seconds: Wall time from the call to the outcome, waiting for a free slot included.
         cached: The answer came from the persistent cache.
         coalesced: An identical call was already in flight and its answer was shared.
+        tries: How often the backend was asked for it; 0 where an answer was kept, or nothing was asked.
         raw: Set instead of `hits` by tools that write their own reply (`search/upstream_tools.py`).
     """
 
@@ -115,6 +131,7 @@ class Observation:
     seconds: float = 0.0
     cached: bool = False
     coalesced: bool = False
+    tries: int = 0
 
 
 Answer = Sequence[Hit] | RawReply
@@ -150,4 +167,5 @@ class CallRecord:
     seconds: float
     cached: bool
     coalesced: bool
-    failure: FailureKind | None = field(default=None)
+    tries: int = 0
+    failure: FailureKind | None = None

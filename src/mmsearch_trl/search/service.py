@@ -1,0 +1,142 @@
+"""A JSON service that the user has configured: search engines, retrievers, readers, language models.
+
+Its answers are bounded and typed like everything else's, and its key is in no message, whatever the service echoes.
+Unlike `fetch.py` this client goes wherever the recipe says, this machine and the local network included.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.types import FailureKind, SearchError
+
+
+_KINDS = {
+    401: FailureKind.KEY_REFUSED,
+    402: FailureKind.QUOTA_SPENT,
+    403: FailureKind.KEY_REFUSED,
+    408: FailureKind.TIMEOUT,
+    429: FailureKind.RATE_LIMITED,
+    504: FailureKind.TIMEOUT,
+}
+_CHUNK = 1 << 16
+
+
+class Service:
+    """Calls to one service. Time is the caller's to bound: `asking.py` does.
+
+    Args:
+        url: Such as `http://127.0.0.1:8000`; paths are put behind it.
+        headers: Sent with every call; a key belongs here where the service takes it so.
+        quota_words: What an answer says (in lower case) when it is refused because a quota is spent, where the service
+            gives no status of its own for that.
+        max_bytes: Most bytes of an answer.
+
+    Attributes:
+        received: Bytes of all answers so far.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        quota_words: str | None = None,
+        max_bytes: int = 8_000_000,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.received = 0
+        self._headers = dict(headers or {})
+        self._quota_words = quota_words
+        self._max_bytes = max_bytes
+        self._sessions = PerLoop(self._session)
+
+    async def get(self, path: str, params: Mapping[str, str | int] | None = None) -> Any:
+        """The JSON that a GET gives.
+
+        Raises:
+            SearchError: see `post`.
+        """
+        return await self._call("GET", path, params=params)
+
+    async def post(self, path: str, *, json: Any = None, form: aiohttp.FormData | None = None) -> Any:
+        """The JSON that a POST gives.
+
+        Raises:
+            SearchError: `KEY_REFUSED`, `QUOTA_SPENT`, `RATE_LIMITED`, `UNAVAILABLE`, `TIMEOUT`, `TOO_LARGE`,
+                `BAD_RESPONSE`; `BLOCKED` where the service refuses the request as such.
+        """
+        return await self._call("POST", path, json=json, data=form)
+
+    async def close(self) -> None:
+        """Close the connections of the loop that is running."""
+        await self._sessions.here().close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def _call(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            # A redirect would carry the key to another host.
+            call = self._sessions.here().request(method, self.url + path, allow_redirects=False, **request)
+            async with call as response:
+                body = await self._read(response)
+        except TimeoutError:
+            raise SearchError(FailureKind.TIMEOUT, "the service did not answer in time") from None
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            raise SearchError(FailureKind.UNAVAILABLE, f"the service is not there: {type(error).__name__}") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {type(error).__name__}") from None
+        if response.status != 200:
+            raise self._refusal(response, body)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            raise SearchError(FailureKind.BAD_RESPONSE, "the answer is no JSON") from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for part in response.content.iter_chunked(_CHUNK):
+            body += part
+            self.received += len(part)
+            if len(body) > self._max_bytes:
+                raise SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
+        return bytes(body)
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> SearchError:
+        status = response.status
+        kind = _KINDS.get(status, FailureKind.UNAVAILABLE if status >= 500 else FailureKind.BLOCKED)
+        if kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in _lower(body):
+            kind = FailureKind.QUOTA_SPENT
+        message = f"the service answered HTTP {status}"
+        return SearchError(kind, message, retry_after=seconds_of(response.headers.get("Retry-After")))
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """A `Retry-After` header (RFC 9110, 10.2.3) in seconds from now; None where there is none that can be read."""
+    if retry_after is None:
+        return None
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _lower(body: bytes) -> str:
+    return body[:10_000].decode("utf-8", "replace").lower()

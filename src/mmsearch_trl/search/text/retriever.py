@@ -1,0 +1,65 @@
+"""Text search by a retrieval server with Search-R1's contract: `POST /retrieve`.
+
+Asked with `{"queries": [...], "topk": k, "return_scores": true}`, it answers `{"result": [[{"document": {"id",
+"contents"}, "score"}]]}`, one list per query, best first; the first line of `contents` is the title. Scores are always
+asked for: Search-R1's own server fails without, and for two queries gives the wrong documents. Its web variants leave
+scores out, and rerankers give a document as bare text; both are understood.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+class Retriever:
+    """A `SearchBackend[str]` over a retrieval server.
+
+    Args:
+        url: Of the endpoint, such as `http://127.0.0.1:8000/retrieve`, or of the server that has one.
+        token: Bearer token, where the server wants one.
+        corpus: Name of what it serves, part of the key of kept answers: a server that serves something else under the
+            same address must not be answered for by the old answers.
+    """
+
+    name = "retriever"
+
+    def __init__(self, url: str, *, token: str | None = None, corpus: str = "") -> None:
+        server = url.rstrip("/").removesuffix("/retrieve")
+        self._service = Service(server, headers={"Authorization": f"Bearer {token}"} if token else None)
+        self.fingerprint = digest_of(self.name, server, corpus)
+
+    async def search(self, query: str, k: int) -> Sequence[TextHit]:
+        """The `k` best passages, best first.
+
+        Raises:
+            SearchError: see `Service.post`; `BAD_RESPONSE` where the answer is not of the contract.
+        """
+        request = {"queries": [query], "topk": k, "return_scores": True}
+        answer = await self._service.post("/retrieve", json=request)
+        try:
+            [rows] = answer["result"]
+            return [_hit(row) for row in rows]
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise SearchError(FailureKind.BAD_RESPONSE, "the answer is not of Search-R1's contract") from None
+
+    async def close(self) -> None:
+        await self._service.close()
+
+
+def _hit(row: Any) -> TextHit:
+    """A passage in any of the shapes that servers give it."""
+    document, score = (
+        (row["document"], row.get("score")) if isinstance(row, dict) and "document" in row else (row, None)
+    )
+    contents = document if isinstance(document, str) else document["contents"]
+    title, _, text = contents.partition("\n")
+    url = document.get("url") if isinstance(document, dict) else None
+    return TextHit(
+        title=title,
+        text=text,
+        url=url if isinstance(url, str) else None,
+        score=None if score is None else float(score),
+    )
