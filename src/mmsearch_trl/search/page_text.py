@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from mmsearch_trl.search.fetch import Fetched
 from mmsearch_trl.search.page_worker import job, receive, send
@@ -38,9 +39,14 @@ class PageReader:
     Args:
         workers: Processes.
         timeout_s: Seconds that one page may take.
+
+    Raises:
+        ImportError: the parser is not installed.
     """
 
     def __init__(self, *, workers: int = 2, timeout_s: float = 3.0) -> None:
+        if find_spec("trafilatura") is None:
+            raise ImportError("reading pages of the web needs mmsearch-trl[web]")
         self._timeout_s = timeout_s
         self._idle: list[_Worker] = []
         self._workers = workers
@@ -120,7 +126,9 @@ async def _start() -> _Worker:
     """A worker that has loaded its libraries: the first page must not pay for that with its own time."""
     worker = await call_blocking(_Worker)
     try:
-        await asyncio.wait_for(call_blocking(worker.ask, job(b"<p>ready</p>", None)), _STARTING_SECONDS)
+        ready = await asyncio.wait_for(call_blocking(worker.ask, job(b"<p>ready</p>", None)), _STARTING_SECONDS)
+        if "error" in (values := json.loads(ready)):
+            raise OSError(values["error"])
     except BaseException as error:
         worker.kill()
         if isinstance(error, TimeoutError | EOFError | OSError):

@@ -1,0 +1,112 @@
+"""Text search as MMSearch-R1 has it: search for addresses, read the pages, summarise each for the question.
+
+A page that cannot be read or summarised is replaced by the next address until there are k, or no address is left. What
+each stage gave is kept apart, so that another summariser reads the same pages and pays for no search.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.text.readers import Reader
+from mmsearch_trl.search.text.summarisers import Summariser
+from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.types import Failure, FailureKind, SearchBackend, SearchError, TextHit
+
+
+MAX_PAGE_CHARS = 30_000
+"""Of a page, what a summariser gets to see (MMSearch-R1, appendix C)."""
+
+_ADDRESSES_PER_HIT = 3
+
+
+class PageSearch:
+    """A `SearchBackend[str]` that answers with summaries of pages.
+
+    Args:
+        links: Finds addresses.
+        cache: Where addresses, texts and summaries are kept; None keeps nothing.
+    """
+
+    name = "pages"
+
+    def __init__(
+        self, links: SearchBackend[str], reader: Reader, summariser: Summariser, *, cache: AnswerStore | None = None
+    ) -> None:
+        self._links = links
+        self._reader = reader
+        self._summariser = summariser
+        self._cache = cache
+        self.paid = getattr(links, "paid", False)
+        self.fingerprint = digest_of(self.name, links.fingerprint, reader.fingerprint, summariser.fingerprint)
+
+    async def search(self, query: str, k: int) -> Sequence[TextHit]:
+        """Summaries of the best pages that could be read, best first.
+
+        Raises:
+            SearchError: no address could be found, or no page of those found could be read.
+        """
+        count = k * _ADDRESSES_PER_HIT
+        key = digest_of("addresses", self._links.fingerprint, query, str(count))
+        links = [link for link in await self._kept(key, lambda: self._links.search(query, count)) if link.url]
+        found, failure = await self._summaries(query, links, k)
+        if links and not found:
+            reason = failure.message if failure else "no reason is known"
+            raise SearchError(FailureKind.UNAVAILABLE, f"none of {len(links)} pages could be read; the last: {reason}")
+        return found
+
+    async def close(self) -> None:
+        for part in (self._links, self._reader, self._summariser):
+            close = getattr(part, "close", None)
+            if close is not None:
+                await close()
+
+    async def _summaries(self, query: str, links: Sequence[TextHit], k: int) -> tuple[list[TextHit], Failure | None]:
+        """The first `k` that come to something, in the order of the links, and a failure if there was one."""
+        waiting, failure = list(enumerate(links)), None
+        found: dict[int, TextHit] = {}
+        running: dict[asyncio.Task[TextHit], int] = {}
+        try:
+            while running or (waiting and len(found) < k):
+                while waiting and len(running) + len(found) < k:
+                    rank, link = waiting.pop(0)
+                    running[asyncio.create_task(self._summary(query, link))] = rank
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    rank = running.pop(task)
+                    try:
+                        found[rank] = task.result()
+                    except SearchError as error:
+                        failure = error.failure
+        finally:
+            for task in running:
+                task.cancel()
+        return [found[rank] for rank in sorted(found)], failure
+
+    async def _summary(self, query: str, link: TextHit) -> TextHit:
+        url = link.url or ""
+
+        async def read() -> Sequence[TextHit]:
+            page = await self._reader.read(url)
+            return [TextHit(title=page.title or link.title, text=page.text[:MAX_PAGE_CHARS], url=url)]
+
+        [page] = await self._kept(digest_of("page", self._reader.fingerprint, url), read)
+
+        async def summarise() -> Sequence[TextHit]:
+            summary = await self._summariser.summarise(query, page.text)
+            return [TextHit(title=page.title, text=summary, url=url)]
+
+        key = digest_of("summary", self._summariser.fingerprint, query, page.text)
+        [summary] = await self._kept(key, summarise)
+        return summary
+
+    async def _kept(self, key: str, make: Callable[[], Awaitable[object]]) -> list[TextHit]:
+        """What a stage gave before, or gives now."""
+        kept = None if self._cache is None else await call_blocking(self._cache.get, key)
+        answer = await make() if kept is None else kept
+        if not isinstance(answer, Sequence) or not all(isinstance(hit, TextHit) for hit in answer):
+            raise SearchError(FailureKind.BAD_RESPONSE, "a stage of the search gave something else than text hits")
+        if kept is None and self._cache is not None:
+            await call_blocking(self._cache.put, key, answer)
+        return list(answer)

@@ -1,0 +1,74 @@
+"""Two ways to the text of a page: fetched and parsed here, or by Jina Reader."""
+
+import os
+from typing import Protocol
+
+from mmsearch_trl.search.fetch import TEXT_TYPES, Fetcher
+from mmsearch_trl.search.page_text import PageReader, PageText
+from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.types import FailureKind, SearchError
+
+
+JINA_URL = "https://r.jina.ai"
+JINA_KEY_VARIABLE = "JINA_API_KEY"
+
+
+class Reader(Protocol):
+    """Reads pages. `fingerprint` changes whenever the same address could give another text for a reason of its own."""
+
+    fingerprint: str
+
+    async def read(self, url: str) -> PageText:
+        """The text of the page at an address.
+
+        Raises:
+            SearchError: it cannot be had.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class WebReader:
+    """Fetches pages and parses them on this machine; needs no key."""
+
+    fingerprint = "web-1"
+
+    def __init__(self, fetcher: Fetcher, pages: PageReader) -> None:
+        self._fetcher = fetcher
+        self._pages = pages
+
+    async def read(self, url: str) -> PageText:
+        return await self._pages.read(await self._fetcher.fetch(url, TEXT_TYPES))
+
+    async def close(self) -> None:
+        self._pages.close()
+        await self._fetcher.close()
+
+
+class JinaReader:
+    """Jina Reader, which renders pages as well; its key is optional and read from the environment.
+
+    Args:
+        url: Of the service, which can be one's own.
+    """
+
+    def __init__(self, url: str = JINA_URL) -> None:
+        self.fingerprint = f"jina-1 {url}"
+        headers = {"Accept": "application/json", "X-Retain-Images": "none", "X-Md-Link-Style": "discarded", "DNT": "1"}
+        if key := os.environ.get(JINA_KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        self._service = Service(url, headers=headers)
+
+    async def read(self, url: str) -> PageText:
+        # Posted: in a path, what follows a # would be lost.
+        answer = await self._service.post("/", json={"url": url})
+        page = answer.get("data") if isinstance(answer, dict) else None
+        content = page.get("content") if isinstance(page, dict) else None
+        if not isinstance(content, str) or not content.strip():
+            raise SearchError(FailureKind.BAD_RESPONSE, "the reader found no text")
+        title = page.get("title")
+        return PageText(title if isinstance(title, str) else "", content)
+
+    async def close(self) -> None:
+        await self._service.close()

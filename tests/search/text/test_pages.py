@@ -1,0 +1,113 @@
+"""Search, read, summarise: order, replacement, what is kept."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsearch_trl.search.page_text import PageText
+from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.text.pages import MAX_PAGE_CHARS, PageSearch
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+class Links:
+    name, fingerprint = "links", "links-1"
+
+    def __init__(self, count: int) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.count = count
+
+    async def search(self, query: str, k: int) -> Sequence[TextHit]:
+        self.asked.append((query, k))
+        return [TextHit(f"link {i}", "snippet", url=f"http://pages.example/{i}") for i in range(self.count)]
+
+
+class Reader:
+    def __init__(self, broken: Sequence[int] = (), slow: Sequence[int] = ()) -> None:
+        self.fingerprint, self.broken, self.slow = "reader-1", broken, slow
+        self.read_urls: list[str] = []
+        self.cancelled = 0
+
+    async def read(self, url: str) -> PageText:
+        self.read_urls.append(url)
+        number = int(url.rpartition("/")[2])
+        try:
+            await asyncio.sleep(0.05 if number in self.slow else 0.0)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if number in self.broken:
+            raise SearchError(FailureKind.TIMEOUT, f"page {number} is slow")
+        return PageText(f"page {number}", f"text {number} " + "x" * 2 * MAX_PAGE_CHARS)
+
+    async def close(self) -> None: ...
+
+
+class Summariser:
+    def __init__(self) -> None:
+        self.fingerprint = "summariser-1"
+        self.pages: list[str] = []
+
+    async def summarise(self, question: str, page: str) -> str:
+        self.pages.append(page)
+        return f"{question} {page[:6]}"
+
+    async def close(self) -> None: ...
+
+
+def search(*parts: Any, k: int = 3, cache: AnswerStore | None = None) -> list[TextHit]:
+    return list(asyncio.run(PageSearch(*parts, cache=cache).search("who", k)))
+
+
+def test_the_best_pages_are_summarised_in_their_order() -> None:
+    links, reader, summariser = Links(9), Reader(slow=[0]), Summariser()
+    hits = search(links, reader, summariser)
+    assert hits == [TextHit(f"page {i}", f"who text {i}", url=f"http://pages.example/{i}") for i in range(3)]
+    assert len(reader.read_urls) == 3, "no page is read that is not needed"
+    assert {len(page) for page in summariser.pages} == {MAX_PAGE_CHARS}
+
+
+def test_a_page_that_cannot_be_read_is_replaced_by_the_next() -> None:
+    hits = search(Links(9), Reader(broken=[0, 2, 4]), Summariser())
+    assert [hit.title for hit in hits] == ["page 1", "page 3", "page 5"]
+
+
+def test_there_may_be_fewer_pages_than_wanted() -> None:
+    assert [hit.title for hit in search(Links(4), Reader(broken=[0, 1]), Summariser())] == ["page 2", "page 3"]
+    assert search(Links(0), Reader(), Summariser()) == []
+
+
+def test_no_page_at_all_is_a_failure_that_says_why() -> None:
+    with pytest.raises(SearchError, match="none of 2 pages could be read; the last: page 1 is slow"):
+        search(Links(2), Reader(broken=[0, 1]), Summariser())
+
+
+def test_addresses_texts_and_summaries_are_kept_apart(tmp_path: Path) -> None:
+    cache = AnswerStore(tmp_path / "stages.sqlite")
+    links, reader, summariser = Links(5), Reader(), Summariser()
+    first = search(links, reader, summariser, cache=cache)
+    assert search(links, reader, summariser, cache=cache) == first
+    assert (len(links.asked), len(reader.read_urls), len(summariser.pages)) == (1, 3, 3)
+    summariser.fingerprint = "summariser-2"
+    search(links, reader, summariser, cache=cache)
+    assert (len(links.asked), len(reader.read_urls), len(summariser.pages)) == (1, 3, 6)
+    reader.fingerprint = "reader-2"
+    search(links, reader, summariser, cache=cache)
+    assert (len(links.asked), len(reader.read_urls)) == (1, 6)
+
+
+def test_a_search_that_is_given_up_reads_no_further() -> None:
+    reader = Reader(slow=range(9))
+
+    async def run() -> None:
+        task = asyncio.ensure_future(PageSearch(Links(9), reader, Summariser()).search("who", 3))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert reader.cancelled == len(reader.read_urls) == 3
