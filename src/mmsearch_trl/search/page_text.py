@@ -79,18 +79,19 @@ class PageReader:
 
     async def _ask(self, message: bytes) -> PageText:
         worker = self._idle.pop() if self._idle else await _start()
-        answer = None
+        whole = False
         try:
             answer = await asyncio.wait_for(call_blocking(worker.ask, message), self._timeout_s)
+            whole = True
         except TimeoutError:
             raise SearchError(FailureKind.TIMEOUT, f"the page was not read within {self._timeout_s:g} s") from None
         except (EOFError, OSError):
             raise SearchError(FailureKind.BAD_RESPONSE, "the page is too much for its parser") from None
         finally:
-            if answer is None:
-                worker.kill()
-            else:
+            if whole:
                 self._idle.append(worker)
+            else:
+                worker.kill()
         values = json.loads(answer)
         if "error" in values:
             raise SearchError(FailureKind.BAD_RESPONSE, f"the page cannot be parsed: {values['error']}")

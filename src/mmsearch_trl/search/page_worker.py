@@ -11,7 +11,7 @@ import json
 import resource
 import struct
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 LENGTH = struct.Struct("<I")
@@ -52,10 +52,8 @@ def readable(html: bytes, charset: str | None) -> tuple[str, str]:
     source: bytes | str = html
     if charset is not None:
         source = html.decode(charset, "replace")
-    document = trafilatura.bare_extraction(source, with_metadata=True, include_comments=False)
-    if document is None:
-        return "", ""
-    return document.title or "", document.text or ""
+    document: Any = trafilatura.bare_extraction(source, with_metadata=True, include_comments=False)
+    return ("", "") if document is None else (document.title or "", document.text or "")
 
 
 def _known(charset: str) -> str | None:

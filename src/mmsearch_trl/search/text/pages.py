@@ -12,7 +12,7 @@ from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.readers import Reader
 from mmsearch_trl.search.text.summarisers import Summariser
 from mmsearch_trl.search.threads import call_blocking
-from mmsearch_trl.search.types import Failure, FailureKind, SearchBackend, SearchError, TextHit
+from mmsearch_trl.search.types import Answer, Failure, FailureKind, SearchBackend, SearchError, TextHit
 
 
 MAX_PAGE_CHARS = 30_000
@@ -101,12 +101,13 @@ class PageSearch:
         [summary] = await self._kept(key, summarise)
         return summary
 
-    async def _kept(self, key: str, make: Callable[[], Awaitable[object]]) -> list[TextHit]:
+    async def _kept(self, key: str, make: Callable[[], Awaitable[Answer]]) -> list[TextHit]:
         """What a stage gave before, or gives now."""
         kept = None if self._cache is None else await call_blocking(self._cache.get, key)
         answer = await make() if kept is None else kept
-        if not isinstance(answer, Sequence) or not all(isinstance(hit, TextHit) for hit in answer):
+        hits = [hit for hit in answer if isinstance(hit, TextHit)] if isinstance(answer, Sequence) else []
+        if not isinstance(answer, Sequence) or len(hits) < len(answer):
             raise SearchError(FailureKind.BAD_RESPONSE, "a stage of the search gave something else than text hits")
         if kept is None and self._cache is not None:
-            await call_blocking(self._cache.put, key, answer)
-        return list(answer)
+            await call_blocking(self._cache.put, key, hits)
+        return hits

@@ -64,10 +64,9 @@ class JinaReader:
         # Posted: in a path, what follows a # would be lost.
         answer = await self._service.post("/", json={"url": url})
         page = answer.get("data") if isinstance(answer, dict) else None
-        content = page.get("content") if isinstance(page, dict) else None
+        title, content = (page.get("title"), page.get("content")) if isinstance(page, dict) else (None, None)
         if not isinstance(content, str) or not content.strip():
             raise SearchError(FailureKind.BAD_RESPONSE, "the reader found no text")
-        title = page.get("title")
         return PageText(title if isinstance(title, str) else "", content)
 
     async def close(self) -> None:
