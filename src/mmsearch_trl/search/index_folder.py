@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 
 

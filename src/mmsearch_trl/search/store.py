@@ -31,7 +31,7 @@ from mmsearch_trl.search.types import Answer, Hit, ImageHit, RawReply, TextHit, 
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = struct.Struct("<II")
 _LOCK_WAIT_S = 2.0
 
@@ -137,7 +137,7 @@ def _pack(answer: Answer) -> bytes:
 def _hit_values(hit: Hit, thumbnail: int | None) -> list[Any]:
     if isinstance(hit, ImageHit):
         return ["image", hit.title, hit.url, hit.score, thumbnail]
-    return ["text", hit.title, hit.url, hit.score, hit.text]
+    return ["text", hit.title, hit.url, hit.score, [hit.text, hit.id]]
 
 
 def _unpack(entry: bytes) -> Answer:
@@ -154,7 +154,7 @@ def _unpack(entry: bytes) -> Answer:
 
 def _hit(kind: str, title: str, url: str | None, score: float | None, rest: Any, pictures: "_Pictures") -> Hit:
     if kind == "text":
-        return TextHit(title=title, text=rest, url=url, score=score)
+        return TextHit(title=title, text=rest[0], url=url, score=score, id=rest[1])
     thumbnail = None if rest is None else next(iter(pictures.take([rest])))
     return ImageHit(title=title, url=url, thumbnail=thumbnail, score=score)
 

@@ -80,6 +80,7 @@ class TextHit:
     text: str
     url: str | None = None
     score: float | None = None
+    id: str | None = None
 
 
 Hit = ImageHit | TextHit

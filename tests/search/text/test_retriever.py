@@ -33,7 +33,7 @@ def retrieve(body: Any, url: str = "http://127.0.0.1:{port}/retrieve") -> Any:
     "url", ["http://127.0.0.1:{port}/retrieve", "http://127.0.0.1:{port}", "http://127.0.0.1:{port}/"]
 )
 def test_passages_come_with_their_titles_and_scores(url: str) -> None:
-    hit = TextHit(title='"Velm"', text="Velm is a town.\nIt has a tower.", score=12.5)
+    hit = TextHit(title='"Velm"', text="Velm is a town.\nIt has a tower.", score=12.5, id="7")
     assert retrieve({"result": [[ROW]]}, url) == [hit]
 
 

@@ -145,8 +145,8 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
-def _passage(row: Row) -> tuple[str, str, str | None]:
-    """Title, text and address of a row. `contents` of one line is a text without a title."""
+def _passage(row: Row) -> tuple[str, str, str | None, str | None]:
+    """Title, text, address and id of a row. `contents` of one line is a text without a title."""
     if "contents" in row.values:
         first, newline, rest = row.text("contents").partition("\n")
         title, text = (first, rest) if newline else ("", first)
@@ -154,7 +154,9 @@ def _passage(row: Row) -> tuple[str, str, str | None]:
         title, text = row.text("title", ""), row.text("text")
     if not text.strip() and not title.strip():
         raise row.error("the passage is empty")
-    return _unicode(title), _unicode(text), _unicode(row.text("url", "")) or None
+    number = row.values.get("id")
+    name = str(number) if isinstance(number, int) else row.text("id", "")
+    return _unicode(title), _unicode(text), _unicode(row.text("url", "")) or None, _unicode(name) or None
 
 
 def _unicode(text: str) -> str:
@@ -163,5 +165,5 @@ def _unicode(text: str) -> str:
 
 
 def _hit(score: float, document: tantivy.Document) -> TextHit:
-    title, text, url = json.loads(bytes(document.get_first("passage")))  # pyright: ignore[reportArgumentType]
-    return TextHit(title=title, text=text, url=url, score=score)
+    title, text, url, name = json.loads(bytes(document.get_first("passage")))  # pyright: ignore[reportArgumentType]
+    return TextHit(title=title, text=text, url=url, score=score, id=name)

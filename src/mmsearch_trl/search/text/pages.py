@@ -73,7 +73,7 @@ class PageSearch:
                     rank, link = waiting.pop(0)
                     running[asyncio.create_task(self._summary(query, link))] = rank
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in sorted(done, key=running.__getitem__):
                     rank = running.pop(task)
                     try:
                         found[rank] = task.result()

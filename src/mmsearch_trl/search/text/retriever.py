@@ -56,10 +56,11 @@ def _hit(row: Any) -> TextHit:
     )
     contents = document if isinstance(document, str) else document["contents"]
     title, _, text = contents.partition("\n")
-    url = document.get("url") if isinstance(document, dict) else None
+    more = document if isinstance(document, dict) else {}
     return TextHit(
         title=title,
         text=text,
-        url=url if isinstance(url, str) else None,
+        url=more["url"] if isinstance(more.get("url"), str) else None,
         score=None if score is None else float(score),
+        id=str(more["id"]) if isinstance(more.get("id"), str | int) else None,
     )

@@ -1,0 +1,67 @@
+"""Free web search by the `ddgs` package: no key, no promise.
+
+It reads the result pages of public search engines, which may be against their terms. An engine that refuses, asks for
+a captcha or breaks looks to `ddgs` like one that found nothing, so finding nothing is a failure here: it is tried
+again, and never kept.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+ENGINES = "duckduckgo,brave,mojeek,wikipedia"
+"""Named, since `auto` shuffles them."""
+
+
+class DdgsSearch:
+    """A `SearchBackend[str]`; its calls block, and run on threads.
+
+    Args:
+        engines: Names of ddgs's engines, by comma.
+        region: Such as `us-en`.
+        timeout_s: Seconds that one engine may take.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+
+    name = "ddgs"
+
+    def __init__(self, *, engines: str = ENGINES, region: str = "us-en", timeout_s: int = 5) -> None:
+        try:
+            import ddgs  # noqa: F401
+        except ImportError as error:
+            raise ImportError("searching by ddgs needs mmsearch-trl[ddgs]") from error
+        self._engines, self._region, self._timeout_s = engines, region, timeout_s
+        self.fingerprint = digest_of(self.name, engines, region)
+
+    def search(self, query: str, k: int) -> Sequence[TextHit]:
+        """Titles and snippets.
+
+        Raises:
+            SearchError: `TIMEOUT`, `RATE_LIMITED` or `UNAVAILABLE`.
+        """
+        from ddgs import DDGS
+        from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
+
+        try:
+            with DDGS(timeout=self._timeout_s) as client:
+                rows = client.text(query, region=self._region, max_results=k, backend=self._engines)
+        except TimeoutException:
+            raise SearchError(FailureKind.TIMEOUT, "the search engines did not answer in time") from None
+        except RatelimitException:
+            raise SearchError(FailureKind.RATE_LIMITED, "the search engines want fewer searches") from None
+        except DDGSException:  # its text holds the address with the query
+            raise SearchError(FailureKind.UNAVAILABLE, "the search engines found nothing, or refused") from None
+        hits = [
+            TextHit(title=_text(row, "title"), text=_text(row, "body"), url=_text(row, "href") or None) for row in rows
+        ]
+        return [hit for hit in hits if hit.title or hit.text][:k]
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    return value if isinstance(value, str) else ""

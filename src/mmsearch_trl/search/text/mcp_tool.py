@@ -1,0 +1,171 @@
+"""Text search by a tool of any MCP server.
+
+What the tool answers is a list of objects with `title`, `text` (or `snippet`, `body`, `content`) and `url` (or `link`,
+`href`), as structured content or as JSON in a text block; else every text block is one hit without a title.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+if TYPE_CHECKING:
+    from mcp.client.client import Client
+
+_TEXTS = ("text", "snippet", "body", "content", "contents", "summary", "description")
+_ADDRESSES = ("url", "link", "href")
+_LISTS = ("results", "hits", "items", "result", "documents")
+
+
+class McpSearch:
+    """A `SearchBackend[str]`. The server is connected to at the first search, and once per event loop.
+
+    Args:
+        server: An address (`https://...`), or the command that starts it, with its arguments.
+        tool: Name of the tool.
+        argument: Name of the tool's argument for the query.
+        environment: Names of the variables that a started server may see, for its keys.
+
+    Raises:
+        ImportError: the MCP package is not installed.
+        ValueError: there is no command, or a variable is not set.
+    """
+
+    name = "mcp"
+
+    def __init__(
+        self, server: str | Sequence[str], tool: str, *, argument: str = "query", environment: Sequence[str] = ()
+    ) -> None:
+        try:
+            import mcp.client.client  # noqa: F401
+        except ImportError as error:
+            raise ImportError("searching by an MCP server needs mmsearch-trl[mcp]") from error
+        if not server:
+            raise ValueError("an MCP server is an address or a command, and this one is empty")
+        if missing := [name for name in environment if name not in os.environ]:
+            raise ValueError(f"the MCP server wants {', '.join(missing)}, which the environment does not have")
+        self._server = server
+        self._environment = tuple(environment)
+        self._tool, self._argument = tool, argument
+        self._connections = PerLoop(lambda: _Connection(self._target()))
+        words = [server] if isinstance(server, str) else server
+        self.fingerprint = digest_of(self.name, *words, tool, argument)
+
+    async def search(self, query: str, k: int) -> Sequence[TextHit]:
+        """What the tool answers, at most `k` hits.
+
+        Raises:
+            SearchError: `UNAVAILABLE`: the server is not there, has no such tool, or the tool failed.
+        """
+        from mcp.shared.exceptions import MCPError
+        from mcp_types import CONNECTION_CLOSED
+
+        connection = self._connections.here()
+        try:
+            client = await connection.client()
+            answer = await client.call_tool(self._tool, {self._argument: query})
+        except MCPError as error:  # the server's own words stay out: they may hold anything
+            if error.code == CONNECTION_CLOSED:
+                await connection.close()
+            raise SearchError(
+                FailureKind.UNAVAILABLE, f"the MCP server refuses the call (code {error.code})"
+            ) from None
+        except Exception as error:  # transports raise whatever theirs is
+            await connection.close()
+            raise SearchError(FailureKind.UNAVAILABLE, f"the MCP server failed: {type(error).__name__}") from None
+        if answer.is_error:
+            raise SearchError(FailureKind.UNAVAILABLE, f"the MCP tool {self._tool} reports an error")
+        texts = [block.text for block in answer.content if block.type == "text"]
+        return list(_hits(answer.structured_content, texts))[:k]
+
+    async def close(self) -> None:
+        await self._connections.here().close()
+
+    def _target(self) -> Any:
+        if isinstance(self._server, str):
+            return self._server
+        from mcp.client.stdio import StdioServerParameters
+
+        command, *args = self._server
+        environment = {name: os.environ[name] for name in self._environment}
+        return StdioServerParameters(command=command, args=args, env=environment)
+
+
+class _Connection:
+    """A client that is entered and left by one task, as its task groups demand."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self._owner: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[Client] | None = None
+        self._leave = asyncio.Event()
+
+    async def client(self) -> "Client":
+        """The connected client.
+
+        Raises:
+            Exception: whatever kept it from connecting.
+        """
+        if self._owner is None or self._owner.done():
+            self._leave = asyncio.Event()
+            self._ready = asyncio.get_running_loop().create_future()
+            self._owner = asyncio.create_task(self._own(self._ready, self._leave))
+        assert self._ready is not None
+        return await asyncio.shield(self._ready)
+
+    async def close(self) -> None:
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            self._leave.set()
+            await asyncio.wait([owner])
+
+    async def _own(self, ready: "asyncio.Future[Client]", leave: asyncio.Event) -> None:
+        from mcp.client.client import Client
+
+        try:
+            async with Client(self._target) as client:
+                ready.set_result(client)
+                await leave.wait()
+        except Exception as error:
+            if not ready.done():
+                ready.set_exception(error)
+        finally:
+            if not ready.done():
+                ready.cancel()
+
+
+def _hits(structured: Any, texts: Sequence[str]) -> Iterator[TextHit]:
+    for candidate in (structured, *map(_json, texts)):
+        if rows := _rows(candidate):
+            yield from map(_hit, rows)
+            return
+    yield from (TextHit(title="", text=text) for text in texts if text.strip())
+
+
+def _json(text: str) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    """The list of results in a value, if there is one."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), [value])
+    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return [row for row in rows if _first(row, _TEXTS) or _first(row, ("title",))]
+
+
+def _hit(row: Mapping[str, Any]) -> TextHit:
+    return TextHit(title=_first(row, ("title",)), text=_first(row, _TEXTS), url=_first(row, _ADDRESSES) or None)
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    return next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), "")

@@ -1,0 +1,220 @@
+"""The retrieval server as its clients see it: a real one on loopback, asked over HTTP."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import uvicorn
+
+from mmsearch_trl.search.build import build_text_index
+from mmsearch_trl.search.server import MAX_BODY, MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K, RetrievalServer
+from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.text.retriever import Retriever
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+CORPUS = [
+    {"id": "0", "contents": '"Velm"\nVelm is a town with a tower.'},
+    {"id": "1", "contents": '"Harwick"\nHarwick is a town with a market.'},
+    {"id": "2", "contents": '"Oakham"\nOakham casts bells.'},
+    {"id": "3", "contents": "No title here."},
+]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> TextIndex:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
+    build_text_index(folder / "corpus.jsonl", folder / "index", progress=False)
+    return TextIndex.open(folder / "index")
+
+
+@contextmanager
+def served(backend: Any, **options: Any) -> Iterator[str]:
+    """A server in a thread; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    app = RetrievalServer(backend, len(CORPUS), **options).app
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def post(url: str, body: Any, path: str = "/retrieve", **headers: str) -> tuple[int, Any]:
+    async def run() -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with (
+            aiohttp.ClientSession(headers={"Content-Type": "application/json"} | headers) as session,
+            session.post(url + path, data=data) as response,
+        ):
+            return response.status, await response.json()
+
+    return asyncio.run(run())
+
+
+def get(url: str, path: str) -> str:
+    async def run() -> str:
+        async with aiohttp.ClientSession() as session, session.get(url + path) as response:
+            return await response.text()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def url(index: TextIndex) -> Iterator[str]:
+    with served(index, top_k=2) as address:
+        yield address
+
+
+def test_documents_come_with_scores_best_first(url: str) -> None:
+    status, body = post(url, {"queries": ["velm tower", "bells"], "topk": 3, "return_scores": True})
+    assert status == 200
+    first, second = body["result"]
+    assert first[0]["document"] == CORPUS[0] and second[0]["document"] == CORPUS[2]
+    scores = [row["score"] for row in first]
+    assert scores == sorted(scores, reverse=True) and all(isinstance(score, float) for score in scores)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_without_scores_every_query_gets_its_own_documents(url: str, count: int) -> None:
+    """The reference server fails for one and for three queries, and answers two with the first one's documents."""
+    queries = ["velm tower", "harwick market", "oakham bells"][:count]
+    status, body = post(url, {"queries": queries, "topk": 1})
+    assert status == 200 and body == {"result": [[CORPUS[number]] for number in range(count)]}
+
+
+@pytest.mark.parametrize("top_k", [None, 0])
+def test_no_number_of_documents_is_the_server_s_own(url: str, top_k: int | None) -> None:
+    _, body = post(url, {"queries": ["town"], "topk": top_k})
+    assert len(body["result"][0]) == 2
+
+
+def test_fewer_hits_than_asked_for_are_a_shorter_list(url: str) -> None:
+    _, body = post(url, {"queries": ["bells", "zebra", "", "!!! (z:q^^ [x TO"], "topk": 50})
+    assert [len(rows) for rows in body["result"]] == [1, 0, 0, 0]
+
+
+def test_a_passage_without_a_title_keeps_its_contents(url: str) -> None:
+    _, body = post(url, {"queries": ["title here"], "topk": 1})
+    assert body["result"][0] == [CORPUS[3]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, [], {"queries": "velm"}, {"queries": [1]}, {"queries": [None]}, {"queries": ["a"], "topk": -1},
+        {"queries": ["a"], "topk": MAX_TOP_K + 1}, {"queries": ["a"], "topk": "three"}, 
+        {"queries": ["a"] * (MAX_QUERIES + 1)},
+        {"queries": ["a" * (MAX_QUERY_CHARS + 1)]}, {"queries": ["a"], "return_scores": "perhaps"}, b"{", b"\xff",
+    ],
+)  # fmt: skip
+def test_a_request_of_another_shape_is_refused(url: str, body: Any) -> None:
+    assert post(url, body)[0] in (400, 422)
+
+
+def test_a_request_that_is_too_long_is_refused_unread(url: str) -> None:
+    assert post(url, b"x" * (MAX_BODY + 1))[0] == 413
+
+
+def test_health_and_metrics(url: str, index: TextIndex) -> None:
+    post(url, {"queries": ["velm", "oakham"]})
+    assert json.loads(get(url, "/health")) == {
+        "status": "ok",
+        "backend": "text-index",
+        "fingerprint": index.fingerprint,
+        "documents": 4,
+    }
+    text = get(url, "/metrics")
+    assert 'retriever_requests_total{path="/retrieve",status="200"}' in text
+    assert "retriever_queries_total" in text and "retriever_pending_queries 0.0" in text
+
+
+def test_a_token_is_asked_for_everywhere_but_at_the_health_check(index: TextIndex) -> None:
+    with served(index, token="sesame") as url:
+        assert post(url, {"queries": ["velm"]})[0] == 401
+        assert post(url, {"queries": ["velm"]}, Authorization="Bearer sesamf")[0] == 401
+        assert post(url, {"queries": ["velm"]}, Authorization="Bearer sesame")[0] == 200
+        assert json.loads(get(url, "/health"))["status"] == "ok"
+        assert "unauthorised" in get(url, "/metrics")
+
+
+class Slow:
+    name, fingerprint = "slow", "1"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.running, self.most = seconds, 0, 0
+
+    async def search(self, query: str, k: int) -> Sequence[TextHit]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+        if query == "broken":
+            raise SearchError(FailureKind.BAD_RESPONSE, "no")
+        return [TextHit(query, "text", score=1.0)]
+
+
+def at_once(url: str, work: Callable[[Retriever], Any]) -> Any:
+    async def run() -> Any:
+        retriever = Retriever(url)
+        try:
+            return await work(retriever)
+        finally:
+            await retriever.close()
+
+    return asyncio.run(run())
+
+
+def test_work_is_bounded_and_what_cannot_wait_is_refused() -> None:
+    backend = Slow(0.2)
+
+    async def work(retriever: Retriever) -> list[Any]:
+        return await asyncio.gather(*(retriever.search(str(i), 1) for i in range(20)), return_exceptions=True)
+
+    with served(backend, concurrency=4, waiting=8) as url:
+        outcomes = at_once(url, work)
+        assert json.loads(get(url, "/health"))["status"] == "ok"
+    refused = [outcome for outcome in outcomes if isinstance(outcome, SearchError)]
+    assert backend.most == 4 and len(refused) == 8
+    assert {(error.failure.kind, error.retry_after) for error in refused} == {(FailureKind.UNAVAILABLE, 1.0)}
+    answered = [(number, hits[0].title) for number, hits in enumerate(outcomes) if isinstance(hits, list)]
+    assert len(answered) == 12 and all(str(number) == title for number, title in answered)
+
+
+def test_a_search_that_takes_too_long_is_given_up() -> None:
+    backend = Slow(5.0)
+    with served(backend, timeout_s=0.2) as url:
+        start = time.monotonic()
+        status, body = post(url, {"queries": ["a"]})
+        assert status == 504 and body["error"]["kind"] == "timeout" and time.monotonic() - start < 2
+        assert backend.running == 0
+        assert "retriever_pending_queries 0.0" in get(url, "/metrics")
+
+
+def test_a_backend_that_fails_is_a_typed_answer() -> None:
+    with served(Slow(0.0)) as url:
+        status, body = post(url, {"queries": ["fine", "broken"]})
+    assert status == 500 and body["error"]["kind"] == "bad_response"
+
+
+def test_our_client_and_our_server_understand_each_other(url: str, tmp_path: Path) -> None:
+    hits = at_once(url, lambda retriever: retriever.search("velm tower", 3))
+    assert (hits[0].title, hits[0].text, hits[0].id) == ('"Velm"', "Velm is a town with a tower.", "0")

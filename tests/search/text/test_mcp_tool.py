@@ -1,0 +1,97 @@
+"""A real MCP server in a process of its own."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mmsearch_trl.search.text.mcp_tool import McpSearch
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+
+
+COMMAND = [sys.executable, str(Path(__file__).parent / "mcp_server.py")]
+
+
+def searching(tool: str, work: Callable[[McpSearch], Awaitable[Any]], **options: Any) -> Any:
+    """What `work` comes to; no process of the server is left behind."""
+
+    async def run() -> Any:
+        backend = McpSearch(COMMAND, tool, **options)
+        try:
+            return await work(backend)
+        finally:
+            await backend.close()
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    result = asyncio.run(run())
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+    return result
+
+
+async def outcome(backend: McpSearch, query: str = "velm") -> Any:
+    try:
+        return await backend.search(query, 2)
+    except SearchError as error:
+        assert "sesame" not in error.failure.message
+        return error.failure.kind
+
+
+def test_rows_are_hits() -> None:
+    hits = searching("structured", outcome)
+    assert hits == [TextHit(f"velm {number}", "words", "http://a.example") for number in range(2)]
+
+
+def test_plain_words_are_one_hit_and_the_argument_has_its_own_name() -> None:
+    assert searching("plain", outcome, argument="words") == [TextHit("", "about velm")]
+
+
+def test_searches_share_one_server_and_do_not_wait_for_each_other() -> None:
+    async def work(backend: McpSearch) -> float:
+        await outcome(backend)
+        start = time.monotonic()
+        outcomes = await asyncio.gather(*(outcome(backend, str(number)) for number in range(32)))
+        assert [hits[0].title for hits in outcomes] == [f"{number} 0" for number in range(32)]
+        return time.monotonic() - start
+
+    assert searching("structured", work) < 32 * 0.2 / 4
+
+
+@pytest.mark.parametrize("tool", ["broken", "dying", "missing"])
+def test_a_tool_that_fails_is_unavailable_and_its_words_are_not_told(tool: str) -> None:
+    assert searching(tool, outcome) is FailureKind.UNAVAILABLE
+
+
+def test_a_server_that_died_is_started_again() -> None:
+    async def work(backend: McpSearch) -> Any:
+        await outcome(backend)
+        backend._tool = "dying"
+        assert await outcome(backend) is FailureKind.UNAVAILABLE
+        backend._tool = "structured"
+        return await outcome(backend)
+
+    assert len(searching("structured", work)) == 2
+
+
+def test_a_server_gets_the_variables_that_are_named_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_KEY", "open")
+    monkeypatch.setenv("OTHER_KEY", "secret")
+    [hit] = searching("environment", outcome, environment=["STAND_IN_KEY"])
+    assert hit.text == "key: open, other: None"
+    with pytest.raises(ValueError, match="wants NOT_THERE"):
+        McpSearch(COMMAND, "environment", environment=["NOT_THERE"])
+
+
+def test_a_server_that_cannot_be_started_is_unavailable() -> None:
+    async def run() -> Any:
+        backend = McpSearch(["/nowhere/at/all"], "search")
+        try:
+            return await outcome(backend)
+        finally:
+            await backend.close()
+
+    assert asyncio.run(run()) is FailureKind.UNAVAILABLE
