@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--out", type=Path, required=True, metavar="DIR")
     world.add_argument("--demonstrations", type=int, default=WORLD_DEMONSTRATIONS, metavar="N")
     _add_index(add("index", "build a search index"))
+    _add_serve(add("serve", "serve an index to other processes and machines"))
     merge = add("merge", "merge a LoRA adapter into its base model", _merge)
     merge.add_argument("adapter", help="folder or Hub name of the adapter")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -90,6 +91,16 @@ def _add_index(index: argparse.ArgumentParser) -> None:
         kind.add_argument("source", type=Path, metavar="SOURCE")
         kind.add_argument("--out", type=Path, required=True, metavar="DIR")
         kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    kinds = serve.add_subparsers(title="kinds", metavar="retriever", required=True)
+    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve")
+    retriever.add_argument("index", type=Path, metavar="INDEX", help="folder made by `mmsearch index text`")
+    retriever.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
+    retriever.add_argument("--port", type=int, default=8000)
+    retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
+    retriever.set_defaults(action=_serve_retriever)
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
@@ -140,6 +151,14 @@ def _index_text(options: argparse.Namespace) -> None:
 
     built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
     print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _serve_retriever(options: argparse.Namespace) -> None:
+    try:
+        from mmsearch_trl.search.server import serve
+    except ImportError as error:
+        raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
+    serve(options.index, host=options.host, port=options.port, top_k=options.top_k)
 
 
 def _merge(options: argparse.Namespace) -> None:

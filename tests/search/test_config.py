@@ -79,7 +79,7 @@ def test_a_number_must_be_greater_than_zero(key: str) -> None:
 
 
 def test_contradictions_are_errors(indexes: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"search\.image_index and search\.image_cache are both set"):
+    with pytest.raises(ValueError, match=r"search\.image_index and search\.image_cache are set: keep one of them"):
         build_runtime(SearchConfig(image_index=indexes["image_index"], image_cache=str(tmp_path)))
     with pytest.raises(ValueError, match=r"search\.image_index is not set"):
         build_runtime(SearchConfig(image_encoder="model"))
@@ -88,3 +88,51 @@ def test_contradictions_are_errors(indexes: dict[str, str], tmp_path: Path) -> N
     (tmp_path / "file").write_text("x" * 5000)
     with pytest.raises(ValueError, match=r"search\.cache: .*file cannot be used as an answer cache"):
         build_runtime(SearchConfig(cache=str(tmp_path / "file")))
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERPAPI_API_KEY", "JINA_API_KEY", "OPENAI_API_KEY", "MMSEARCH_RETRIEVER_TOKEN", "SEARCH_KEY"):
+        monkeypatch.setenv(name, "sesame")
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("values", "backend"),
+    [
+        ({"image_serpapi": True}, "serpapi-lens"),
+        ({"text_retriever": "http://127.0.0.1:8000/retrieve"}, "retriever"),
+        ({"text_serpapi": True}, "serpapi-google"),
+        ({"text_ddgs": True}, "ddgs"),
+        ({"text_pages": "serpapi"}, "pages"),
+        ({"text_pages": "ddgs", "page_reader": "jina"}, "pages"),
+        ({"text_pages": "ddgs", "summariser_url": "http://127.0.0.1:8000/v1", "summariser_model": "small"}, "pages"),
+        ({"text_mcp": "https://search.example/mcp", "mcp_tool": "search"}, "mcp"),
+        ({"text_mcp": "python server.py", "mcp_tool": "search", "mcp_environment": ["SEARCH_KEY"]}, "mcp"),
+    ],
+)
+def test_one_key_chooses_a_backend(values: Any, backend: str) -> None:
+    runtime = build_runtime(SearchConfig(**values))
+    [chosen] = [part for part in (runtime._image, runtime._text) if part is not None]
+    assert chosen.name == backend and "sesame" not in chosen.fingerprint
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_serpapi": True}, r"search\.image_serpapi: SerpApi needs a key: set SERPAPI_API_KEY"),
+        ({"text_pages": "serpapi"}, r"search\.text_pages: SerpApi needs a key"),
+        ({"text_mcp": "python server.py"}, r"search\.mcp_tool"),
+        ({"mcp_tool": "search"}, r"search\.text_mcp"),
+        ({"text_mcp": "a", "mcp_tool": "b", "mcp_environment": ["NOT_THERE"]}, r"search\.text_mcp: .*NOT_THERE"),
+        ({"text_ddgs": True, "summariser_url": "http://a"}, r"search\.summariser_model"),
+        ({"text_ddgs": True, "text_retriever": "http://a"}, r"search\.text_retriever and search\.text_ddgs are set"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_runs(
+    values: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=message):
+        build_runtime(SearchConfig(**values))

@@ -119,7 +119,7 @@ def test_a_passage_without_a_title_keeps_its_contents(url: str) -> None:
     "body",
     [
         {}, [], {"queries": "velm"}, {"queries": [1]}, {"queries": [None]}, {"queries": ["a"], "topk": -1},
-        {"queries": ["a"], "topk": MAX_TOP_K + 1}, {"queries": ["a"], "topk": "three"}, 
+        {"queries": ["a"], "topk": MAX_TOP_K + 1}, {"queries": ["a"], "topk": "three"},
         {"queries": ["a"] * (MAX_QUERIES + 1)},
         {"queries": ["a" * (MAX_QUERY_CHARS + 1)]}, {"queries": ["a"], "return_scores": "perhaps"}, b"{", b"\xff",
     ],

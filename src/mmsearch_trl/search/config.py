@@ -1,18 +1,12 @@
 """The `search:` section of a recipe, and the runtime it describes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
-from mmsearch_trl.search.image.index import ImageIndex, load_encoder
+from mmsearch_trl.search.opening import named, open_image, open_text
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
-from mmsearch_trl.search.text.bm25 import TextIndex
-from mmsearch_trl.search.types import ImageQuery, SearchBackend
 
 
 @dataclass(kw_only=True)
@@ -33,8 +27,61 @@ class SearchConfig:
             "or a folder of <data_id>/meta.json)."
         },
     )
+    image_serpapi: bool = field(
+        default=False,
+        metadata={"help": "Image search, instead: Google Lens through SerpApi. Paid; the key is in SERPAPI_API_KEY."},
+    )
     text_index: str | None = field(
         default=None, metadata={"help": "Text search: folder made by `mmsearch index text`."}
+    )
+    text_retriever: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text search, instead: address of a server with Search-R1's `/retrieve`, such as `mmsearch serve "
+            "retriever`. A token it wants is in MMSEARCH_RETRIEVER_TOKEN."
+        },
+    )
+    retriever_corpus: str = field(
+        default="", metadata={"help": "Name of what `text_retriever` serves: under another name nothing is kept yet."}
+    )
+    text_serpapi: bool = field(
+        default=False,
+        metadata={"help": "Text search, instead: Google's titles and snippets through SerpApi. Paid."},
+    )
+    text_ddgs: bool = field(
+        default=False,
+        metadata={"help": "Text search, instead: public search engines through `ddgs`. Free, and not reliable."},
+    )
+    text_pages: Literal["serpapi", "ddgs"] | None = field(
+        default=None,
+        metadata={
+            "help": "Text search, instead, as MMSearch-R1 has it: pages are searched with this, read, and summarised."
+        },
+    )
+    page_reader: Literal["web", "jina"] = field(
+        default="web",
+        metadata={"help": "What reads pages: web, this machine; jina, Jina Reader (its key is in JINA_API_KEY)."},
+    )
+    summariser_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of an OpenAI-compatible endpoint that summarises pages; default: the sentences that fit "
+            "the query best. A key it wants is in OPENAI_API_KEY."
+        },
+    )
+    summariser_model: str | None = field(default=None, metadata={"help": "The model there."})
+    text_mcp: str | None = field(
+        default=None,
+        metadata={"help": "Text search, instead: address of an MCP server, or the command that starts one."},
+    )
+    mcp_tool: str | None = field(default=None, metadata={"help": "The server's tool that searches."})
+    mcp_argument: str = field(default="query", metadata={"help": "The tool's argument for the query."})
+    mcp_environment: list[str] = field(
+        default_factory=list, metadata={"help": "Variables that a server which is started may see, for its keys."}
+    )
+    denied_hosts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Hosts from which nothing is fetched: where a benchmark's answers lie."},
     )
     image_top_k: int = field(default=5, metadata={"help": "Most results of an image search."})
     text_top_k: int = field(default=3, metadata={"help": "Most results of a text search."})
@@ -90,14 +137,11 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         raise ValueError(
             f"search.cache_mode is {config.cache_mode!r}, and search.cache, which it is about, is not set"
         )
-    with _named("text_index", config.text_index):
-        text = None if config.text_index is None else TextIndex.open(config.text_index)
-    image = _open_image(config)
-    with _named("cache", None):
+    with named("cache"):
         store = None if config.cache is None else AnswerStore(config.cache)
     return SearchRuntime(
-        image,
-        text,
+        open_image(config),
+        open_text(config, store),
         k_image=config.image_top_k,
         k_text=config.text_top_k,
         image_policy=_policy(config, config.image_calls_per_second),
@@ -116,28 +160,3 @@ def _policy(config: SearchConfig, calls_per_second: float | None) -> CallPolicy:
         max_concurrency=config.max_concurrency,
         calls_per_second=calls_per_second,
     )
-
-
-def _open_image(config: SearchConfig) -> SearchBackend[ImageQuery] | None:
-    if config.image_index is not None and config.image_cache is not None:
-        raise ValueError("search.image_index and search.image_cache are both set: keep one of them")
-    if config.image_encoder is not None and config.image_index is None:
-        raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
-    with _named("image_cache", config.image_cache):
-        if config.image_cache is not None:
-            return open_fvqa_cache(config.image_cache)
-    with _named("image_encoder", None):
-        encoder = None if config.image_encoder is None else load_encoder(config.image_encoder)
-    with _named("image_index", config.image_index):
-        return None if config.image_index is None else ImageIndex.open(config.image_index, encoder)
-
-
-@contextmanager
-def _named(key: str, path: str | None) -> Iterator[None]:
-    """Puts the recipe key before whatever is wrong with its value; a given path must exist."""
-    if path is not None and not Path(path).exists():
-        raise ValueError(f"search.{key}: {path} does not exist")
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"search.{key}: {error}") from error

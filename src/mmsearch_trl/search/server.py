@@ -6,9 +6,11 @@ It answers from any text backend; the work runs on threads, a bounded number of 
 """
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +18,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field, StringConstraints
 
+from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
 from mmsearch_trl.search.types import SearchBackend, SearchError, TextHit
 
 
@@ -24,6 +28,7 @@ MAX_QUERY_CHARS = 2000
 MAX_TOP_K = 100
 MAX_BODY = 4_000_000
 _RETRY_AFTER_S = 1
+_GRACE_S = 5
 
 Query = Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS)]
 
@@ -158,3 +163,21 @@ def _scored(hit: TextHit) -> dict[str, Any]:
 
 def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": {"kind": kind, "message": message}}, status_code=status, headers=headers)
+
+
+def serve(index: Path, *, host: str, port: int, top_k: int) -> None:
+    """Serve a text index until the process is told to end.
+
+    Raises:
+        ImportError: the server's packages are not installed.
+        ValueError: there is no such index, or a server that others can reach has no token.
+    """
+    import uvicorn
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
+    backend = TextIndex.open(index)
+    server = RetrievalServer(backend, len(backend), top_k=top_k, token=token)
+    print(f"{len(backend)} passages at http://{host}:{port}/retrieve", flush=True)
+    uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)

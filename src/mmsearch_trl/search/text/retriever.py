@@ -14,6 +14,9 @@ from mmsearch_trl.search.service import Service
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
+TOKEN_VARIABLE = "MMSEARCH_RETRIEVER_TOKEN"
+
+
 class Retriever:
     """A `SearchBackend[str]` over a retrieval server.
 

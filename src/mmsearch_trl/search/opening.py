@@ -1,0 +1,133 @@
+"""Opens the backends that the `search:` section of a recipe names; every complaint names its key.
+
+One key chooses a backend; at most one may be chosen for each tool.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
+from mmsearch_trl.search.image.index import ImageIndex, load_encoder
+from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
+from mmsearch_trl.search.serpapi import SerpApi
+from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.text.ddgs_search import DdgsSearch
+from mmsearch_trl.search.text.mcp_tool import McpSearch
+from mmsearch_trl.search.text.pages import PageSearch
+from mmsearch_trl.search.text.readers import JinaReader, Reader, WebReader
+from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE, Retriever
+from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
+from mmsearch_trl.search.text.summarisers import ChatSummariser, Excerpt
+from mmsearch_trl.search.types import ImageQuery, SearchBackend
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.search.config import SearchConfig
+
+Opener = Callable[["SearchConfig"], Any]
+
+
+def open_image(config: "SearchConfig") -> SearchBackend[ImageQuery] | None:
+    """The backend of image searches, if one is named.
+
+    Raises:
+        ValueError: names the key and what is wrong with its value.
+    """
+    if config.image_encoder is not None and config.image_index is None:
+        raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
+    return _open(config, _IMAGE)
+
+
+def open_text(config: "SearchConfig", cache: AnswerStore | None) -> SearchBackend[str] | None:
+    """The backend of text searches, if one is named.
+
+    Args:
+        cache: Where `text_pages` keeps what its stages gave.
+
+    Raises:
+        ValueError: names the key and what is wrong with its value.
+    """
+    if (config.mcp_tool is None) != (config.text_mcp is None):
+        raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
+    if (config.summariser_url is None) != (config.summariser_model is None):
+        raise ValueError("search.summariser_url and search.summariser_model go together: set both of them, or none")
+    return _open(config, _TEXT | {"text_pages": lambda config: _pages(config, cache)})
+
+
+def _open(config: "SearchConfig", openers: Mapping[str, Opener]) -> Any:
+    chosen = [key for key in openers if getattr(config, key) not in (None, False)]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(f'search.{key}' for key in chosen)} are set: keep one of them")
+    for key in chosen:
+        with named(key):
+            return openers[key](config)
+    return None
+
+
+def _image_index(config: "SearchConfig") -> ImageIndex:
+    with named("image_encoder"):
+        encoder = None if config.image_encoder is None else load_encoder(config.image_encoder)
+    return ImageIndex.open(_there(config.image_index), encoder)
+
+
+def _pages(config: "SearchConfig", cache: AnswerStore | None) -> PageSearch:
+    links = SerpApiGoogle(SerpApi()) if config.text_pages == "serpapi" else DdgsSearch()
+    reader: Reader = JinaReader() if config.page_reader == "jina" else _web_reader(config)
+    if config.summariser_url is None or config.summariser_model is None:
+        return PageSearch(links, reader, Excerpt(), cache=cache)
+    return PageSearch(links, reader, ChatSummariser(config.summariser_url, config.summariser_model), cache=cache)
+
+
+def _web_reader(config: "SearchConfig") -> WebReader:
+    from mmsearch_trl.search.page_text import PageReader
+
+    return WebReader(_fetcher(config), PageReader())
+
+
+def _fetcher(config: "SearchConfig") -> Fetcher:
+    return Fetcher(denied_hosts=config.denied_hosts)
+
+
+def _mcp(config: "SearchConfig") -> McpSearch:
+    assert config.text_mcp is not None and config.mcp_tool is not None
+    is_address = config.text_mcp.startswith(("http://", "https://"))
+    server = config.text_mcp if is_address else shlex.split(config.text_mcp)
+    return McpSearch(server, config.mcp_tool, argument=config.mcp_argument, environment=config.mcp_environment)
+
+
+_IMAGE: dict[str, Opener] = {
+    "image_index": _image_index,
+    "image_cache": lambda config: open_fvqa_cache(_there(config.image_cache)),
+    "image_serpapi": lambda config: SerpApiLens(SerpApi(), _fetcher(config)),
+}
+_TEXT: dict[str, Opener] = {
+    "text_index": lambda config: TextIndex.open(_there(config.text_index)),
+    "text_retriever": lambda config: Retriever(
+        config.text_retriever, token=os.environ.get(TOKEN_VARIABLE), corpus=config.retriever_corpus
+    ),
+    "text_serpapi": lambda config: SerpApiGoogle(SerpApi()),
+    "text_ddgs": lambda config: DdgsSearch(),
+    "text_mcp": _mcp,
+}
+
+
+def _there(path: str | None) -> str:
+    if path is None or not Path(path).exists():
+        raise ValueError(f"{path} does not exist")
+    return path
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Puts the recipe key before whatever is wrong with its value."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        message = str(error)
+        raise ValueError(message if message.startswith("search.") else f"search.{key}: {message}") from error
