@@ -136,7 +136,10 @@ async def _evaluate_files(
     recipe: Recipe, agent: _Agent, rows: Mapping[str, Sequence[int]]
 ) -> dict[str, EvaluationSummary]:
     names = {Path(file).stem: file for file in recipe.data.eval_files}
-    return {name: await _evaluate_file(recipe, agent, file, rows[name]) for name, file in names.items()}
+    try:
+        return {name: await _evaluate_file(recipe, agent, file, rows[name]) for name, file in names.items()}
+    finally:
+        await agent.search.disconnect()
 
 
 async def _evaluate_file(recipe: Recipe, agent: _Agent, file: str, rows: Sequence[int]) -> EvaluationSummary:

@@ -4,6 +4,7 @@ Reads top-down: the recipe is read and checked before anything is loaded; then d
 built; then it trains, saves, evaluates and, where the recipe says so, pushes to the Hub.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rewards.mmsearch import MMSearchReward
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.config import build_runtime
+from mmsearch_trl.search.watch import SearchLost
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.user_errors import run_script
@@ -48,6 +50,12 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     # An internal call, for any other would push at once and everything would travel twice.
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
+    if trainer.ended_early is not None:
+        trainer.close()
+        raise SearchLost(
+            f"training ended early: {trainer.ended_early}. It is saved in {args.output_dir}: go on with "
+            "--resume_from_checkpoint true when searches are answered again"
+        )
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         if PartialState().is_main_process:
@@ -68,6 +76,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     set_seed(args.seed)
     keep_token_out_of_files(args)
     search = build_runtime(recipe.search)
+    asyncio.run(search.check())
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)

@@ -2,8 +2,7 @@
 
 One line is for what the user can mend: a `ValueError` that this package raised itself (every check of recipes, data
 and indexes does), a library out of range, a file or model that is not there, an engine that is missing or was started
-in a way that cannot serve. Anything else is a defect and keeps its
-traceback.
+in a way that cannot serve, a search that is not answered. Anything else is a defect and keeps its traceback.
 """
 
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmsearch_trl.engine.base import EngineError
+from mmsearch_trl.search.watch import SearchLost
 from mmsearch_trl.versions import VersionError
 
 
@@ -26,7 +26,7 @@ def run_script(script: Callable[[], object]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         script()
-    except (ValueError, OSError, VersionError, EngineError) as error:
+    except (ValueError, OSError, VersionError, EngineError, SearchLost) as error:
         if not is_users(error):
             raise
         print(f"mmsearch: error: {one_line(error)}", file=sys.stderr)
@@ -37,7 +37,7 @@ def run_script(script: Callable[[], object]) -> int:
 def is_users(error: Exception) -> bool:
     """Whether the message alone says what to mend."""
     if not isinstance(error, ValueError):
-        return isinstance(error, OSError | VersionError | EngineError)
+        return isinstance(error, OSError | VersionError | EngineError | SearchLost)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

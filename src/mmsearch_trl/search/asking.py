@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mmsearch_trl.search.breaker import CircuitBreaker
+from mmsearch_trl.search.budget import Budget
 from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.rate import TokenBucket
 from mmsearch_trl.search.threads import call_blocking
@@ -62,6 +63,7 @@ class Asker(Generic[QueryT]):
 
     Args:
         k: Most hits of an answer.
+        budget: Paid calls that may still be made, where the backend is a paid one.
         thumbnail_side: Pixels to which the longer side of a larger picture is brought; None for any size.
     """
 
@@ -73,6 +75,7 @@ class Asker(Generic[QueryT]):
         k: int,
         *,
         thumbnail_side: int | None = None,
+        budget: Budget | None = None,
         breaker: CircuitBreaker | None = None,
     ) -> None:
         self._tool = tool
@@ -80,6 +83,7 @@ class Asker(Generic[QueryT]):
         self._policy = policy
         self._k = k
         self._side = thumbnail_side
+        self._budget = budget if is_paid(backend) else None
         self._breaker = breaker or CircuitBreaker()
         self._bucket = TokenBucket(policy.calls_per_second) if policy.calls_per_second else None
         self._slots = PerLoop(lambda: asyncio.Semaphore(policy.max_concurrency))
@@ -119,7 +123,10 @@ class Asker(Generic[QueryT]):
         async with self._slot(deadline):
             self._check(not self._breaker.refuses(now()))
             await self._wait_for_a_place(deadline)
-            self._check(self._breaker.let_through(now()))
+            self._check(not self._breaker.refuses(now()))
+            if self._budget is not None:
+                self._budget.spend()
+            self._breaker.let_through(now())
             try:
                 yield
             except SearchError as error:
@@ -203,6 +210,10 @@ class Asker(Generic[QueryT]):
             return work.result()
         finally:
             work.cancel()
+
+
+def is_paid(backend: SearchBackend[Any]) -> bool:
+    return bool(getattr(backend, "paid", False))
 
 
 def _pause(tries: int) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.budget import Budget
 from mmsearch_trl.search.opening import named, open_image, open_text
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
@@ -102,6 +103,10 @@ class SearchConfig:
     text_calls_per_second: float | None = field(
         default=None, metadata={"help": "Text searches begun a second, per process; default: any number."}
     )
+    max_paid_calls: int | None = field(
+        default=None,
+        metadata={"help": "Calls to paid services, per process, after which the run is saved and ends; default: any."},
+    )
     cache: str | None = field(
         default=None,
         metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
@@ -131,6 +136,8 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise ValueError(f"search.{key} is {value}: it must be greater than 0")
+    if (config.max_paid_calls or 0) < 0:
+        raise ValueError(f"search.max_paid_calls is {config.max_paid_calls}: it must be 0 or more")
     if config.retries < 0:
         raise ValueError(f"search.retries is {config.retries}: it must be 0 or more")
     if config.cache is None and config.cache_mode != "live":
@@ -147,6 +154,7 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         image_policy=_policy(config, config.image_calls_per_second),
         text_policy=_policy(config, config.text_calls_per_second),
         thumbnail_side=config.thumbnail_side,
+        budget=Budget(config.max_paid_calls),
         cache=store,
         mode=Mode(config.cache_mode),
     )

@@ -103,8 +103,8 @@ class Fetcher:
             raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {_kind(error)}") from None
 
     async def close(self) -> None:
-        """Close the connections of the loop that is running."""
-        await self._sessions.here().close()
+        """Close the connections of the loop that is running; the next fetch opens them again."""
+        await self._sessions.pop().close()
 
     def _session(self) -> aiohttp.ClientSession:
         resolver = GuardedResolver(self._allowed, self._lookup)

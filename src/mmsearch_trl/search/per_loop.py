@@ -32,6 +32,12 @@ class PerLoop(Generic[ThingT]):
             self._things[loop] = self._make()
         return self._things[loop]
 
+    def pop(self) -> ThingT:
+        """The same, forgotten: the loop's next thing is a new one."""
+        thing = self.here()
+        del self._things[asyncio.get_running_loop()]
+        return thing
+
     def open(self) -> list[tuple[asyncio.AbstractEventLoop, ThingT]]:
         """Every loop that is not closed, with its thing."""
         return [(loop, thing) for loop, thing in list(self._things.items()) if not loop.is_closed()]

@@ -17,7 +17,8 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.search.asking import Asker, CallPolicy
+from mmsearch_trl.search.asking import Asker, CallPolicy, is_paid
+from mmsearch_trl.search.budget import Budget
 from mmsearch_trl.search.flights import FlightCancelled, Flights
 from mmsearch_trl.search.store import AnswerStore, answer_key
 from mmsearch_trl.search.threads import call_blocking
@@ -34,6 +35,7 @@ from mmsearch_trl.search.types import (
     Tool,
     image_digest,
 )
+from mmsearch_trl.search.watch import SearchLost
 
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class SearchRuntime:
         k_image: Most hits of an image search.
         k_text: Most hits of a text search.
         thumbnail_side: Pixels to which the longer side of a larger tool image is brought; None leaves images alone.
+        budget: Paid calls that may be made; by default any number.
         cache: Where answers are kept; the runtime closes it.
         mode: What the cache is for.
 
@@ -82,6 +85,7 @@ class SearchRuntime:
         k_image: int = 5,
         k_text: int = 3,
         thumbnail_side: int | None = None,
+        budget: Budget | None = None,
         cache: AnswerStore | None = None,
         mode: Mode = Mode.LIVE,
     ) -> None:
@@ -93,12 +97,13 @@ class SearchRuntime:
         self.records: list[CallRecord] = []
         self._image = image
         self._text = text
-        self._askers: dict[Tool, Asker[Any]] = {}
-        if image is not None:
-            image_tool = Tool.IMAGE_SEARCH
-            self._askers[image_tool] = Asker(image_tool, image, image_policy, k_image, thumbnail_side=thumbnail_side)
-        if text is not None:
-            self._askers[Tool.TEXT_SEARCH] = Asker(Tool.TEXT_SEARCH, text, text_policy, k_text)
+        asked = ((Tool.IMAGE_SEARCH, image, image_policy), (Tool.TEXT_SEARCH, text, text_policy))
+        self._askers: dict[Tool, Asker[Any]] = {
+            tool: Asker(tool, backend, policy, self.k[tool], thumbnail_side=thumbnail_side, budget=budget)
+            for tool, backend, policy in asked
+            if backend is not None
+        }
+        self._paid = {tool: backend is not None and is_paid(backend) for tool, backend, _ in asked}
         self._cache = cache
         self._records_lock = threading.Lock()
         self._flights: Flights[Observation] = Flights()
@@ -112,6 +117,28 @@ class SearchRuntime:
         """Search text. The query is sent in Unicode normal form C with each run of blanks as one; an empty one is the
         policy's failure (`INVALID_QUERY`). Raises nothing but `asyncio.CancelledError`."""
         return await self._observe(Tool.TEXT_SEARCH, self._text, normalise_query(query), _text_identity)
+
+    async def check(self) -> None:
+        """See that the backends which can tell are ready, at no cost; leaves no connection open.
+
+        Raises:
+            SearchLost: one is not, such as for a key that it refuses.
+        """
+        if self.mode is Mode.REPLAY:
+            return
+        for backend in (self._image, self._text):
+            try:
+                if (check := getattr(backend, "check", None)) is not None:
+                    await check()
+            except SearchError as error:
+                raise SearchLost(f"the search backend {backend.name} cannot be used: {error}") from None  # pyright: ignore[reportOptionalMemberAccess]
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Close the connections that backends have on the running loop; the next search opens them again."""
+        for backend in (self._image, self._text):
+            if (close := getattr(backend, "close", None)) is not None:
+                await close()
 
     def drain_records(self) -> list[CallRecord]:
         """Take the log of the calls that ended since the last time."""
@@ -161,6 +188,7 @@ class SearchRuntime:
             cached=observation.cached,
             coalesced=observation.coalesced,
             tries=0 if observation.coalesced else observation.tries,
+            paid=self._paid[observation.tool],
             failure=observation.failure.kind if observation.failure else None,
         )
         with self._records_lock:

@@ -74,8 +74,8 @@ class Service:
         return await self._call("POST", path, json=json, data=form)
 
     async def close(self) -> None:
-        """Close the connections of the loop that is running."""
-        await self._sessions.here().close()
+        """Close the connections of the loop that is running; the next call opens them again."""
+        await self._sessions.pop().close()
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -144,8 +144,13 @@ QueryT = TypeVar("QueryT", contravariant=True)
 class SearchBackend(Protocol[QueryT]):
     """One way to answer a query. `fingerprint` changes whenever the same query could get another answer.
 
-    An image backend whose answers depend on the pixels alone may say so with an attribute `by_pixels = True`: then
-    equal pictures share one call and one cached answer whatever the rows they come from are called.
+    Of these a backend may say more, each with an attribute or method that others leave out:
+
+    * `by_pixels = True`: an image backend whose answers depend on the pixels alone. Equal pictures share one call and
+      one kept answer whatever the rows they come from are called.
+    * `paid = True`: each call costs something, and is counted against `max_paid_calls`.
+    * `async check()`: see that it is ready, at no cost; raises `SearchError`.
+    * `async close()`: close the connections of the running event loop.
     """
 
     name: str
@@ -162,11 +167,17 @@ class SearchBackend(Protocol[QueryT]):
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One line of the runtime's log, from which search metrics are computed."""
+    """One line of the runtime's log, from which search metrics are computed.
+
+    Attributes:
+        tries: How often the backend was asked; of calls that shared one answer, only the first has them.
+        paid: Whether each try costs something.
+    """
 
     tool: Tool
     seconds: float
     cached: bool
     coalesced: bool
     tries: int = 0
+    paid: bool = False
     failure: FailureKind | None = None

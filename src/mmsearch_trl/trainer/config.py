@@ -42,6 +42,15 @@ class MMSearchGRPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Leave tokens out of the loss from the turn on whose search failed through no fault of it."},
     )
+    max_search_failure_share: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of searches that may fail through no fault of the policy before the run is saved and ends."
+        },
+    )
+    search_failure_window: int = field(
+        default=200, metadata={"help": "Searches, of all processes, over which that share is taken."}
+    )
     freeze_vision: bool = field(
         default=False, metadata={"help": "Leave the vision tower as it is, adapters in it included."}
     )

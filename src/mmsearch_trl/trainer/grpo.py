@@ -30,6 +30,8 @@ from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.watch import SearchWatch
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
@@ -116,6 +118,9 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search
+        self.search_watch = SearchWatch(args.max_search_failure_share, args.search_failure_window)
+        self.ended_early: str | None = None
+        """Why training was ended before its time, in words."""
         cap = args.max_trajectories_in_flight
         self.backpressure = None if cap is None else Backpressure(cap, args.kv_high_water)
         self.stragglers = Stragglers(self)
@@ -327,6 +332,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
     def close(self) -> None:
         """Flush traces and let go of the tools and the engine."""
         self.rollout_engine.close()
+        if isinstance(self.search, SearchRuntime):
+            self.event_loop.run(self.search.disconnect())
         if self._traces is not None:
             self._traces.close()
             self._traces = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import CallRecord, Tool
+from mmsearch_trl.search.types import Tool
 
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -18,35 +18,22 @@ Gather = Callable[[torch.Tensor], torch.Tensor]
 
 def rollout_metrics(
     trajectories: Sequence[Trajectory],
-    records: Sequence[CallRecord],
     *,
     seconds: float,
     engine_busy_seconds: float,
     gather: Gather,
     device: torch.device,
 ) -> dict[str, float]:
-    """Means over the trajectories of all ranks, and rates over their tool calls."""
+    """Means over the trajectories of all ranks."""
     rows = [_row(trajectory) for trajectory in trajectories]
     sums = torch.tensor([math.fsum(column) for column in zip(*rows, strict=True)] + [float(len(rows))])
-    calls = torch.tensor(
-        [
-            float(len(records)),
-            float(sum(record.failure is not None for record in records)),
-            float(sum(record.cached for record in records)),
-            float(sum(record.coalesced for record in records)),
-        ]
-    )
-    times = torch.tensor([seconds, engine_busy_seconds, _quantile([record.seconds for record in records], 0.95)])
-    gathered = gather(torch.cat([sums, calls, times]).to(device)).view(-1, len(sums) + len(calls) + len(times)).cpu()
+    times = torch.tensor([seconds, engine_busy_seconds])
+    gathered = gather(torch.cat([sums, times]).to(device)).view(-1, len(sums) + len(times)).cpu()
     totals = gathered.sum(dim=0)
-    count, (n_calls, failed, cached, coalesced) = totals[len(sums) - 1], totals[len(sums) : len(sums) + 4]
+    count = totals[len(sums) - 1]
     metrics = {name: float(total / count) for name, total in zip(_COLUMNS, totals, strict=False)}
-    metrics["search/failure_rate"] = float(failed / n_calls) if n_calls else 0.0
-    metrics["search/cache_hit"] = float(cached / n_calls) if n_calls else 0.0
-    metrics["search/coalesced"] = float(coalesced / n_calls) if n_calls else 0.0
-    metrics["search/latency_p95"] = float(gathered[:, -1].max())
-    metrics["rollout/seconds"] = float(gathered[:, -3].max())
-    metrics["rollout/engine_busy"] = float(totals[-2] / totals[-3]) if totals[-3] else 0.0
+    metrics["rollout/seconds"] = float(gathered[:, -2].max())
+    metrics["rollout/engine_busy"] = float(totals[-1] / totals[-2]) if totals[-2] else 0.0
     return metrics
 
 
@@ -107,7 +94,3 @@ def _row(trajectory: Trajectory) -> list[float]:
         float(trajectory.stop is StopReason.FAILED),
         float(trajectory.stop is StopReason.STRAGGLER),
     ]
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    return float(torch.tensor(values).quantile(q)) if values else 0.0

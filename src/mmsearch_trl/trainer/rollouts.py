@@ -18,6 +18,7 @@ from mmsearch_trl.rollout.loop import named_sampling, run_batch
 from mmsearch_trl.rollout.stragglers import Unfinished
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.trainer.metrics import rollout_metrics
+from mmsearch_trl.trainer.search_calls import SearchCalls, end_if_search_is_gone
 
 
 if TYPE_CHECKING:
@@ -73,12 +74,14 @@ def roll_out(
         trajectories = [cut_response(t, limits.max_response_tokens, chat) for t in trajectories]
     metrics = rollout_metrics(
         trajectories,
-        trainer.search.drain_records(),
         seconds=time.perf_counter() - started,
         engine_busy_seconds=engine.busy_seconds - busy_before,
         gather=trainer.accelerator.gather,
         device=trainer.accelerator.device,
     )
+    calls = SearchCalls.gather(trainer.search.drain_records(), trainer.accelerator.gather, trainer.accelerator.device)
+    metrics |= calls.metrics()
+    end_if_search_is_gone(trainer, calls)
     if admission is not None:
         lowest = torch.tensor([admission.lowest_cap], device=trainer.accelerator.device)
         metrics["rollout/cap_min"] = float(trainer.accelerator.gather(lowest).min())

@@ -86,7 +86,7 @@ class McpSearch:
         return list(_hits(answer.structured_content, texts))[:k]
 
     async def close(self) -> None:
-        await self._connections.here().close()
+        await self._connections.pop().close()
 
     def _target(self) -> Any:
         if isinstance(self._server, str):
