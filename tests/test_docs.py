@@ -14,6 +14,7 @@ import pytest
 from mmsearch_trl.cli import RUNNERS
 from mmsearch_trl.cli import main as command_line
 from mmsearch_trl.config import load_recipe, parse_arguments
+from mmsearch_trl.search_command import parser as search_parser
 
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,9 @@ def test_a_command_of_a_page_is_understood(page: str, words: list[str], capsys: 
 
 
 def check_mmsearch(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] == "search":
+        search_parser().parse_args(words[1:])
+        return
     if words[0] in RUNNERS and "--config" in words:
         check_recipe(words[1:], "sft" if words[0] == "sft" else "grpo")
         return

@@ -15,7 +15,7 @@ from mmsearch_trl.user_errors import run_script
 from mmsearch_trl.versions import check_versions
 
 
-RUNNERS = ("train", "sft", "eval", "demo", "vllm")
+RUNNERS = ("train", "sft", "eval", "search", "demo", "vllm")
 """Subcommands that read the rest of the command line themselves."""
 
 WORLD_DEMONSTRATIONS = 6000
@@ -24,6 +24,7 @@ _HELP = {
     "train": "train with GRPO: --config RECIPE [--key value ...]",
     "sft": "supervised cold start on demonstrations: --config RECIPE [--key value ...]",
     "eval": "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]",
+    "search": "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--text_index DIR ...]",
     "vllm": "serve a model to rollouts: MODEL [--port 8000] [--max_lora_rank R] [any flag of vllm serve]",
     "demo": "build a world, train in it, show what came of it",
 }
@@ -110,6 +111,8 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         from mmsearch_trl.world import demo as script
     elif name == "vllm":
         from mmsearch_trl.engine import vllm_process as script
+    elif name == "search":
+        from mmsearch_trl import search_command as script
     elif name == "train":
         from mmsearch_trl import train as script
     elif name == "sft":
