@@ -72,7 +72,10 @@ def check_mmsearch(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
     if words[0] in RUNNERS and "--config" in words:
         check_recipe(words[1:], "sft" if words[0] == "sft" else "grpo")
         return
-    depth = 2 if words[0] in ("index", "serve") else 1
+    if words[:2] == ["cache", "prefetch"]:
+        check_recipe(words[2:], "grpo")
+        return
+    depth = 2 if words[0] in ("index", "serve", "cache") else 1
     with pytest.raises(SystemExit) as ended:
         command_line([*words[:depth], "--help"])
     assert ended.value.code == 0

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if given and given[0] in RUNNERS and given[1:] not in (["-h"], ["--help"]):
         return run_script(lambda: _run(given[0], given[1:]))
+    if given[:2] == ["cache", "prefetch"] and given[2:] not in ([], ["-h"], ["--help"]):
+        return run_script(lambda: _cache_prefetch(given[2:]))
     options = parser.parse_args(given)
     if not hasattr(options, "action"):
         parser.print_help()
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--demonstrations", type=int, default=WORLD_DEMONSTRATIONS, metavar="N")
     _add_index(add("index", "build a search index"))
     _add_serve(add("serve", "serve an index to other processes and machines"))
+    _add_cache(add("cache", "look after kept search answers, and fill them before a run"))
     merge = add("merge", "merge a LoRA adapter into its base model", _merge)
     merge.add_argument("adapter", help="folder or Hub name of the adapter")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -102,6 +105,21 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     retriever.add_argument("--port", type=int, default=8000)
     retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
     retriever.set_defaults(action=_serve_retriever)
+
+
+def _add_cache(cache: argparse.ArgumentParser) -> None:
+    actions = cache.add_subparsers(title="actions", metavar="stats|verify|export|import|prefetch", required=True)
+    stats = actions.add_parser("stats", help="what a file holds")
+    verify = actions.add_parser("verify", help="read every answer; exit status 1 where one is damaged")
+    verify.add_argument("--drop", action="store_true", help="remove the damaged ones")
+    export = actions.add_parser("export", help="write all answers into one new file, and tell its SHA-256")
+    add = actions.add_parser("import", help="add the answers of other files")
+    actions.add_parser("prefetch", help="look up every picture of a recipe: --config RECIPE [--key value ...]")
+    for action, run in ((stats, _cache_stats), (verify, _cache_verify), (export, _cache_export), (add, _cache_import)):
+        action.add_argument("file", type=Path, metavar="FILE", help="a `search.cache`")
+        action.set_defaults(action=run)
+    export.add_argument("out", type=Path, metavar="OUT")
+    add.add_argument("others", type=Path, metavar="OTHER", nargs="+")
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
@@ -162,6 +180,46 @@ def _serve_retriever(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
     serve(options.index, host=options.host, port=options.port, top_k=options.top_k)
+
+
+def _cache_stats(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from mmsearch_trl.cache_command import stats
+
+    Console().print(stats(options.file))
+
+
+def _cache_verify(options: argparse.Namespace) -> None:
+    from mmsearch_trl.cache_command import verify
+
+    damaged = verify(options.file, drop=options.drop)
+    if damaged and not options.drop:
+        raise ValueError(f"{len(damaged)} answers of {options.file} are damaged: remove them with --drop")
+    print(
+        f"{options.file}: {len(damaged)} damaged answers were removed" if damaged else f"{options.file}: all is well"
+    )
+
+
+def _cache_export(options: argparse.Namespace) -> None:
+    from mmsearch_trl.cache_command import export
+
+    print(f"{options.out}: sha256 {export(options.file, options.out)}")
+
+
+def _cache_import(options: argparse.Namespace) -> None:
+    from mmsearch_trl.cache_command import add
+
+    print(f"{options.file}: {add(options.file, options.others)} answers added")
+
+
+def _cache_prefetch(arguments: Sequence[str]) -> None:
+    check_versions()
+    from mmsearch_trl.cache_command import prefetch
+    from mmsearch_trl.config import load_recipe
+
+    outcomes = prefetch(load_recipe(list(arguments)))
+    print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "no picture was found")
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -1,6 +1,9 @@
 import io
+import itertools
 import multiprocessing
+import random
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmsearch_trl.search.answer_bytes import unpack
 from mmsearch_trl.search.store import AnswerStore, answer_key
 from mmsearch_trl.search.types import Answer, ImageHit, RawReply, TextHit, Tool
 
@@ -68,8 +72,8 @@ def test_the_first_answer_stays(store: AnswerStore) -> None:
 def test_a_damaged_entry_is_a_miss_and_dropped(store: AnswerStore, damage: object) -> None:
     store.put("k", (TextHit("title", "text"),))
     with sqlite3.connect(store.path) as connection:
-        entry = connection.execute("SELECT entry FROM answers").fetchone()[0]
-        connection.execute("UPDATE answers SET entry = ?", (damage(entry),))
+        entry = connection.execute("SELECT entry FROM entries").fetchone()[0]
+        connection.execute("UPDATE entries SET entry = ?", (damage(entry),))
     connection.close()
     assert store.get("k") is None
     assert len(store) == 0
@@ -80,7 +84,7 @@ def test_entries_are_never_unpickled(store: AnswerStore) -> None:
 
     store.put("k", ())
     with sqlite3.connect(store.path) as connection:
-        connection.execute("UPDATE answers SET entry = ?", (pickle.dumps(print),))
+        connection.execute("UPDATE entries SET entry = ?", (pickle.dumps(print),))
     connection.close()
     assert store.get("k") is None
 
@@ -93,7 +97,7 @@ def test_a_file_that_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_store_that_breaks_later_does_not_stop_the_search(store: AnswerStore) -> None:
     with sqlite3.connect(store.path) as connection:
-        connection.execute("DROP TABLE answers")
+        connection.execute("DROP TABLE entries")
     connection.close()
     hits = (TextHit("a", "b"),)
     assert store.get("k") is None
@@ -123,7 +127,7 @@ def test_several_processes_write_one_store_and_a_forked_one_goes_on(store: Answe
 def test_thumbnails_lie_in_the_file_as_png_or_jpeg(store: AnswerStore) -> None:
     store.put("k", (ImageHit("a", None, SMALL), ImageHit("b", None, LARGE)))
     with sqlite3.connect(store.path) as connection:
-        entry = connection.execute("SELECT entry FROM answers").fetchone()[0]
+        entry = connection.execute("SELECT entry FROM entries").fetchone()[0]
     connection.close()
     png, jpeg = entry.index(b"\x89PNG"), entry.index(b"\xff\xd8\xff")
     assert png < jpeg
@@ -138,3 +142,80 @@ def test_keys_are_equal_exactly_when_the_calls_are(one: tuple, two: tuple) -> No
     keys = [answer_key(Tool.IMAGE_SEARCH, call[0], [call[1], call[2]], call[3]) for call in (one, two)]
     assert (keys[0] == keys[1]) == (one == two)
     assert keys[0] != answer_key(Tool.TEXT_SEARCH, one[0], [one[1], one[2]], one[3])
+
+
+def size(store: AnswerStore) -> int:
+    return sum(len(entry) for _, entry, _ in store.entries())
+
+
+def test_the_oldest_entries_make_room(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "small.sqlite", max_bytes=50_000)
+    for number in range(300):
+        store.put(str(number), (TextHit("title", "x" * 1000),))
+        assert size(store) < 50_000 + 65 * 1200
+    assert store.get("0") is None and store.get("299") is not None
+    kept = [int(key) for key, _, _ in store.entries()]
+    assert kept == list(range(kept[0], 300)), "what is kept is the newest"
+    assert size(store) > 30_000
+
+
+def test_a_store_that_has_room_drops_nothing(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "large.sqlite", max_bytes=10_000_000)
+    for number in range(200):
+        store.put(str(number), (TextHit("title", "x" * 100),))
+    assert len(store) == 200
+
+
+def test_nothing_found_is_asked_again_after_its_lifetime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AnswerStore(tmp_path / "answers.sqlite", empty_lifetime_s=100.0)
+    store.put("none", ())
+    store.put("some", (TextHit("a", "b"),))
+    assert store.get("none") == ()
+    now = time.time() + 101
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert store.get("none") is None and store.get("none", however_old=True) == ()
+    assert store.get("some") == (TextHit("a", "b"),)
+    found = (TextHit("new", "b"),)
+    assert store.put("none", found) == found == store.get("none")
+    assert store.put("none", ()) == found, "what was found stays"
+
+
+@pytest.mark.slow
+def test_no_entry_is_lost_or_corrupt_when_writers_are_killed_at_any_moment(tmp_path: Path) -> None:
+    """Eight processes write one store, each is killed by SIGKILL; what was put before is there, and whole."""
+    path, log = tmp_path / "answers.sqlite", tmp_path / "log"
+    AnswerStore(path).close()
+    log.mkdir()
+    context = multiprocessing.get_context("spawn")
+    rng = random.Random(0)
+    for round_ in range(4):
+        workers = [context.Process(target=write_and_tell, args=(path, log / f"{round_}-{n}", n)) for n in range(8)]
+        for worker in workers:
+            worker.start()
+        while sum(file.stat().st_size for file in log.glob(f"{round_}-*")) < 2000:
+            time.sleep(0.01)
+        for worker in rng.sample(workers, 8):
+            time.sleep(rng.uniform(0.0, 0.05))
+            worker.kill()
+        for worker in workers:
+            worker.join()
+    store = AnswerStore(path)
+    told = [
+        line for file in log.iterdir() for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")
+    ]
+    assert len(told) > 200
+    for line in told:
+        key = line.strip()
+        assert store.get(key) == (TextHit(key, key * 100),), "an entry is lost or damaged"
+    for key, entry, _ in store.entries():
+        assert unpack(entry) == (TextHit(key, key * 100),)
+
+
+def write_and_tell(path: Path, log: Path, worker: int) -> None:
+    """Put entries until killed; a key is told when its entry is in the store."""
+    store = AnswerStore(path)
+    with log.open("w", buffering=1) as file:
+        for number in itertools.count():
+            key = f"{number}-{worker if number % 3 else 'all'}"
+            store.put(key, (TextHit(key, key * 100),))
+            file.write(key + "\n")

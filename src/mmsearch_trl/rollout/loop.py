@@ -229,7 +229,13 @@ def _with_reply(turn: Turn, reply: Encoded) -> Turn:
 async def _search(action: Action, task: Task, tools: Tools) -> Observation:
     if action.kind is ActionKind.TEXT_SEARCH:
         return await tools.text_search(action.text or "")
-    if not task.images:
+    query = image_query(task)
+    if query is None:
         failure = Failure(FailureKind.INVALID_QUERY, f"Task {task.id} has no image to search by.")
         return Observation(tool=Tool.IMAGE_SEARCH, failure=failure)
-    return await tools.image_search(ImageQuery(task.images[0], data_id=task.id, url=task.image_url))
+    return await tools.image_search(query)
+
+
+def image_query(task: Task) -> ImageQuery | None:
+    """What an image search of a task looks up; None where there is no picture."""
+    return ImageQuery(task.images[0], data_id=task.id, url=task.image_url) if task.images else None

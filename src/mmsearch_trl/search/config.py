@@ -111,6 +111,12 @@ class SearchConfig:
         default=None,
         metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
     )
+    cache_max_mb: float | None = field(
+        default=None, metadata={"help": "Largest size of the kept answers, megabytes; the oldest make room."}
+    )
+    cache_empty_hours: float = field(
+        default=24.0, metadata={"help": 'Hours for which "searched and found nothing" is kept.'}
+    )
     cache_mode: Literal["live", "record", "replay"] = field(
         default="live",
         metadata={
@@ -122,7 +128,7 @@ class SearchConfig:
 
 _POSITIVE = (
     *("image_top_k", "text_top_k", "timeout_s", "try_timeout_s", "max_concurrency", "thumbnail_side"),
-    *("image_calls_per_second", "text_calls_per_second"),
+    *("image_calls_per_second", "text_calls_per_second", "cache_max_mb", "cache_empty_hours"),
 )
 
 
@@ -145,7 +151,7 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
             f"search.cache_mode is {config.cache_mode!r}, and search.cache, which it is about, is not set"
         )
     with named("cache"):
-        store = None if config.cache is None else AnswerStore(config.cache)
+        store = None if config.cache is None else open_cache(config, config.cache)
     return SearchRuntime(
         open_image(config),
         open_text(config, store),
@@ -158,6 +164,16 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         cache=store,
         mode=Mode(config.cache_mode),
     )
+
+
+def open_cache(config: SearchConfig, path: str) -> AnswerStore:
+    """The store of kept answers.
+
+    Raises:
+        ValueError: `path` cannot be used as one.
+    """
+    most = None if config.cache_max_mb is None else int(1e6 * config.cache_max_mb)
+    return AnswerStore(path, max_bytes=most, empty_lifetime_s=3600 * config.cache_empty_hours)
 
 
 def _policy(config: SearchConfig, calls_per_second: float | None) -> CallPolicy:

@@ -206,11 +206,15 @@ class SearchRuntime:
             return _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
         return replace(observation, coalesced=coalesced)
 
+    def _kept(self, key: str) -> Answer | None:
+        assert self._cache is not None
+        return self._cache.get(key, however_old=self.mode is Mode.REPLAY)
+
     async def _answer(self, tool: Tool, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
         """One call: from the cache, or from the backend."""
         try:
             if self._cache is not None and self.mode is not Mode.RECORD:
-                kept = await call_blocking(self._cache.get, key)
+                kept = await call_blocking(self._kept, key)
                 if kept is not None:
                     return replace(_succeeded(tool, backend.name, kept), cached=True)
             if self.mode is Mode.REPLAY:

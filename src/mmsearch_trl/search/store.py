@@ -1,9 +1,8 @@
 """Answers kept on disk, so that no search is paid for twice and a run can be repeated against the same web.
 
 One SQLite file in WAL mode, shared by any number of processes of one machine (not over a network file system). An
-entry is JSON, then the thumbnails as PNG or JPEG, under a CRC; nothing is ever unpickled. An entry that cannot be read
-is dropped and counts as a miss; a store that cannot be read or written is reported in the log and the search goes on
-without it.
+entry that cannot be read is dropped and counts as a miss; a store that cannot be read or written is reported in the
+log and the search goes on without it. Where the store has a largest size, the oldest entries make room.
 
 `put` returns the answer as a later `get` will: a large thumbnail goes through JPEG once, on the first sight too, so
 the model sees the same pixels on the first call and on all others.
@@ -13,43 +12,50 @@ import json
 import logging
 import os
 import sqlite3
-import struct
 import threading
 import time
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.image.thumbnail import encode_thumbnail
+from mmsearch_trl.search.answer_bytes import FORMAT, pack, unpack
 from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.types import Answer, Hit, ImageHit, RawReply, TextHit, Tool
+from mmsearch_trl.search.types import Answer, Tool
 
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
-_HEADER = struct.Struct("<II")
 _LOCK_WAIT_S = 2.0
+_SIZE_CHECKS = 64
+"""Entries that are written between two looks at the size."""
+_SHARE_KEPT = 0.9
+"""Of the largest size, what is left after the oldest entries were dropped."""
+
+_TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, entry BLOB, made REAL, size INTEGER, hits INTEGER)"
+_BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (made, size)"
 
 
 def answer_key(tool: Tool, fingerprint: str, query: Sequence[str | None], k: int) -> str:
     """SHA-256 under which the answer to a query is kept; `query` is the normalised text, or digest and names."""
-    return digest_of(json.dumps([_FORMAT, tool.value, fingerprint, list(query), k], ensure_ascii=True))
+    return digest_of(json.dumps([FORMAT, tool.value, fingerprint, list(query), k], ensure_ascii=True))
 
 
 class AnswerStore:
     """The persistent cache of tool answers. Methods block; any thread and any forked process may call them.
 
+    Args:
+        max_bytes: Largest size of all entries together; None for any.
+        empty_lifetime_s: Seconds for which "searched and found nothing" is kept: what was not there may come.
+
     Raises:
         ValueError: `path` cannot be used as a store.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None, empty_lifetime_s: float = 86_400.0) -> None:
         self.path = Path(path)
+        self._max_bytes = max_bytes
+        self._empty_lifetime_s = empty_lifetime_s
+        self._writes = 0
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
@@ -62,29 +68,55 @@ class AnswerStore:
                 f"{self.path} cannot be used as an answer cache ({error}): delete it or name another"
             ) from error
 
-    def get(self, key: str) -> Answer | None:
-        """The answer kept under `key`, or None."""
+    def get(self, key: str, *, however_old: bool = False) -> Answer | None:
+        """The answer kept under `key`, or None.
+
+        Args:
+            however_old: Give an empty answer whose lifetime is over as well.
+        """
+        oldest = 0.0 if however_old else time.time() - self._empty_lifetime_s
         try:
             with self._lock:
-                row = self._connect().execute("SELECT entry FROM answers WHERE key = ?", (key,)).fetchone()
+                find = "SELECT CAST(entry AS BLOB) FROM entries WHERE key = ? AND (hits > 0 OR made >= ?)"
+                row = self._connect().execute(find, (key, oldest)).fetchone()
         except sqlite3.Error as error:
             logger.warning("The answer cache %s cannot be read: %s", self.path, error)
             return None
         if row is None:
             return None
         try:
-            return _unpack(row[0])
+            return unpack(row[0])
         except Exception as error:  # whatever a damaged entry makes the decoders raise
             logger.warning("A damaged entry of the answer cache %s is dropped (%s)", self.path, type(error).__name__)
-            self._write("DELETE FROM answers WHERE key = ?", (key,))
+            self._write("DELETE FROM entries WHERE key = ?", (key,))
             return None
 
     def put(self, key: str, answer: Answer, replace: bool = False) -> Answer:
-        """Keep `answer` under `key`, in place of another only with `replace`. Returns the answer as kept."""
-        entry = _pack(answer)
-        rule = "REPLACE" if replace else "IGNORE"
-        self._write(f"INSERT OR {rule} INTO answers VALUES (?, ?, ?)", (key, entry, time.time()))
-        return self.get(key) or _unpack(entry)
+        """Keep `answer` under `key`, in place of a living one only with `replace`. Returns the answer as kept."""
+        entry = pack(answer)
+        hits = len(answer) if isinstance(answer, Sequence) else 1
+        now = time.time()
+        keep = "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry, made = excluded.made, size = excluded.size,"
+        keep += " hits = excluded.hits WHERE ? OR (entries.hits = 0 AND entries.made < ?)"
+        values = (key, entry, now, len(entry), hits, replace, now - self._empty_lifetime_s)
+        self._write(f"INSERT INTO entries VALUES (?, ?, ?, ?, ?) {keep}", values)
+        self._make_room()
+        return self.get(key) or unpack(entry)
+
+    def entries(self) -> Iterator[tuple[str, bytes, float]]:
+        """Key, bytes and time of every entry, as it lies in the file."""
+        with self._lock:
+            keys = [key for (key,) in self._connect().execute("SELECT key FROM entries ORDER BY made, key")]
+        for key in keys:
+            with self._lock:
+                find = "SELECT CAST(entry AS BLOB), made FROM entries WHERE key = ?"
+                row = self._connect().execute(find, (key,)).fetchone()
+            if row is not None:
+                yield key, row[0], row[1]
+
+    def drop(self, key: str) -> None:
+        """Forget an entry."""
+        self._write("DELETE FROM entries WHERE key = ?", (key,))
 
     def close(self) -> None:
         with self._lock:
@@ -94,7 +126,22 @@ class AnswerStore:
 
     def __len__(self) -> int:
         with self._lock:
-            return self._connect().execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+            return self._connect().execute("SELECT COUNT(*) FROM entries").fetchone()[0]
+
+    def _make_room(self) -> None:
+        """Now and then: drop the oldest entries where there are too many."""
+        self._writes += 1
+        if self._max_bytes is None or self._writes % _SIZE_CHECKS:
+            return
+        try:
+            with self._lock:
+                [total] = self._connect().execute("SELECT COALESCE(SUM(size), 0) FROM entries").fetchone()
+        except sqlite3.Error:
+            return  # the write before has said what is wrong
+        if total > self._max_bytes:
+            running = "SELECT made, SUM(size) OVER (ORDER BY made DESC, key) AS total FROM entries"
+            oldest = f"SELECT MAX(made) FROM ({running}) WHERE total > ?"
+            self._write(f"DELETE FROM entries WHERE made <= ({oldest})", (int(_SHARE_KEPT * self._max_bytes),))
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         try:
@@ -109,64 +156,7 @@ class AnswerStore:
             connection = sqlite3.connect(self.path, timeout=_LOCK_WAIT_S, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, entry BLOB, made REAL)")
+            connection.execute(_TABLE)
+            connection.execute(_BY_AGE)
             self._connection, self._owner = connection, os.getpid()
         return self._connection
-
-
-def _pack(answer: Answer) -> bytes:
-    """CRC, length of the JSON, JSON, pictures end to end."""
-    pictures: list[bytes] = []
-
-    def place(image: Image.Image | None) -> int | None:
-        """The length of the picture's bytes, which are read back in the order of the JSON."""
-        if image is None:
-            return None
-        pictures.append(encode_thumbnail(image))
-        return len(pictures[-1])
-
-    if isinstance(answer, RawReply):
-        values: dict[str, Any] = {"text": answer.text, "images": [place(image) for image in answer.images]}
-    else:
-        values = {"hits": [_hit_values(hit, place(getattr(hit, "thumbnail", None))) for hit in answer]}
-    text = json.dumps(values).encode()
-    body = text + b"".join(pictures)
-    return _HEADER.pack(zlib.crc32(body), len(text)) + body
-
-
-def _hit_values(hit: Hit, thumbnail: int | None) -> list[Any]:
-    if isinstance(hit, ImageHit):
-        return ["image", hit.title, hit.url, hit.score, thumbnail]
-    return ["text", hit.title, hit.url, hit.score, [hit.text, hit.id]]
-
-
-def _unpack(entry: bytes) -> Answer:
-    crc, length = _HEADER.unpack_from(entry)
-    body = entry[_HEADER.size :]
-    if zlib.crc32(body) != crc:
-        raise ValueError("the checksum does not match")
-    values = json.loads(body[:length])
-    pictures = _Pictures(body[length:])
-    if "hits" not in values:
-        return RawReply(values["text"], tuple(pictures.take(values["images"])))
-    return tuple(_hit(kind, title, url, score, rest, pictures) for kind, title, url, score, rest in values["hits"])
-
-
-def _hit(kind: str, title: str, url: str | None, score: float | None, rest: Any, pictures: "_Pictures") -> Hit:
-    if kind == "text":
-        return TextHit(title=title, text=rest[0], url=url, score=score, id=rest[1])
-    thumbnail = None if rest is None else next(iter(pictures.take([rest])))
-    return ImageHit(title=title, url=url, thumbnail=thumbnail, score=score)
-
-
-class _Pictures:
-    """Reads pictures that lie end to end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._offset = 0
-
-    def take(self, lengths: Iterable[int]) -> Iterable[Image.Image]:
-        for length in lengths:
-            start, self._offset = self._offset, self._offset + length
-            yield load_image(self._data[start : self._offset])
