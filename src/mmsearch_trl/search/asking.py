@@ -199,7 +199,7 @@ class Asker(Generic[QueryT]):
             SearchError: `TIMEOUT` at the limit, or the backend's own.
         """
         start = asyncio.get_running_loop().time()
-        work = asyncio.ensure_future(_search(self._backend, query, self._k))
+        work = asyncio.ensure_future(call(self._backend, query, self._k))
         work.add_done_callback(_retrieve)
         try:
             await asyncio.wait({work}, timeout=limit - start)
@@ -220,7 +220,8 @@ def _pause(tries: int) -> float:
     return _FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
 
 
-async def _search(backend: SearchBackend[Any], query: Any, k: int) -> Answer:
+async def call(backend: SearchBackend[Any], query: Any, k: int) -> Answer:
+    """A backend's answer; where its `search` is a plain function, it runs on a thread."""
     if inspect.iscoroutinefunction(backend.search):
         return await backend.search(query, k)
     answer = await call_blocking(backend.search, query, k)

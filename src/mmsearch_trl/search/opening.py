@@ -77,7 +77,7 @@ def _image_index(config: "SearchConfig") -> ImageIndex:
 
 
 def _pages(config: "SearchConfig", cache: AnswerStore | None) -> PageSearch:
-    links = SerpApiGoogle(SerpApi()) if config.text_pages == "serpapi" else DdgsSearch()
+    links: Any = SerpApiGoogle(SerpApi()) if config.text_pages == "serpapi" else DdgsSearch()
     reader: Reader = JinaReader() if config.page_reader == "jina" else _web_reader(config)
     if config.summariser_url is None or config.summariser_model is None:
         return PageSearch(links, reader, Excerpt(), cache=cache)
@@ -109,7 +109,7 @@ _IMAGE: dict[str, Opener] = {
 _TEXT: dict[str, Opener] = {
     "text_index": lambda config: TextIndex.open(_there(config.text_index)),
     "text_retriever": lambda config: Retriever(
-        config.text_retriever, token=os.environ.get(TOKEN_VARIABLE), corpus=config.retriever_corpus
+        str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.retriever_corpus
     ),
     "text_serpapi": lambda config: SerpApiGoogle(SerpApi()),
     "text_ddgs": lambda config: DdgsSearch(),

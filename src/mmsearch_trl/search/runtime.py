@@ -97,13 +97,14 @@ class SearchRuntime:
         self.records: list[CallRecord] = []
         self._image = image
         self._text = text
-        asked = ((Tool.IMAGE_SEARCH, image, image_policy), (Tool.TEXT_SEARCH, text, text_policy))
+        backends: dict[Tool, Any] = {Tool.IMAGE_SEARCH: image, Tool.TEXT_SEARCH: text}
+        policies = {Tool.IMAGE_SEARCH: image_policy, Tool.TEXT_SEARCH: text_policy}
         self._askers: dict[Tool, Asker[Any]] = {
-            tool: Asker(tool, backend, policy, self.k[tool], thumbnail_side=thumbnail_side, budget=budget)
-            for tool, backend, policy in asked
+            tool: Asker(tool, backend, policies[tool], self.k[tool], thumbnail_side=thumbnail_side, budget=budget)
+            for tool, backend in backends.items()
             if backend is not None
         }
-        self._paid = {tool: backend is not None and is_paid(backend) for tool, backend, _ in asked}
+        self._paid = {tool: backend is not None and is_paid(backend) for tool, backend in backends.items()}
         self._cache = cache
         self._records_lock = threading.Lock()
         self._flights: Flights[Observation] = Flights()

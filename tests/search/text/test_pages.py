@@ -70,6 +70,16 @@ def test_the_best_pages_are_summarised_in_their_order() -> None:
     assert {len(page) for page in summariser.pages} == {MAX_PAGE_CHARS}
 
 
+def test_links_may_come_from_a_plain_function() -> None:
+    class Plain:
+        name, fingerprint = "plain", "1"
+
+        def search(self, query: str, k: int) -> Sequence[TextHit]:
+            return [TextHit("link", "", url="http://pages.example/7")]
+
+    assert [hit.title for hit in search(Plain(), Reader(), Summariser())] == ["page 7"]
+
+
 def test_a_page_that_cannot_be_read_is_replaced_by_the_next() -> None:
     hits = search(Links(9), Reader(broken=[0, 2, 4]), Summariser())
     assert [hit.title for hit in hits] == ["page 1", "page 3", "page 5"]

@@ -7,6 +7,7 @@ each stage gave is kept apart, so that another summariser reads the same pages a
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from mmsearch_trl.search.asking import call
 from mmsearch_trl.search.index_folder import digest_of
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.readers import Reader
@@ -49,7 +50,7 @@ class PageSearch:
         """
         count = k * _ADDRESSES_PER_HIT
         key = digest_of("addresses", self._links.fingerprint, query, str(count))
-        links = [link for link in await self._kept(key, lambda: self._links.search(query, count)) if link.url]
+        links = [link for link in await self._kept(key, lambda: call(self._links, query, count)) if link.url]
         found, failure = await self._summaries(query, links, k)
         if links and not found:
             reason = failure.message if failure else "no reason is known"
