@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_index(index: argparse.ArgumentParser) -> None:
-    kinds = index.add_subparsers(title="kinds", metavar="image|text", required=True)
+    kinds = index.add_subparsers(title="kinds", metavar="image|text|dense", required=True)
     image = kinds.add_parser("image", help="of pictures: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
     image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of pictures, .jsonl")
     image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
@@ -91,7 +91,12 @@ def _add_index(index: argparse.ArgumentParser) -> None:
     text = kinds.add_parser("text", help="of passages: a .jsonl of {title?, text, url?} or {id, contents}")
     text.add_argument("--language", default="en", metavar="CODE")
     text.set_defaults(action=_index_text)
-    for kind in (image, text):
+    dense = kinds.add_parser("dense", help="of passages, by their meaning; one that was stopped goes on")
+    dense.add_argument("--model", required=True, metavar="M", help="the encoder, such as intfloat/e5-base-v2")
+    dense.add_argument("--kind", default="exact", help="exact, or a FAISS index such as HNSW64 or IVF4096,SQ8")
+    dense.add_argument("--device", default="cpu", help="where the encoder runs")
+    dense.set_defaults(action=_index_dense)
+    for kind in (image, text, dense):
         kind.add_argument("source", type=Path, metavar="SOURCE")
         kind.add_argument("--out", type=Path, required=True, metavar="DIR")
         kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
@@ -100,7 +105,9 @@ def _add_index(index: argparse.ArgumentParser) -> None:
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     kinds = serve.add_subparsers(title="kinds", metavar="retriever", required=True)
     retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve")
-    retriever.add_argument("index", type=Path, metavar="INDEX", help="folder made by `mmsearch index text`")
+    retriever.add_argument("--text_index", metavar="DIR", help="by words: folder made by `mmsearch index text`")
+    retriever.add_argument("--text_dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
+    retriever.add_argument("--text_encoder", metavar="M", help="encoder of --text_dense, where it has moved")
     retriever.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
     retriever.add_argument("--port", type=int, default=8000)
     retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
@@ -174,12 +181,30 @@ def _index_text(options: argparse.Namespace) -> None:
     print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
 
 
+def _index_dense(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.build import build_dense_index
+
+    built = build_dense_index(
+        options.source,
+        options.out,
+        model=options.model,
+        kind=options.kind,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
 def _serve_retriever(options: argparse.Namespace) -> None:
     try:
+        from mmsearch_trl.search.config import SearchConfig
         from mmsearch_trl.search.server import serve
     except ImportError as error:
         raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
-    serve(options.index, host=options.host, port=options.port, top_k=options.top_k)
+    config = SearchConfig(
+        text_index=options.text_index, text_dense=options.text_dense, text_encoder=options.text_encoder
+    )
+    serve(config, host=options.host, port=options.port, top_k=options.top_k)
 
 
 def _cache_stats(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Builds the two kinds of index: `mmsearch index image|text SOURCE --out DIR` calls these."""
+"""Builds the kinds of index: `mmsearch index image|text|dense SOURCE --out DIR` calls these."""
 
 import time
 from dataclasses import dataclass
@@ -57,6 +57,44 @@ def build_image_index(
                 pictures, folder, encoder, model=model, thumbnail_side=thumbnail_side, advance=bar.update
             )
     return Built(out, manifest.count, manifest.fingerprint, time.perf_counter() - start)
+
+
+def build_dense_index(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str,
+    kind: str = "exact",
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Built:
+    """Build a dense index in the new folder `out`; one that was stopped goes on where it was.
+
+    Args:
+        source: A JSONL of passages, as for `build_text_index`.
+        model: Path or name of the encoder, such as `intfloat/e5-base-v2`.
+        kind: `exact`, or what FAISS calls an index, such as `HNSW64` or `IVF4096,SQ8`.
+        device: Where the encoder runs.
+
+    Raises:
+        ImportError: FAISS is needed and not installed.
+        ValueError: a row is wrong (file and line are named), `out` exists, or the encoder or the kind is unknown.
+    """
+    from mmsearch_trl.search.text.dense_build import write_dense_index
+    from mmsearch_trl.search.text.encoder import TextEncoder
+
+    start = time.perf_counter()
+    with tqdm(desc="Encoding passages", unit="passage", disable=not progress) as bar:
+
+        def advance(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done)
+
+        manifest = write_dense_index(
+            Path(source), Path(out), TextEncoder(model, device=device), kind=kind, overwrite=overwrite, advance=advance
+        )
+    return Built(Path(out), manifest.count, manifest.fingerprint, time.perf_counter() - start)
 
 
 def build_text_index(

@@ -35,6 +35,17 @@ class SearchConfig:
     text_index: str | None = field(
         default=None, metadata={"help": "Text search: folder made by `mmsearch index text`."}
     )
+    text_dense: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text search, instead: folder made by `mmsearch index dense`. With `text_index` as well, the two "
+            "rankings are joined."
+        },
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Encoder of `text_dense`, where it is not at the place the index remembers."},
+    )
     text_retriever: str | None = field(
         default=None,
         metadata={

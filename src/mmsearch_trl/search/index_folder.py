@@ -22,11 +22,11 @@ class Manifest:
     """What an index folder holds.
 
     Attributes:
-        kind: `image` or `text`.
+        kind: `image`, `text` or `dense`.
         count: Number of entries.
         fingerprint: SHA-256 over everything the answers depend on; part of the key of cached answers.
-        encoder: Image index: fingerprint of the encoder that made the vectors.
-        model: Image index: path or name of the vision model, None for the model-free descriptor.
+        encoder: Fingerprint of the encoder that made the vectors.
+        model: Path or name of the encoder; None for the model-free descriptor of pictures.
         language: Text index: which analyzer cut the words.
     """
 
@@ -69,11 +69,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         ValueError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
     """
-    if out.exists():
-        if not overwrite:
-            raise ValueError(f"{out} exists: choose another folder, delete it, or ask to overwrite it")
-        if not (out / _MANIFEST).is_file():
-            raise ValueError(f"{out} exists and is not an index: it is not replaced; choose another folder")
+    check_replaceable(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -85,6 +81,18 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(out: Path, *, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
+    """
+    if out.exists():
+        if not overwrite:
+            raise ValueError(f"{out} exists: choose another folder, delete it, or ask to overwrite it")
+        if not (out / _MANIFEST).is_file():
+            raise ValueError(f"{out} exists and is not an index: it is not replaced; choose another folder")
 
 
 def digest_of(*parts: str | bytes) -> str:

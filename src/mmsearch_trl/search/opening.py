@@ -18,6 +18,7 @@ from mmsearch_trl.search.serpapi import SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.ddgs_search import DdgsSearch
+from mmsearch_trl.search.text.hybrid import Hybrid
 from mmsearch_trl.search.text.mcp_tool import McpSearch
 from mmsearch_trl.search.text.pages import PageSearch
 from mmsearch_trl.search.text.readers import JinaReader, Reader, WebReader
@@ -57,6 +58,13 @@ def open_text(config: "SearchConfig", cache: AnswerStore | None) -> SearchBacken
         raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
     if (config.summariser_url is None) != (config.summariser_model is None):
         raise ValueError("search.summariser_url and search.summariser_model go together: set both of them, or none")
+    if config.text_encoder is not None and config.text_dense is None:
+        raise ValueError("search.text_encoder is the model of a dense index, and search.text_dense is not set")
+    if config.text_index is not None and config.text_dense is not None:
+        with named("text_index"):
+            words = TextIndex.open(_there(config.text_index))
+        with named("text_dense"):
+            return Hybrid(words, _dense(config))
     return _open(config, _TEXT | {"text_pages": lambda config: _pages(config, cache)})
 
 
@@ -74,6 +82,12 @@ def _image_index(config: "SearchConfig") -> ImageIndex:
     with named("image_encoder"):
         encoder = None if config.image_encoder is None else load_encoder(config.image_encoder)
     return ImageIndex.open(_there(config.image_index), encoder)
+
+
+def _dense(config: "SearchConfig") -> SearchBackend[str]:
+    from mmsearch_trl.search.text.dense import DenseIndex  # torch is imported only where an encoder is asked for
+
+    return DenseIndex.open(_there(config.text_dense), config.text_encoder)
 
 
 def _pages(config: "SearchConfig", cache: AnswerStore | None) -> PageSearch:
@@ -108,6 +122,7 @@ _IMAGE: dict[str, Opener] = {
 }
 _TEXT: dict[str, Opener] = {
     "text_index": lambda config: TextIndex.open(_there(config.text_index)),
+    "text_dense": _dense,
     "text_retriever": lambda config: Retriever(
         str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.retriever_corpus
     ),

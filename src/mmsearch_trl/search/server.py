@@ -10,7 +10,6 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,7 +17,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field, StringConstraints
 
-from mmsearch_trl.search.text.bm25 import TextIndex
+from mmsearch_trl.search.asking import call
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.opening import open_text
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
 from mmsearch_trl.search.types import SearchBackend, SearchError, TextHit
 
@@ -46,7 +47,6 @@ class RetrievalServer:
 
     Args:
         backend: What answers.
-        documents: Number of its passages, for `/health`.
         top_k: Where a request does not say.
         token: A bearer token without which `/retrieve` is refused; None for none.
         concurrency: Queries under way at a time.
@@ -57,7 +57,6 @@ class RetrievalServer:
     def __init__(
         self,
         backend: SearchBackend[str],
-        documents: int,
         *,
         top_k: int = 3,
         token: str | None = None,
@@ -65,7 +64,7 @@ class RetrievalServer:
         waiting: int = 4096,
         timeout_s: float = 30.0,
     ) -> None:
-        self._backend, self._documents, self._top_k = backend, documents, top_k
+        self._backend, self._top_k = backend, top_k
         self._token = token
         self._slots = asyncio.Semaphore(concurrency)
         self._most = concurrency + waiting
@@ -104,7 +103,6 @@ class RetrievalServer:
             "status": "ok",
             "backend": self._backend.name,
             "fingerprint": self._backend.fingerprint,
-            "documents": self._documents,
         }
 
     async def metrics(self) -> Response:
@@ -113,7 +111,7 @@ class RetrievalServer:
 
     async def _search(self, query: str, top_k: int | None) -> Sequence[TextHit]:
         async with self._slots:
-            return await self._backend.search(query, top_k or self._top_k)  # pyright: ignore[reportReturnType]
+            return await call(self._backend, query, top_k or self._top_k)  # pyright: ignore[reportReturnType]
 
     async def _guard(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         """Refuse what has no token, and a body that is too long, before it is read."""
@@ -165,8 +163,8 @@ def _error(status: int, kind: str, message: str, headers: dict[str, str] | None 
     return JSONResponse({"error": {"kind": kind, "message": message}}, status_code=status, headers=headers)
 
 
-def serve(index: Path, *, host: str, port: int, top_k: int) -> None:
-    """Serve a text index until the process is told to end.
+def serve(config: SearchConfig, *, host: str, port: int, top_k: int) -> None:
+    """Serve the text search of `config` until the process is told to end.
 
     Raises:
         ImportError: the server's packages are not installed.
@@ -177,7 +175,9 @@ def serve(index: Path, *, host: str, port: int, top_k: int) -> None:
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise ValueError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
-    backend = TextIndex.open(index)
-    server = RetrievalServer(backend, len(backend), top_k=top_k, token=token)
-    print(f"{len(backend)} passages at http://{host}:{port}/retrieve", flush=True)
+    backend = open_text(config, None)
+    if backend is None:
+        raise ValueError("name what is served: --text_index DIR, --text_dense DIR, or both")
+    server = RetrievalServer(backend, top_k=top_k, token=token)
+    print(f"{backend.name} at http://{host}:{port}/retrieve", flush=True)
     uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)

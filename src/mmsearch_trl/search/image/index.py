@@ -23,6 +23,7 @@ from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, encode_thumbnail
 from mmsearch_trl.search.index_folder import Manifest, digest_of, read_manifest, write_manifest
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import ImageHit, ImageQuery
+from mmsearch_trl.search.vectors import best_rows
 
 
 _VECTORS, _HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
@@ -81,7 +82,7 @@ class ImageIndex:
         # Rounded, because a matrix product may give equal rows scores that differ in their last bit.
         scores = np.round(self._vectors @ self._encoder.encode([image])[0], 6)
         with self._thumbnails.open("rb") as file:
-            return [self._hit(row, float(scores[row]), file.seek, file.read) for row in _best_rows(scores, k)]
+            return [self._hit(row, float(scores[row]), file.seek, file.read) for row in best_rows(scores, k)]
 
     def _hit(self, row: int, score: float, seek: Callable[[int], int], read: Callable[[int], bytes]) -> ImageHit:
         entry = self._entries[row]
@@ -138,13 +139,3 @@ def write_image_index(
     )
     write_manifest(folder, manifest)
     return manifest
-
-
-def _best_rows(scores: FloatArray, k: int) -> list[int]:
-    """Rows of the `k` highest scores, highest first, ties by row number."""
-    k = min(k, len(scores))
-    if k <= 0:
-        return []
-    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= kth)
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k].tolist()

@@ -5,7 +5,6 @@ vision towers alone (`pooler_output`). The fingerprint is taken from the weights
 answers queries encoded with other weights of the same name.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.search.weights_digest import weights_digest
 
 
 _BATCH = 32
-_PROBES = 8
 
 
 class VisionEncoder:
@@ -42,7 +41,7 @@ class VisionEncoder:
             raise ValueError(f"the vision model {str(model)!r} cannot be loaded: {error}") from error
         self._device = device
         self.name = str(model)
-        self.fingerprint = f"{self._model.config.model_type}-{_weights_digest(self._model)}"
+        self.fingerprint = f"{self._model.config.model_type}-{weights_digest(self._model)}"
         self.dim = self.encode([Image.new("RGB", (32, 32), "white")]).shape[1]
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
@@ -66,13 +65,3 @@ def _pooled(output: Any) -> torch.Tensor:
     if pooled is None:
         raise ValueError(f"the model gives no pooled vector for a picture (its output is {type(output).__name__})")
     return pooled
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    """A digest over a few numbers of every weight: tells checkpoints apart without reading all of them."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().reshape(-1)
-        probes = flat[:: max(1, flat.numel() // _PROBES)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + probes.tobytes())
-    return digest.hexdigest()[:16]

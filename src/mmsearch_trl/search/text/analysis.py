@@ -49,3 +49,8 @@ def make_analyzer(language: str) -> tantivy.TextAnalyzer:
         .filter(tantivy.Filter.stemmer(STEMMED[language]))
         .build()
     )
+
+
+def encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON can escape but no tokenizer and no index can encode."""
+    return text.encode("utf-8", "ignore").decode("utf-8")

@@ -17,7 +17,7 @@ import tantivy
 
 from mmsearch_trl.search.index_folder import Manifest, digest_of, read_manifest, write_manifest
 from mmsearch_trl.search.rows import Row, SourceError, read_rows
-from mmsearch_trl.search.text.analysis import make_analyzer
+from mmsearch_trl.search.text.analysis import encodable, make_analyzer
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import TextHit
 
@@ -85,7 +85,7 @@ class TextIndex:
 
     def _terms(self, query: str) -> list[str]:
         """The distinct terms of a query in order of first appearance."""
-        terms = self._analyzer.analyze(_unicode(query[:_MAX_QUERY_CHARS]))
+        terms = self._analyzer.analyze(encodable(query[:_MAX_QUERY_CHARS]))
         return list(dict.fromkeys(terms))[:_MAX_TERMS]
 
 
@@ -121,7 +121,7 @@ def _add_passages(
     """Add every row; returns how many there were, and `digest` continued over them."""
     count = 0
     for row in read_rows(source):
-        passage = _passage(row)
+        passage = passage_of(row)
         stored = json.dumps(passage)
         document = tantivy.Document()
         document.add_integer("ordinal", count)
@@ -145,8 +145,12 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
-def _passage(row: Row) -> tuple[str, str, str | None, str | None]:
-    """Title, text, address and id of a row. `contents` of one line is a text without a title."""
+def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
+    """Title, text, address and id of a row. `contents` of one line is a text without a title.
+
+    Raises:
+        SourceError: the row holds no text.
+    """
     if "contents" in row.values:
         first, newline, rest = row.text("contents").partition("\n")
         title, text = (first, rest) if newline else ("", first)
@@ -156,12 +160,7 @@ def _passage(row: Row) -> tuple[str, str, str | None, str | None]:
         raise row.error("the passage is empty")
     number = row.values.get("id")
     name = str(number) if isinstance(number, int) else row.text("id", "")
-    return _unicode(title), _unicode(text), _unicode(row.text("url", "")) or None, _unicode(name) or None
-
-
-def _unicode(text: str) -> str:
-    """The text without lone surrogates, which JSON can escape but no tokenizer and no index can encode."""
-    return text.encode("utf-8", "ignore").decode("utf-8")
+    return encodable(title), encodable(text), encodable(row.text("url", "")) or None, encodable(name) or None
 
 
 def _hit(score: float, document: tantivy.Document) -> TextHit:

@@ -1,0 +1,56 @@
+"""Text search by words and by meaning at once: two rankings joined by reciprocal ranks.
+
+A passage's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher, 2009).
+What one of the two cannot find, a rare name or a paraphrase, the other may.
+"""
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from mmsearch_trl.search.asking import call
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.types import FailureKind, SearchBackend, SearchError, TextHit
+
+
+_RANK_OFFSET = 60
+_DEPTH = 4
+"""Passages that each backend is asked for, per passage wanted."""
+
+
+class Hybrid:
+    """A `SearchBackend[str]` over others."""
+
+    name = "hybrid"
+
+    def __init__(self, *backends: SearchBackend[str]) -> None:
+        self._backends = backends
+        self.fingerprint = digest_of(self.name, *(backend.fingerprint for backend in backends))
+
+    async def search(self, query: str, k: int) -> list[TextHit]:
+        """The `k` passages that rank best over all backends.
+
+        Raises:
+            SearchError: of a backend, or `BAD_RESPONSE` where one gives something else than text hits.
+        """
+        answers = await asyncio.gather(*(call(backend, query, _DEPTH * k) for backend in self._backends))
+        rankings = []
+        for answer in answers:
+            hits = [hit for hit in answer if isinstance(hit, TextHit)] if isinstance(answer, Sequence) else []
+            if not isinstance(answer, Sequence) or len(hits) < len(answer):
+                raise SearchError(FailureKind.BAD_RESPONSE, "a part of the hybrid gave something else than text hits")
+            rankings.append(hits)
+        return fused(rankings)[:k]
+
+
+def fused(rankings: Sequence[Sequence[TextHit]]) -> list[TextHit]:
+    """One ranking of all passages, best first; equal scores keep the order of the first ranking that holds them."""
+    scores: dict[Hashable, float] = {}
+    hits: dict[Hashable, TextHit] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, start=1):
+            key = hit.id or (hit.title, hit.text)
+            hits.setdefault(key, hit)
+            scores[key] = scores.get(key, 0.0) + 1.0 / (_RANK_OFFSET + rank)
+    best = sorted(scores, key=lambda key: -scores[key])
+    return [replace(hits[key], score=scores[key]) for key in best]

@@ -1,0 +1,44 @@
+"""The passages of an index beside their vectors: lines of a file that is read where they are asked for."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+_LINES, _PLACES = "passages.jsonl", "places.npy"
+
+Passage = tuple[str, str, str | None, str | None]
+"""Title, text, address, id."""
+
+
+class Passages:
+    """Passages by their number. Any thread may read; nothing is held in memory but their places."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / _LINES
+        self._places = np.load(folder / _PLACES, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._places) - 1
+
+    def read(self, numbers: Sequence[int]) -> list[Passage]:
+        """The passages with these numbers, in their order."""
+        found = []
+        with self._file.open("rb") as lines:
+            for number in numbers:
+                start, end = (int(self._places[number + more]) for more in (0, 1))
+                lines.seek(start)
+                found.append(tuple(json.loads(lines.read(end - start))))
+        return found
+
+
+def write_passages(passages: Iterable[Passage], folder: Path) -> int:
+    """Write passages where `Passages` finds them; how many there were."""
+    places = [0]
+    with (folder / _LINES).open("wb") as lines:
+        for passage in passages:
+            places.append(places[-1] + lines.write(json.dumps(passage).encode() + b"\n"))
+    np.save(folder / _PLACES, np.asarray(places, dtype=np.uint64))
+    return len(places) - 1
