@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from mmsearch_trl import __version__
@@ -103,15 +104,19 @@ def _add_index(index: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
-    kinds = serve.add_subparsers(title="kinds", metavar="retriever", required=True)
+    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
     retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve")
     retriever.add_argument("--text_index", metavar="DIR", help="by words: folder made by `mmsearch index text`")
     retriever.add_argument("--text_dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
     retriever.add_argument("--text_encoder", metavar="M", help="encoder of --text_dense, where it has moved")
-    retriever.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
-    retriever.add_argument("--port", type=int, default=8000)
     retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
-    retriever.set_defaults(action=_serve_retriever)
+    images = kinds.add_parser("images", help="an image index: POST /image_search")
+    images.add_argument("--image_index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
+    images.add_argument("--image_encoder", metavar="M", help="encoder of --image_index, where it has moved")
+    for kind, port in ((retriever, 8000), (images, 8001)):
+        kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
+        kind.add_argument("--port", type=int, default=port)
+        kind.set_defaults(action=_serve)
 
 
 def _add_cache(cache: argparse.ArgumentParser) -> None:
@@ -195,16 +200,16 @@ def _index_dense(options: argparse.Namespace) -> None:
     print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
 
 
-def _serve_retriever(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> None:
     try:
         from mmsearch_trl.search.config import SearchConfig
         from mmsearch_trl.search.server import serve
     except ImportError as error:
         raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
-    config = SearchConfig(
-        text_index=options.text_index, text_dense=options.text_dense, text_encoder=options.text_encoder
-    )
-    serve(config, host=options.host, port=options.port, top_k=options.top_k)
+    names = {field.name for field in fields(SearchConfig)} | {"top_k"}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    top_k = given.pop("top_k", 3)
+    serve(SearchConfig(**given), host=options.host, port=options.port, top_k=top_k)
 
 
 def _cache_stats(options: argparse.Namespace) -> None:

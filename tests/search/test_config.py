@@ -101,6 +101,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     ("values", "backend"),
     [
         ({"image_serpapi": True}, "serpapi-lens"),
+        ({"image_service": "http://127.0.0.1:8001"}, "image-service"),
         ({"text_retriever": "http://127.0.0.1:8000/retrieve"}, "retriever"),
         ({"text_serpapi": True}, "serpapi-google"),
         ({"text_ddgs": True}, "ddgs"),

@@ -13,12 +13,16 @@ from typing import Any
 import aiohttp
 import pytest
 import uvicorn
+from misbehaving import response, serving
+from PIL import Image
 
-from mmsearch_trl.search.build import build_text_index
-from mmsearch_trl.search.server import MAX_BODY, MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K, RetrievalServer
+from mmsearch_trl.search.build import build_image_index, build_text_index
+from mmsearch_trl.search.image.index import ImageIndex
+from mmsearch_trl.search.image.service import ImageService
+from mmsearch_trl.search.server import MAX_BODY, MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K, SearchServer
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.retriever import Retriever
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.types import FailureKind, ImageQuery, SearchError, TextHit
 
 
 CORPUS = [
@@ -38,12 +42,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> TextIndex:
 
 
 @contextmanager
-def served(backend: Any, **options: Any) -> Iterator[str]:
+def served(backend: Any, *, image: Any = None, **options: Any) -> Iterator[str]:
     """A server in a thread; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    app = RetrievalServer(backend, **options).app
+    app = SearchServer(backend, image, **options).app
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -129,19 +133,18 @@ def test_a_request_of_another_shape_is_refused(url: str, body: Any) -> None:
 
 
 def test_a_request_that_is_too_long_is_refused_unread(url: str) -> None:
-    assert post(url, b"x" * (MAX_BODY + 1))[0] == 413
+    assert post(url, b"{}", **{"Content-Length": str(MAX_BODY + 1)})[0] == 413
 
 
 def test_health_and_metrics(url: str, index: TextIndex) -> None:
     post(url, {"queries": ["velm", "oakham"]})
     assert json.loads(get(url, "/health")) == {
         "status": "ok",
-        "backend": "text-index",
-        "fingerprint": index.fingerprint,
+        "retrieve": {"backend": "text-index", "fingerprint": index.fingerprint},
     }
     text = get(url, "/metrics")
-    assert 'retriever_requests_total{path="/retrieve",status="200"}' in text
-    assert "retriever_queries_total" in text and "retriever_pending_queries 0.0" in text
+    assert 'search_requests_total{path="/retrieve",status="200"}' in text
+    assert "search_queries_total" in text and "search_pending_queries 0.0" in text
 
 
 def test_a_token_is_asked_for_everywhere_but_at_the_health_check(index: TextIndex) -> None:
@@ -205,13 +208,84 @@ def test_a_search_that_takes_too_long_is_given_up() -> None:
         status, body = post(url, {"queries": ["a"]})
         assert status == 504 and body["error"]["kind"] == "timeout" and time.monotonic() - start < 2
         assert backend.running == 0
-        assert "retriever_pending_queries 0.0" in get(url, "/metrics")
+        assert "search_pending_queries 0.0" in get(url, "/metrics")
 
 
 def test_a_backend_that_fails_is_a_typed_answer() -> None:
     with served(Slow(0.0)) as url:
         status, body = post(url, {"queries": ["fine", "broken"]})
     assert status == 500 and body["error"]["kind"] == "bad_response"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "source").mkdir()
+    for number, size in enumerate([(40, 40), (300, 200), (90, 500), (64, 64)]):
+        Image.effect_noise(size, 60 + number).convert("RGB").save(folder / "source" / f"{number}.png")
+    build_image_index(folder / "source", folder / "index", progress=False)
+    return ImageIndex.open(folder / "index")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/image_search"])
+def test_pictures_are_looked_up_as_without_a_server(pictures: ImageIndex, path: str) -> None:
+    query = ImageQuery(Image.effect_noise((300, 200), 61).convert("RGB"))
+    direct = pictures.search_now(query.image, 3)
+
+    async def work(url: str) -> Any:
+        service = ImageService(url)
+        try:
+            return await service.search(query, 3)
+        finally:
+            await service.close()
+
+    with served(None, image=pictures) as url:
+        served_hits = asyncio.run(work(url + path))
+        assert json.loads(get(url, "/health"))["image_search"]["backend"] == "image-index"
+        assert post(url, {"queries": ["a"]})[0] == 404
+    assert [(hit.title, hit.url, hit.score) for hit in served_hits] == [
+        (hit.title, hit.url, hit.score) for hit in direct
+    ]
+    for mine, theirs in zip(served_hits, direct, strict=True):
+        assert mine.thumbnail.tobytes() == theirs.thumbnail.tobytes()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"image": 3}, {"image": "no base64!"}, {"image": "aGVsbG8="}, {"image": ""}, {"image": "aGVsbG8=", "k": 0},
+        {"image": "aGVsbG8=", "k": MAX_TOP_K + 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(pictures: ImageIndex, body: Any) -> None:
+    with served(None, image=pictures) as url:
+        assert post(url, body, "/image_search")[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"hits": []}, []),
+        ({"hits": [{"title": "a", "thumbnail": "???"}, {"title": 3, "url": 4, "score": "x"}, {}]}, ["a", "", ""]),
+        ({}, None),
+        ([], None),
+        ({"hits": [3]}, None),
+        ({"hits": None}, None),
+    ],
+)
+def test_another_s_answers_are_hits_or_a_bad_response(body: Any, expected: list[str] | None) -> None:
+    async def run() -> Any:
+        async with serving(response(json.dumps(body).encode(), Content_Type="application/json")) as site:
+            service = ImageService(f"http://127.0.0.1:{site.port}")
+            try:
+                return [hit.title for hit in await service.search(ImageQuery(Image.new("RGB", (4, 4))), 3)]
+            except SearchError as error:
+                assert error.failure.kind is FailureKind.BAD_RESPONSE
+                return None
+            finally:
+                await service.close()
+
+    assert asyncio.run(run()) == expected
 
 
 def test_our_client_and_our_server_understand_each_other(url: str, tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ class SearchConfig:
             "or a folder of <data_id>/meta.json)."
         },
     )
+    image_service: str | None = field(
+        default=None,
+        metadata={
+            "help": "Image search, instead: address of a server with `/image_search`, such as `mmsearch serve "
+            "images`. A token it wants is in MMSEARCH_RETRIEVER_TOKEN."
+        },
+    )
     image_serpapi: bool = field(
         default=False,
         metadata={"help": "Image search, instead: Google Lens through SerpApi. Paid; the key is in SERPAPI_API_KEY."},
@@ -53,8 +60,11 @@ class SearchConfig:
             "retriever`. A token it wants is in MMSEARCH_RETRIEVER_TOKEN."
         },
     )
-    retriever_corpus: str = field(
-        default="", metadata={"help": "Name of what `text_retriever` serves: under another name nothing is kept yet."}
+    corpus: str = field(
+        default="",
+        metadata={
+            "help": "Name of what `text_retriever` and `image_service` serve: another name, other kept answers."
+        },
     )
     text_serpapi: bool = field(
         default=False,

@@ -14,6 +14,7 @@ from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
 from mmsearch_trl.search.image.index import ImageIndex, load_encoder
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
+from mmsearch_trl.search.image.service import ImageService
 from mmsearch_trl.search.serpapi import SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.bm25 import TextIndex
@@ -118,13 +119,16 @@ def _mcp(config: "SearchConfig") -> McpSearch:
 _IMAGE: dict[str, Opener] = {
     "image_index": _image_index,
     "image_cache": lambda config: open_fvqa_cache(_there(config.image_cache)),
+    "image_service": lambda config: ImageService(
+        str(config.image_service), token=os.environ.get(TOKEN_VARIABLE), corpus=config.corpus
+    ),
     "image_serpapi": lambda config: SerpApiLens(SerpApi(), _fetcher(config)),
 }
 _TEXT: dict[str, Opener] = {
     "text_index": lambda config: TextIndex.open(_there(config.text_index)),
     "text_dense": _dense,
     "text_retriever": lambda config: Retriever(
-        str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.retriever_corpus
+        str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.corpus
     ),
     "text_serpapi": lambda config: SerpApiGoogle(SerpApi()),
     "text_ddgs": lambda config: DdgsSearch(),

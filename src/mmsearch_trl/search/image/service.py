@@ -1,0 +1,80 @@
+"""Image search by a service: `POST /image_search`, as `mmsearch serve images` has it (`search/server.py`).
+
+Any server that takes `{"image": base64, "k": n}` and answers `{"hits": [{"title", "url"?, "score"?, "thumbnail"?}]}`
+will do; a thumbnail is a picture in base64, or null.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError
+
+
+_MAX_ANSWER = 40_000_000
+
+
+class ImageService:
+    """A `SearchBackend[ImageQuery]`.
+
+    Args:
+        url: Of the endpoint, or of the server that has one.
+        token: Bearer token, where the server wants one.
+        corpus: Name of what it serves, part of the key of kept answers.
+    """
+
+    name = "image-service"
+    by_pixels = True
+
+    def __init__(self, url: str, *, token: str | None = None, corpus: str = "") -> None:
+        server = url.rstrip("/").removesuffix("/image_search")
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._service = Service(server, headers=headers, max_bytes=_MAX_ANSWER)
+        self.fingerprint = digest_of(self.name, server, corpus)
+
+    async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
+        """Pages that show the picture, best first.
+
+        Raises:
+            SearchError: see `Service.post`; `BAD_RESPONSE` where the answer is not of the contract.
+        """
+        request = {"image": await call_blocking(_encoded, query.image), "k": k}
+        answer = await self._service.post("/image_search", json=request)
+        rows = answer.get("hits") if isinstance(answer, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise SearchError(FailureKind.BAD_RESPONSE, "the answer holds no list of hits")
+        return [await call_blocking(_hit, row) for row in rows]
+
+    async def close(self) -> None:
+        await self._service.close()
+
+
+def _encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _hit(row: dict[str, Any]) -> ImageHit:
+    """A hit; what is wrong with its picture leaves its title."""
+    title, url, score = row.get("title"), row.get("url"), row.get("score")
+    return ImageHit(
+        title=title if isinstance(title, str) else "",
+        url=url if isinstance(url, str) else None,
+        thumbnail=_picture(row.get("thumbnail")),
+        score=float(score) if isinstance(score, int | float) else None,
+    )
+
+
+def _picture(encoded: Any) -> Image.Image | None:
+    try:
+        return load_image(base64.b64decode(encoded, validate=True)) if isinstance(encoded, str) else None
+    except ValueError:
+        return None
