@@ -56,7 +56,7 @@ async def serving(answers: Mapping[str, Answer] | Answer) -> AsyncIterator[Site]
                 await writer.drain()
 
             await (write(answer) if isinstance(answer, bytes) else answer(write))
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()

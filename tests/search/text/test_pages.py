@@ -85,6 +85,12 @@ def test_a_page_that_cannot_be_read_is_replaced_by_the_next() -> None:
     assert [hit.title for hit in hits] == ["page 1", "page 3", "page 5"]
 
 
+def test_a_page_that_takes_too_long_is_replaced_too() -> None:
+    search_ = PageSearch(Links(9), Reader(slow=[0, 1]), Summariser(), page_timeout_s=0.02)
+    hits = asyncio.run(search_.search("who", 3))
+    assert [hit.title for hit in hits] == ["page 2", "page 3", "page 4"]
+
+
 def test_there_may_be_fewer_pages_than_wanted() -> None:
     assert [hit.title for hit in search(Links(4), Reader(broken=[0, 1]), Summariser())] == ["page 2", "page 3"]
     assert search(Links(0), Reader(), Summariser()) == []

@@ -28,17 +28,25 @@ class PageSearch:
     Args:
         links: Finds addresses.
         cache: Where addresses, texts and summaries are kept; None keeps nothing.
+        page_timeout_s: Seconds that one page may take, read and summarised; the next address takes its place.
     """
 
     name = "pages"
 
     def __init__(
-        self, links: SearchBackend[str], reader: Reader, summariser: Summariser, *, cache: AnswerStore | None = None
+        self,
+        links: SearchBackend[str],
+        reader: Reader,
+        summariser: Summariser,
+        *,
+        cache: AnswerStore | None = None,
+        page_timeout_s: float = 6.0,
     ) -> None:
         self._links = links
         self._reader = reader
         self._summariser = summariser
         self._cache = cache
+        self._page_timeout_s = page_timeout_s
         self.paid = getattr(links, "paid", False)
         self.fingerprint = digest_of(self.name, links.fingerprint, reader.fingerprint, summariser.fingerprint)
 
@@ -72,7 +80,7 @@ class PageSearch:
             while running or (waiting and len(found) < k):
                 while waiting and len(running) + len(found) < k:
                     rank, link = waiting.pop(0)
-                    running[asyncio.create_task(self._summary(query, link))] = rank
+                    running[asyncio.create_task(self._in_time(query, link))] = rank
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=running.__getitem__):
                     rank = running.pop(task)
@@ -84,6 +92,13 @@ class PageSearch:
             for task in running:
                 task.cancel()
         return [found[rank] for rank in sorted(found)], failure
+
+    async def _in_time(self, query: str, link: TextHit) -> TextHit:
+        try:
+            async with asyncio.timeout(self._page_timeout_s):
+                return await self._summary(query, link)
+        except TimeoutError:
+            raise SearchError(FailureKind.TIMEOUT, f"a page took more than {self._page_timeout_s:g} s") from None
 
     async def _summary(self, query: str, link: TextHit) -> TextHit:
         url = link.url or ""

@@ -1,0 +1,102 @@
+"""A hundred rollout batches on a web of which a third is broken: nobody is lost, nothing is late, nothing is left."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import pytest
+import tiny
+from chaos.faulty_web import FAULTS, FaultyWeb
+
+from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.loop import run_batch
+from mmsearch_trl.rollout.trajectory import StopReason
+from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.breaker import CircuitBreaker
+from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.serpapi import KEY_VARIABLE, SerpApi
+from mmsearch_trl.search.text.pages import PageSearch
+from mmsearch_trl.search.text.readers import JinaReader
+from mmsearch_trl.search.text.retriever import Retriever
+from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
+from mmsearch_trl.search.text.summarisers import ChatSummariser
+
+
+PROTOCOL = tiny.qwen25().restless()
+LIMITS = Limits(max_turns=4, max_turn_tokens=6, max_response_tokens=300, image_search_limit=1, text_search_limit=2)
+BATCHES, TASKS = 100, 8
+POLICY = CallPolicy(timeout_s=1.0, try_timeout_s=0.3, retries=4)
+SEARCHES = 3
+"""At most, of a trajectory."""
+
+
+class Babbler:
+    """An engine that says anything, in no time."""
+
+    def __init__(self) -> None:
+        self._rng = random.Random(0)
+
+    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        ids = tuple(self._rng.randrange(PROTOCOL.chat.vocabulary_size) for _ in range(self._rng.randint(1, 6)))
+        return Completion(ids, (-1.0,) * len(ids), FinishReason.LENGTH)
+
+
+def runtime(web: FaultyWeb, kind: str) -> SearchRuntime:
+    async def here(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    fetcher = Fetcher(allowed=lambda address: address == "127.0.0.1", lookup=here, ports=None, timeout_s=0.2)
+    api = SerpApi(web.url)
+    text: Any = Retriever(web.url)
+    if kind == "pages":
+        text = PageSearch(
+            SerpApiGoogle(api), JinaReader(web.url), ChatSummariser(f"{web.url}/v1", "small"), page_timeout_s=0.1
+        )
+    search = SearchRuntime(SerpApiLens(api, fetcher), text, image_policy=POLICY, text_policy=POLICY)
+    for asker in search._askers.values():  # a breaker would spare the web most of what is tested here
+        asker._breaker = CircuitBreaker(failures=10**9)
+    return search
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["retriever", "pages"])
+def test_rollouts_on_a_broken_web(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sesame-open")
+    process = psutil.Process()
+    outcomes: Counter[str] = Counter()
+
+    async def run() -> FaultyWeb:
+        async with FaultyWeb(0.3, seed=1) as web:
+            search = runtime(web, kind)
+            before = asyncio.all_tasks()
+            for batch in range(BATCHES):
+                tasks = tiny.tasks(TASKS, seed=batch)
+                samplings = [Sampling(max_tokens=6, seed=i) for i in range(TASKS)]
+                start = time.monotonic()
+                trajectories = await run_batch(tasks, Babbler(), PROTOCOL, search, LIMITS, samplings)
+                assert time.monotonic() - start < SEARCHES * POLICY.timeout_s + 1.5
+                assert [trajectory.task.id for trajectory in trajectories] == [task.id for task in tasks]
+                assert all(trajectory.stop is not StopReason.FAILED for trajectory in trajectories)
+                for observation in (seen for each in trajectories for seen in each.observations):
+                    outcomes[observation.failure.kind.value if observation.failure else "answered"] += 1
+                    assert "sesame" not in repr(observation.failure)
+            assert len(search.drain_records()) == sum(outcomes.values())
+            await search.disconnect()
+            search.close()
+            await asyncio.sleep(0.3)
+            ours = asyncio.all_tasks() - before - web._tasks
+            assert not ours, ours
+            return web
+
+    files = process.num_fds()
+    web = asyncio.run(run())
+    assert process.num_fds() <= files + 1, "a socket or file is left open"
+    assert set(web.faults) == set(FAULTS)
+    assert outcomes["answered"] > sum(outcomes.values()) / 2 and len(outcomes) > 2, outcomes
