@@ -79,7 +79,7 @@ def _ablations(rig: Rig, tell: Callable[[str], None]) -> dict[str, Any]:
 def markdown(out: Path) -> Iterator[str]:
     """Two tables: schedulers by number of rollouts, the median where there are several seeds, and the ablations."""
     yield "| K | " + " | ".join(f"{title}, s" for title in NAMES.values()) + _HEAD
-    yield "|---:" * 10 + "|"
+    yield "|---:" * 9 + "|"
     for k, seeds in SEEDS.items():
         yield _row(k, [read(scenario_path(out, k, seed)) for seed in seeds])
     ablations = read(out / "ablations.json")
@@ -93,7 +93,7 @@ def markdown(out: Path) -> Iterator[str]:
         yield f"| {name} | {lockstep:.1f} | {ours:.1f} | {lockstep / ours:.2f} |"
 
 
-_HEAD = " | TRL / ours | lockstep / ours | ρ | η | no latency, ours / waves | engine busy: TRL, lockstep, ours |"
+_HEAD = " | TRL / ours | lockstep / ours | ρ | η | engine busy: TRL, lockstep, ours |"
 
 
 def _row(k: int, reports: Sequence[Mapping[str, Any]]) -> str:
@@ -105,9 +105,7 @@ def _row(k: int, reports: Sequence[Mapping[str, Any]]) -> str:
     for name in ("trl", "lockstep"):
         factor = typical(lambda report, name=name: report["seconds"][name] / report["seconds"]["ours"])
         cells.append(f"{factor:.1f}×" if name == "trl" else f"{factor:.2f}×")
-    cells += [
-        f"{typical(lambda report, name=name: report[name]):.2f}" for name in ("rho", "eta", "zero_latency_ratio")
-    ]
+    cells += [f"{typical(lambda report, name=name: report[name]):.2f}" for name in ("rho", "eta")]
     busy = [f"{typical(lambda report, name=name: report['engine_busy'][name]):.0%}" for name in NAMES]
     return f"| {' | '.join([*cells, ', '.join(busy)])} |"
 

@@ -14,7 +14,7 @@ from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import FailureKind, Tool
+from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
 
 
 PROTOCOL = tiny.qwen25().protocol()
@@ -173,3 +173,45 @@ def test_nothing_waits_for_the_slowest() -> None:
     trajectories = asyncio.run(run_batch(given, Many(), PROTOCOL, tools, Limits(max_response_tokens=900), samplings))
     assert max(trajectory.seconds for trajectory in trajectories) < 0.1 * 3.5
     assert len(tools.calls) >= 4
+
+
+class FailingTools(tiny.CannedTools):
+    """Text searches fail in the given ways, None for an answer; pictures are found."""
+
+    def __init__(self, *kinds: FailureKind | None) -> None:
+        super().__init__()
+        self._kinds = list(kinds)
+
+    async def text_search(self, query: str) -> Observation:
+        observation = await super().text_search(query)
+        kind = self._kinds.pop(0)
+        return observation if kind is None else Observation(tool=Tool.TEXT_SEARCH, failure=Failure(kind, "no"))
+
+
+TIMEOUT, INVALID = FailureKind.TIMEOUT, FailureKind.INVALID_QUERY
+
+
+@pytest.mark.parametrize(
+    ("turns", "kinds", "most", "turns_taken"),
+    [
+        ((TEXT, TEXT, TEXT, ANSWER), (TIMEOUT, FailureKind.UNAVAILABLE), 2, 2),
+        ((TEXT, TEXT, TEXT, ANSWER), (TIMEOUT, None, TIMEOUT), 2, 4),
+        ((TEXT, IMAGE, TEXT, ANSWER), (TIMEOUT, TIMEOUT), 2, 4),
+        ((TEXT, TEXT, TEXT, ANSWER), (TIMEOUT, INVALID, TIMEOUT), 2, 4),
+        ((TEXT, TEXT, TEXT, ANSWER), (TIMEOUT, TIMEOUT, TIMEOUT), None, 4),
+        ((TEXT, TEXT, TEXT, ANSWER), (TIMEOUT, TIMEOUT, TIMEOUT), 3, 3),
+        ((TEXT, ANSWER), (TIMEOUT,), 1, 1),
+    ],
+)
+def test_searches_that_fail_one_after_the_other_end_the_trajectory(
+    turns: tuple[str, ...], kinds: tuple[FailureKind | None, ...], most: int | None, turns_taken: int
+) -> None:
+    given_up = turns_taken < len(turns)
+    trajectory, engine, _ = roll_out(
+        *turns, tools=FailingTools(*kinds), max_turns=5, text_search_limit=3, max_search_failures_in_a_row=most
+    )
+    assert len(trajectory.turns) == len(engine.requests) == turns_taken
+    assert trajectory.stop is (StopReason.FAILED if given_up else StopReason.ANSWERED)
+    if given_up:
+        assert trajectory.failure is not None and trajectory.failure.infrastructure
+        assert len(list(trajectory.observations)) == turns_taken and not trajectory.turns[-1].reply_ids

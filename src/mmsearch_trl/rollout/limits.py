@@ -14,7 +14,7 @@ from typing import Literal
 
 from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import Tool
+from mmsearch_trl.search.types import Observation, Tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,13 @@ class Limits:
         default="notice",
         metadata={"help": "A reply that does not fit is replaced by a short notice, or ends the trajectory."},
     )
+    max_search_failures_in_a_row: int | None = field(
+        default=2,
+        metadata={
+            "help": "Searches that fail one after the other, through no fault of the policy, before the trajectory is "
+            "given up and takes no part in training."
+        },
+    )
     compat: Literal["mmsearch_r1"] | None = field(
         default=None, metadata={"help": "Reproduce MMSearch-R1's own rollout to the byte, its quirks included."}
     )
@@ -53,6 +60,10 @@ class Limits:
         for name in ("max_turns", "max_turn_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_search_failures_in_a_row is not None and self.max_search_failures_in_a_row < 1:
+            raise ValueError(
+                f"rollout.max_search_failures_in_a_row must be at least 1, got {self.max_search_failures_in_a_row}."
+            )
         for name in ("image_search_limit", "text_search_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")
@@ -62,6 +73,17 @@ class Limits:
             raise ValueError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
         if self.forced_answer and self.forced_answer_tokens >= self.max_response_tokens:
             raise ValueError("rollout.forced_answer_tokens must be smaller than rollout.max_response_tokens.")
+
+    def gives_up(self, trajectory: Trajectory, newest: Observation) -> bool:
+        """Whether so many searches in a row have failed that nothing can be learnt from the trajectory.
+
+        `trajectory` holds the turns before the one that asked for `newest`.
+        """
+        most = self.max_search_failures_in_a_row
+        if most is None or self.compat:
+            return False
+        row = [*trajectory.observations, newest][-most:]
+        return len(row) == most and all(seen.failure is not None and seen.failure.infrastructure for seen in row)
 
     def within(self, window: int) -> "Limits":
         """These limits on an engine that holds `window` tokens; upstream's rule knows no window and stays."""

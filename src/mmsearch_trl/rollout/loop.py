@@ -214,6 +214,9 @@ async def _react(
             return turn, StopReason.TOKEN_LIMIT
         return _with_reply(turn, request), None
     observation = await _search(turn.action, trajectory.task, tools)
+    if limits.gives_up(trajectory, observation):
+        trajectory.failure = observation.failure
+        return replace(turn, observation=observation), StopReason.FAILED
     reply = protocol.reply(observation, trajectory.task, turn.token_ids)
     if not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
         reply = protocol.overflow(observation.tool, turn.token_ids)
