@@ -1,0 +1,180 @@
+"""Whatever a search result calls a picture: the reply has as many pictures as places for them, and none is made up."""
+
+import asyncio
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+
+import pytest
+import tiny
+from misbehaving import response, serving
+from PIL import Image
+
+from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.image.download import with_thumbnails
+from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.types import ImageHit, ImageQuery
+
+
+PROTOCOL = tiny.qwen25().protocol()
+[TASK] = tiny.tasks(1)
+NOISE = Image.effect_noise((60, 40), 90).convert("RGB")
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, *, pixels: bytes = b"") -> bytes:
+    """A PNG whose header says what it likes; `pixels` are compressed already."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", pixels or zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bomb(side: int) -> bytes:
+    compressor, row = zlib.compressobj(9), bytes(3 * side + 1)
+    return png(side, side, pixels=b"".join([compressor.compress(row) for _ in range(side)]) + compressor.flush())
+
+
+def with_exif(orientation: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(NOISE, "JPEG", exif=exif)
+
+
+PNG, JPEG = encoded(NOISE), encoded(NOISE, "JPEG")
+FRAMES = [Image.effect_noise((60, 40), spread).convert("RGB") for spread in (20, 60, 90)]
+GOOD: dict[str, tuple[bytes, str]] = {
+    "PNG": (PNG, "image/png"),
+    "JPEG": (JPEG, "image/jpeg"),
+    "WEBP": (encoded(NOISE, "WEBP"), "image/webp"),
+    "GIF": (encoded(NOISE, "GIF"), "image/gif"),
+    "PNG that is called JPEG": (PNG, "image/jpeg"),
+    "CMYK": (encoded(NOISE.convert("CMYK"), "JPEG"), "image/jpeg"),
+    "grey": (encoded(NOISE.convert("L")), "image/png"),
+    "16 bits": (encoded(NOISE.convert("L").convert("I;16")), "image/png"),
+    "1 bit": (encoded(NOISE.convert("1")), "image/png"),
+    "palette": (encoded(NOISE.convert("P")), "image/png"),
+    "transparent": (encoded(NOISE.convert("RGBA")), "image/png"),
+    "transparent palette": (encoded(NOISE.convert("P"), transparency=3), "image/png"),
+    "animated GIF": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "image/gif"),
+    "animated WEBP": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "image/webp"),
+    "turned": (with_exif(6), "image/jpeg"),
+    "turned in no known way": (with_exif(77), "image/jpeg"),
+    "corrupted EXIF": (JPEG[:2] + b"\xff\xe1\x00\x10Exif\x00\x00garbage!" + JPEG[2:], "image/jpeg"),
+    "polyglot of JPEG and HTML": (JPEG + b"<html><script>alert(1)</script></html>", "image/jpeg"),
+    "polyglot of PNG and ZIP": (PNG + b"PK\x03\x04" + bytes(200), "image/png"),
+    "large": (encoded(Image.new("RGB", (3000, 2000), "red"), "JPEG"), "image/jpeg"),
+    "one pixel": (encoded(Image.new("RGB", (1, 1))), "image/png"),
+    "thin": (encoded(Image.new("RGB", (1, 300))), "image/png"),
+}
+BAD: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "image/png"),
+    "text": (b"not a picture", "image/png"),
+    "HTML": (b"<html><body>404</body></html>", "image/jpeg"),
+    "HTML that says so": (b"<html></html>", "text/html"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
+    "SVG that is called PNG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/png"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "image/png"),
+    "TIFF": (encoded(NOISE, "TIFF"), "image/png"),
+    "BMP": (encoded(NOISE, "BMP"), "image/png"),
+    "0 x 0": (png(0, 0), "image/png"),
+    "0 x 5": (png(0, 5), "image/png"),
+    "bomb of 81 megapixels": (bomb(9000), "image/png"),
+    "header of 4 gigapixels": (png(65000, 65000), "image/png"),
+    "1 x 100000000": (png(1, 100_000_000), "image/png"),
+    "header without pixels": (png(50, 50), "image/png"),
+    "half a PNG": (PNG[: len(PNG) // 2], "image/png"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], "image/jpeg"),
+    "flipped bits": (PNG[:60] + bytes(byte ^ 0xFF for byte in PNG[60:90]) + PNG[90:], "image/png"),
+    "too many bytes": (PNG + bytes(5_000_000), "image/png"),
+}
+
+
+class Lens:
+    """Image search whose hits' pictures come from a server."""
+
+    name, fingerprint = "lens", "1"
+
+    def __init__(self, fetcher: Fetcher, addresses: Sequence[str]) -> None:
+        self._fetcher, self._addresses = fetcher, addresses
+
+    async def search(self, query: ImageQuery, k: int) -> list[ImageHit]:
+        return await with_thumbnails(self._fetcher, [(ImageHit(f"page {a[-3:]}"), a) for a in self._addresses])
+
+
+def looked_up(*pictures: tuple[bytes, str]) -> list[ImageHit]:
+    """What a search with these pictures comes to; the reply is checked on the way."""
+
+    async def run() -> list[ImageHit]:
+        async def here(host: str, port: int) -> list[str]:
+            return ["127.0.0.1"]
+
+        answers = {f"/{n}": response(data, Content_Type=kind) for n, (data, kind) in enumerate(pictures)}
+        async with serving(answers) as site:
+            fetcher = Fetcher(allowed=lambda address: address == "127.0.0.1", lookup=here, ports=None)
+            addresses = [f"http://pictures.example:{site.port}{path}" for path in answers]
+            search = SearchRuntime(Lens(fetcher, addresses), None, k_image=len(pictures))
+            observation = await search.image_search(ImageQuery(NOISE))
+            await fetcher.close()
+        assert observation.failure is None and len(observation.hits) == len(pictures)
+        reply = PROTOCOL.reply(observation, TASK, ())
+        pads = reply.token_ids.count(PROTOCOL.chat.image_pad_id)
+        assert pads == sum(part.num_tokens for part in reply.parts if isinstance(part, ImageInput))
+        return [hit for hit in observation.hits if isinstance(hit, ImageHit)]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_pictures_are_shown(name: str) -> None:
+    [hit] = looked_up(GOOD[name])
+    assert hit.thumbnail is not None and hit.thumbnail.mode == "RGB"
+    assert max(hit.thumbnail.size) <= THUMBNAIL_SIDE
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_picture_leaves_its_title(name: str) -> None:
+    [hit] = looked_up(BAD[name])
+    assert hit.thumbnail is None and hit.title.startswith("page")
+
+
+def test_a_turned_picture_is_upright() -> None:
+    [hit] = looked_up(GOOD["turned"])
+    assert hit.thumbnail is not None and hit.thumbnail.size == (40, 60)
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    [hit] = looked_up(GOOD["animated GIF"])
+    assert hit.thumbnail is not None
+    expected = Image.open(io.BytesIO(encoded(FRAMES[0], "GIF"))).convert("RGB")
+    assert hit.thumbnail.tobytes() == expected.tobytes()
+
+
+def test_good_and_bad_pictures_do_not_change_places() -> None:
+    hits = looked_up(GOOD["PNG"], BAD["half a PNG"], GOOD["JPEG"], BAD["bomb of 81 megapixels"], GOOD["thin"])
+    assert [hit.thumbnail is not None for hit in hits] == [True, False, True, False, True]
+    assert hits[0].thumbnail is not None and hits[0].thumbnail.tobytes() == NOISE.tobytes()
+
+
+def test_a_bomb_costs_no_memory() -> None:
+    import resource
+
+    looked_up(GOOD["PNG"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    looked_up(*[BAD["bomb of 81 megapixels"]] * 5)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
