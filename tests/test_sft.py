@@ -16,7 +16,8 @@ from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
 from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.config import SearchConfig, build_runtime
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate

@@ -19,7 +19,7 @@ from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.rollout.loop import image_query
 from mmsearch_trl.search.answer_bytes import unpack
-from mmsearch_trl.search.config import build_runtime
+from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.types import FailureKind, ImageHit, RawReply

@@ -24,7 +24,7 @@ from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rewards.mmsearch import MMSearchReward
 from mmsearch_trl.run_folder import record_run
-from mmsearch_trl.search.config import build_runtime
+from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.watch import SearchLost
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmsearch_trl.search.build import build_image_index, build_text_index
-from mmsearch_trl.search.config import SearchConfig, build_runtime
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, TextHit
 
 

@@ -1,13 +1,13 @@
-"""The `search:` section of a recipe, and the runtime it describes."""
+"""The `search:` section of a recipe."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.budget import Budget
-from mmsearch_trl.search.opening import named, open_image, open_text
-from mmsearch_trl.search.runtime import Mode, SearchRuntime
-from mmsearch_trl.search.store import AnswerStore
+
+_POSITIVE = (
+    *("image_top_k", "text_top_k", "timeout_s", "try_timeout_s", "max_concurrency", "thumbnail_side"),
+    *("image_calls_per_second", "text_calls_per_second", "cache_max_mb", "cache_empty_hours"),
+)
 
 
 @dataclass(kw_only=True)
@@ -146,62 +146,27 @@ class SearchConfig:
         },
     )
 
-
-_POSITIVE = (
-    *("image_top_k", "text_top_k", "timeout_s", "try_timeout_s", "max_concurrency", "thumbnail_side"),
-    *("image_calls_per_second", "text_calls_per_second", "cache_max_mb", "cache_empty_hours"),
-)
-
-
-def build_runtime(config: SearchConfig) -> SearchRuntime:
-    """Open what `config` names.
-
-    Raises:
-        ValueError: a key has an impossible value, or its path cannot be opened; names the key and the path.
-    """
-    for key in _POSITIVE:
-        value = getattr(config, key)
-        if value is not None and value <= 0:
-            raise ValueError(f"search.{key} is {value}: it must be greater than 0")
-    if (config.max_paid_calls or 0) < 0:
-        raise ValueError(f"search.max_paid_calls is {config.max_paid_calls}: it must be 0 or more")
-    if config.retries < 0:
-        raise ValueError(f"search.retries is {config.retries}: it must be 0 or more")
-    if config.cache is None and config.cache_mode != "live":
-        raise ValueError(
-            f"search.cache_mode is {config.cache_mode!r}, and search.cache, which it is about, is not set"
-        )
-    with named("cache"):
-        store = None if config.cache is None else open_cache(config, config.cache)
-    return SearchRuntime(
-        open_image(config),
-        open_text(config, store),
-        k_image=config.image_top_k,
-        k_text=config.text_top_k,
-        image_policy=_policy(config, config.image_calls_per_second),
-        text_policy=_policy(config, config.text_calls_per_second),
-        thumbnail_side=config.thumbnail_side,
-        budget=Budget(config.max_paid_calls),
-        cache=store,
-        mode=Mode(config.cache_mode),
-    )
-
-
-def open_cache(config: SearchConfig, path: str) -> AnswerStore:
-    """The store of kept answers.
-
-    Raises:
-        ValueError: `path` cannot be used as one.
-    """
-    most = None if config.cache_max_mb is None else int(1e6 * config.cache_max_mb)
-    return AnswerStore(path, max_bytes=most, empty_lifetime_s=3600 * config.cache_empty_hours)
-
-
-def _policy(config: SearchConfig, calls_per_second: float | None) -> CallPolicy:
-    return CallPolicy(
-        timeout_s=config.timeout_s,
-        try_timeout_s=config.try_timeout_s,
-        retries=config.retries,
-        max_concurrency=config.max_concurrency,
-        calls_per_second=calls_per_second,
-    )
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: a number is out of range, or keys contradict each other; names the keys.
+        """
+        for key in _POSITIVE:
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"search.{key} is {value}: it must be greater than 0")
+        for key in ("retries", "max_paid_calls"):
+            if (getattr(self, key) or 0) < 0:
+                raise ValueError(f"search.{key} is {getattr(self, key)}: it must be 0 or more")
+        if self.cache is None and self.cache_mode != "live":
+            raise ValueError(
+                f"search.cache_mode is {self.cache_mode!r}, and search.cache, which it is about, is not set"
+            )
+        if self.image_encoder is not None and self.image_index is None:
+            raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
+        if self.text_encoder is not None and self.text_dense is None:
+            raise ValueError("search.text_encoder is the model of a dense index, and search.text_dense is not set")
+        if (self.mcp_tool is None) != (self.text_mcp is None):
+            raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
+        if (self.summariser_url is None) != (self.summariser_model is None):
+            raise ValueError("search.summariser_url and search.summariser_model go together: set both, or none")

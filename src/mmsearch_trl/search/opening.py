@@ -1,4 +1,4 @@
-"""Opens the backends that the `search:` section of a recipe names; every complaint names its key.
+"""Opens what the `search:` section of a recipe names; every complaint names its key.
 
 One key chooses a backend; at most one may be chosen for each tool.
 """
@@ -8,13 +8,17 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
 from mmsearch_trl.search.image.index import ImageIndex, load_encoder
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.image.service import ImageService
+from mmsearch_trl.search.runtime import Mode, SearchRuntime
 from mmsearch_trl.search.serpapi import SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.bm25 import TextIndex
@@ -29,24 +33,43 @@ from mmsearch_trl.search.text.summarisers import ChatSummariser, Excerpt
 from mmsearch_trl.search.types import ImageQuery, SearchBackend
 
 
-if TYPE_CHECKING:
-    from mmsearch_trl.search.config import SearchConfig
-
-Opener = Callable[["SearchConfig"], Any]
+Opener = Callable[[SearchConfig], Any]
 
 
-def open_image(config: "SearchConfig") -> SearchBackend[ImageQuery] | None:
+def build_runtime(config: SearchConfig) -> SearchRuntime:
+    """Open what `config` names.
+
+    Raises:
+        ValueError: a key has an impossible value, or its path cannot be opened; names the key and the path.
+    """
+    config.check()
+    with named("cache"):
+        store = None if config.cache is None else _cache(config, config.cache)
+    return SearchRuntime(
+        open_image(config),
+        open_text(config, store),
+        k_image=config.image_top_k,
+        k_text=config.text_top_k,
+        image_policy=_policy(config, config.image_calls_per_second),
+        text_policy=_policy(config, config.text_calls_per_second),
+        thumbnail_side=config.thumbnail_side,
+        budget=Budget(config.max_paid_calls),
+        cache=store,
+        mode=Mode(config.cache_mode),
+    )
+
+
+def open_image(config: SearchConfig) -> SearchBackend[ImageQuery] | None:
     """The backend of image searches, if one is named.
 
     Raises:
         ValueError: names the key and what is wrong with its value.
     """
-    if config.image_encoder is not None and config.image_index is None:
-        raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
+    config.check()
     return _open(config, _IMAGE)
 
 
-def open_text(config: "SearchConfig", cache: AnswerStore | None) -> SearchBackend[str] | None:
+def open_text(config: SearchConfig, cache: AnswerStore | None) -> SearchBackend[str] | None:
     """The backend of text searches, if one is named.
 
     Args:
@@ -55,12 +78,7 @@ def open_text(config: "SearchConfig", cache: AnswerStore | None) -> SearchBacken
     Raises:
         ValueError: names the key and what is wrong with its value.
     """
-    if (config.mcp_tool is None) != (config.text_mcp is None):
-        raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
-    if (config.summariser_url is None) != (config.summariser_model is None):
-        raise ValueError("search.summariser_url and search.summariser_model go together: set both of them, or none")
-    if config.text_encoder is not None and config.text_dense is None:
-        raise ValueError("search.text_encoder is the model of a dense index, and search.text_dense is not set")
+    config.check()
     if config.text_index is not None and config.text_dense is not None:
         with named("text_index"):
             words = TextIndex.open(_there(config.text_index))
@@ -69,7 +87,22 @@ def open_text(config: "SearchConfig", cache: AnswerStore | None) -> SearchBacken
     return _open(config, _TEXT | {"text_pages": lambda config: _pages(config, cache)})
 
 
-def _open(config: "SearchConfig", openers: Mapping[str, Opener]) -> Any:
+def _cache(config: SearchConfig, path: str) -> AnswerStore:
+    most = None if config.cache_max_mb is None else int(1e6 * config.cache_max_mb)
+    return AnswerStore(path, max_bytes=most, empty_lifetime_s=3600 * config.cache_empty_hours)
+
+
+def _policy(config: SearchConfig, calls_per_second: float | None) -> CallPolicy:
+    return CallPolicy(
+        timeout_s=config.timeout_s,
+        try_timeout_s=config.try_timeout_s,
+        retries=config.retries,
+        max_concurrency=config.max_concurrency,
+        calls_per_second=calls_per_second,
+    )
+
+
+def _open(config: SearchConfig, openers: Mapping[str, Opener]) -> Any:
     chosen = [key for key in openers if getattr(config, key) not in (None, False)]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(f'search.{key}' for key in chosen)} are set: keep one of them")
@@ -79,19 +112,19 @@ def _open(config: "SearchConfig", openers: Mapping[str, Opener]) -> Any:
     return None
 
 
-def _image_index(config: "SearchConfig") -> ImageIndex:
+def _image_index(config: SearchConfig) -> ImageIndex:
     with named("image_encoder"):
         encoder = None if config.image_encoder is None else load_encoder(config.image_encoder)
     return ImageIndex.open(_there(config.image_index), encoder)
 
 
-def _dense(config: "SearchConfig") -> SearchBackend[str]:
+def _dense(config: SearchConfig) -> SearchBackend[str]:
     from mmsearch_trl.search.text.dense import DenseIndex  # torch is imported only where an encoder is asked for
 
     return DenseIndex.open(_there(config.text_dense), config.text_encoder)
 
 
-def _pages(config: "SearchConfig", cache: AnswerStore | None) -> PageSearch:
+def _pages(config: SearchConfig, cache: AnswerStore | None) -> PageSearch:
     links: Any = SerpApiGoogle(SerpApi()) if config.text_pages == "serpapi" else DdgsSearch()
     reader: Reader = JinaReader() if config.page_reader == "jina" else _web_reader(config)
     if config.summariser_url is None or config.summariser_model is None:
@@ -99,17 +132,17 @@ def _pages(config: "SearchConfig", cache: AnswerStore | None) -> PageSearch:
     return PageSearch(links, reader, ChatSummariser(config.summariser_url, config.summariser_model), cache=cache)
 
 
-def _web_reader(config: "SearchConfig") -> WebReader:
+def _web_reader(config: SearchConfig) -> WebReader:
     from mmsearch_trl.search.page_text import PageReader
 
     return WebReader(_fetcher(config), PageReader())
 
 
-def _fetcher(config: "SearchConfig") -> Fetcher:
+def _fetcher(config: SearchConfig) -> Fetcher:
     return Fetcher(denied_hosts=config.denied_hosts)
 
 
-def _mcp(config: "SearchConfig") -> McpSearch:
+def _mcp(config: SearchConfig) -> McpSearch:
     assert config.text_mcp is not None and config.mcp_tool is not None
     is_address = config.text_mcp.startswith(("http://", "https://"))
     server = config.text_mcp if is_address else shlex.split(config.text_mcp)

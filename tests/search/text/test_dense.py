@@ -17,7 +17,8 @@ from search.text.encoders import WORDS, save_encoder
 
 from mmsearch_trl.cli import main
 from mmsearch_trl.search.build import build_dense_index, build_text_index
-from mmsearch_trl.search.config import SearchConfig, build_runtime
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.text import dense_build
 from mmsearch_trl.search.text.dense import FAISS, VECTORS, DenseIndex
 from mmsearch_trl.search.text.encoder import TextEncoder

@@ -85,8 +85,8 @@ class DenseIndex:
         """As `search`, for several queries and on the calling thread."""
         return [self._nearest(vector, k) for vector in self._vectors_of(queries)]
 
-    def _vectors_of(self, queries: Sequence[str]) -> FloatArray:
-        return self._encoder.queries(queries)
+    def _vectors_of(self, queries: Sequence[str]) -> list[FloatArray]:
+        return list(self._encoder.queries(queries))
 
     def _nearest(self, vector: FloatArray, k: int) -> list[TextHit]:
         if self._vectors is not None:
