@@ -31,17 +31,19 @@ from mmsearch_trl.search.text.summarisers import ChatSummariser
 
 PROTOCOL = tiny.qwen25().restless()
 LIMITS = Limits(max_turns=4, max_turn_tokens=6, max_response_tokens=300, image_search_limit=1, text_search_limit=2)
-BATCHES, TASKS = 100, 8
+BATCHES, AT_ONCE, TASKS = 100, 10, 8
 POLICY = CallPolicy(timeout_s=1.0, try_timeout_s=0.3, retries=4)
 SEARCHES = 3
 """At most, of a trajectory."""
+SLACK_S = 3.0
+"""For the engine, the pictures, and a busy machine."""
 
 
 class Babbler:
     """An engine that says anything, in no time."""
 
-    def __init__(self) -> None:
-        self._rng = random.Random(0)
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
 
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
         ids = tuple(self._rng.randrange(PROTOCOL.chat.vocabulary_size) for _ in range(self._rng.randint(1, 6)))
@@ -72,21 +74,26 @@ def test_rollouts_on_a_broken_web(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     process = psutil.Process()
     outcomes: Counter[str] = Counter()
 
+    async def one(batch: int, search: SearchRuntime) -> None:
+        tasks = tiny.tasks(TASKS, seed=batch)
+        samplings = [Sampling(max_tokens=6, seed=i) for i in range(TASKS)]
+        start = time.monotonic()
+        trajectories = await run_batch(tasks, Babbler(batch), PROTOCOL, search, LIMITS, samplings)
+        assert time.monotonic() - start < SEARCHES * POLICY.timeout_s + SLACK_S
+        assert [trajectory.task.id for trajectory in trajectories] == [task.id for task in tasks]
+        for trajectory in trajectories:  # given up after two failed searches in a row, and only then
+            failed = [bool(seen.failure and seen.failure.infrastructure) for seen in trajectory.observations]
+            assert (trajectory.stop is StopReason.FAILED) == (failed[-2:] == [True, True])
+        for observation in (seen for each in trajectories for seen in each.observations):
+            outcomes[observation.failure.kind.value if observation.failure else "answered"] += 1
+            assert "sesame" not in repr(observation.failure)
+
     async def run() -> FaultyWeb:
         async with FaultyWeb(0.3, seed=1) as web:
             search = runtime(web, kind)
             before = asyncio.all_tasks()
-            for batch in range(BATCHES):
-                tasks = tiny.tasks(TASKS, seed=batch)
-                samplings = [Sampling(max_tokens=6, seed=i) for i in range(TASKS)]
-                start = time.monotonic()
-                trajectories = await run_batch(tasks, Babbler(), PROTOCOL, search, LIMITS, samplings)
-                assert time.monotonic() - start < SEARCHES * POLICY.timeout_s + 1.5
-                assert [trajectory.task.id for trajectory in trajectories] == [task.id for task in tasks]
-                assert all(trajectory.stop is not StopReason.FAILED for trajectory in trajectories)
-                for observation in (seen for each in trajectories for seen in each.observations):
-                    outcomes[observation.failure.kind.value if observation.failure else "answered"] += 1
-                    assert "sesame" not in repr(observation.failure)
+            for first in range(0, BATCHES, AT_ONCE):
+                await asyncio.gather(*(one(batch, search) for batch in range(first, first + AT_ONCE)))
             assert len(search.drain_records()) == sum(outcomes.values())
             await search.disconnect()
             search.close()
@@ -99,4 +106,4 @@ def test_rollouts_on_a_broken_web(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     web = asyncio.run(run())
     assert process.num_fds() <= files + 1, "a socket or file is left open"
     assert set(web.faults) == set(FAULTS)
-    assert outcomes["answered"] > sum(outcomes.values()) / 2 and len(outcomes) > 2, outcomes
+    assert outcomes["answered"] > 50 and len(outcomes) > 3, outcomes  # how many depends on how busy the machine is
