@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ import uvicorn
 from misbehaving import response, serving
 from PIL import Image
 
+from mmsearch_trl.cli import main
 from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.image.service import ImageService
@@ -291,3 +294,50 @@ def test_another_s_answers_are_hits_or_a_bad_response(body: Any, expected: list[
 def test_our_client_and_our_server_understand_each_other(url: str, tmp_path: Path) -> None:
     hits = at_once(url, lambda retriever: retriever.search("velm tower", 3))
     assert (hits[0].title, hits[0].text, hits[0].id) == ('"Velm"', "Velm is a town with a tower.", "0")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
+    build_text_index(tmp_path / "corpus.jsonl", tmp_path / "index", progress=False)
+    port = free_port()
+    command = [sys.executable, "-m", "mmsearch_trl.cli", "serve", "retriever"]
+    command += ["--text_index", str(tmp_path / "index"), "--port", str(port), "--top_k", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"text-index at http://127.0.0.1:{port}/retrieve\n"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert post(f"http://127.0.0.1:{port}", {"queries": ["bells"]}) == (200, {"result": [[CORPUS[2]]]})
+                break
+            except aiohttp.ClientConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        process.terminate()
+        assert process.wait(20) in (0, -15)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retriever"], "name the index that is served"),
+        (["retriever", "--text_index", "/nowhere"], "search.text_index: /nowhere does not exist"),
+        (["images", "--image_index", "/nowhere"], "search.image_index: /nowhere does not exist"),
+        (["retriever", "--host", "0.0.0.0"], "set MMSEARCH_RETRIEVER_TOKEN in the environment"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MMSEARCH_RETRIEVER_TOKEN", raising=False)
+    assert main(["serve", *arguments]) == 1
+    assert message in capsys.readouterr().err
