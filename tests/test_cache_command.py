@@ -74,6 +74,15 @@ def test_an_import_adds_what_is_missing_and_changes_nothing(file: Path, tmp_path
     assert kept[0].thumbnail.tobytes() == RED.tobytes()
 
 
+def test_an_import_does_not_encode_pictures_again(tmp_path: Path) -> None:
+    """A large thumbnail is JPEG: encoded twice, a replay would show the model other pixels."""
+    other = AnswerStore(tmp_path / "other.sqlite")
+    other.put("large", (ImageHit("a", None, Image.effect_noise((300, 200), 90).convert("RGB")),))
+    add(tmp_path / "mine.sqlite", [other.path])
+    mine = AnswerStore(tmp_path / "mine.sqlite")
+    assert list(mine.entries()) == list(other.entries())
+
+
 @pytest.mark.parametrize("action", [["stats"], ["verify"], ["export", "OUT"], ["import", "OTHER"]])
 def test_a_file_that_is_not_there_is_named(
     action: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -98,6 +107,12 @@ def test_prefetch_keeps_what_a_run_will_look_up_and_goes_on_where_it_was(
     assert "looked up" not in again and "kept before" in again and "not_cached" not in again
 
 
-def test_prefetch_needs_a_place(world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["cache", "prefetch", *runs.grpo_arguments(world_home, tmp_path / "out")]) == 1
+def test_prefetch_needs_a_place_and_an_image_search(
+    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = runs.grpo_arguments(world_home, tmp_path / "out")
+    assert main(["cache", "prefetch", *arguments]) == 1
     assert "search.cache is not set" in capsys.readouterr().err
+    arguments += [f"--search.cache={tmp_path / 'answers.sqlite'}", "--search.image_index=null"]
+    assert main(["cache", "prefetch", *arguments]) == 1
+    assert "no image search is configured" in capsys.readouterr().err

@@ -22,15 +22,17 @@ from mmsearch_trl.search.answer_bytes import unpack
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
-from mmsearch_trl.search.types import FailureKind, ImageHit, RawReply
+from mmsearch_trl.search.types import ImageHit, RawReply, Tool
 from mmsearch_trl.search.watch import SearchLost, SearchWatch
 
 
 if TYPE_CHECKING:
     from mmsearch_trl.config import Recipe
 
+_DAMAGED = "damaged"
 _AT_ONCE = 256
 """Tasks that are in memory, with their pictures."""
+_MAX_FAILURE_SHARE = 0.2
 
 
 @dataclass(slots=True)
@@ -77,9 +79,7 @@ def verify(file: Path, *, drop: bool = False) -> list[str]:
     damaged = []
     with closing(_existing(file)) as store:
         for key, entry, _ in tqdm(store.entries(), total=len(store), desc="Reading", unit="answer"):
-            try:
-                unpack(entry)
-            except Exception:  # whatever a damaged entry makes the decoders raise
+            if _kind(entry) == _DAMAGED:
                 damaged.append(key)
         for key in damaged if drop else ():
             store.drop(key)
@@ -112,9 +112,9 @@ def add(file: Path, others: Iterable[Path]) -> int:
         before = len(store)
         for other in others:
             with closing(_existing(other)) as source:
-                for key, entry, _ in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
+                for entry in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
                     with suppress(Exception):  # a damaged entry is not worth having
-                        store.put(key, unpack(entry))
+                        store.adopt(*entry)
         return len(store) - before
 
 
@@ -130,6 +130,8 @@ def prefetch(recipe: "Recipe") -> Counter[str]:
     if recipe.search.cache is None:
         raise ValueError("search.cache is not set: there is nowhere to keep the answers")
     runtime = build_runtime(recipe.search)
+    if not runtime.answers(Tool.IMAGE_SEARCH):
+        raise ValueError("no image search is configured: there is nothing to look up")
     try:
         return asyncio.run(_prefetch(recipe, runtime))
     finally:
@@ -138,21 +140,21 @@ def prefetch(recipe: "Recipe") -> Counter[str]:
 
 async def _prefetch(recipe: "Recipe", runtime: SearchRuntime) -> Counter[str]:
     outcomes: Counter[str] = Counter()
-    watch = SearchWatch(0.2, window=200)
+    watch = SearchWatch(_MAX_FAILURE_SHARE, window=_AT_ONCE)
     try:
         with tqdm(desc="Looking up", unit="picture") as bar:
             tasks = _tasks(recipe)
             while chunk := list(islice(tasks, _AT_ONCE)):
                 queries = [query for task in chunk if (query := image_query(task)) is not None]
                 found = await asyncio.gather(*(runtime.image_search(query) for query in queries))
-                kinds = [o.failure.kind for o in found if o.failure is not None]
-                outcomes.update(kind.value for kind in kinds)
+                failures = [o.failure for o in found if o.failure is not None]
+                outcomes.update(failure.kind.value for failure in failures)
                 outcomes.update(
                     "kept before" if o.cached or o.coalesced else "looked up" for o in found if o.failure is None
                 )
                 bar.update(len(chunk))
                 bar.set_postfix(dict(outcomes))
-                counted = Counter(kind for kind in kinds if kind is not FailureKind.INVALID_QUERY)
+                counted = Counter(failure.kind for failure in failures if failure.infrastructure)
                 if complaint := watch.complaint(len(found), counted):
                     raise SearchLost(f"{complaint}; what was found is kept")
     finally:
@@ -175,7 +177,7 @@ def _kind(entry: bytes) -> str:
     try:
         answer = unpack(entry)
     except Exception:  # whatever a damaged entry makes the decoders raise
-        return "damaged"
+        return _DAMAGED
     if isinstance(answer, RawReply):
         return "ready-made replies"
     if not answer:

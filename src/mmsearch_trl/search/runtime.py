@@ -92,7 +92,6 @@ class SearchRuntime:
         if cache is None and mode is not Mode.LIVE:
             raise ValueError(f"mode {mode.value!r} needs a cache")
         self.k = {Tool.IMAGE_SEARCH: k_image, Tool.TEXT_SEARCH: k_text}
-        self.thumbnail_side = thumbnail_side
         self.mode = mode
         self.records: list[CallRecord] = []
         self._image = image
@@ -118,6 +117,10 @@ class SearchRuntime:
         """Search text. The query is sent in Unicode normal form C with each run of blanks as one; an empty one is the
         policy's failure (`INVALID_QUERY`). Raises nothing but `asyncio.CancelledError`."""
         return await self._observe(Tool.TEXT_SEARCH, self._text, normalise_query(query), _text_identity)
+
+    def answers(self, tool: Tool) -> bool:
+        """Whether there is a backend for a tool."""
+        return tool in self._askers
 
     async def check(self) -> None:
         """See that the backends which can tell are ready, at no cost; leaves no connection open.

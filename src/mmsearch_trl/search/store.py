@@ -94,11 +94,10 @@ class AnswerStore:
     def put(self, key: str, answer: Answer, replace: bool = False) -> Answer:
         """Keep `answer` under `key`, in place of a living one only with `replace`. Returns the answer as kept."""
         entry = pack(answer)
-        hits = len(answer) if isinstance(answer, Sequence) else 1
         now = time.time()
         keep = "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry, made = excluded.made, size = excluded.size,"
         keep += " hits = excluded.hits WHERE ? OR (entries.hits = 0 AND entries.made < ?)"
-        values = (key, entry, now, len(entry), hits, replace, now - self._empty_lifetime_s)
+        values = (key, entry, now, len(entry), _count(answer), replace, now - self._empty_lifetime_s)
         self._write(f"INSERT INTO entries VALUES (?, ?, ?, ?, ?) {keep}", values)
         self._make_room()
         return self.get(key) or unpack(entry)
@@ -113,6 +112,15 @@ class AnswerStore:
                 row = self._connect().execute(find, (key,)).fetchone()
             if row is not None:
                 yield key, row[0], row[1]
+
+    def adopt(self, key: str, entry: bytes, made: float) -> None:
+        """Take an entry of another store as it lies there, unless there is one: packed anew, pictures would change.
+
+        Raises:
+            Exception: whatever a damaged entry makes the decoders raise.
+        """
+        values = (key, entry, made, len(entry), _count(unpack(entry)))
+        self._write("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", values)
 
     def drop(self, key: str) -> None:
         """Forget an entry."""
@@ -160,3 +168,8 @@ class AnswerStore:
             connection.execute(_BY_AGE)
             self._connection, self._owner = connection, os.getpid()
         return self._connection
+
+
+def _count(answer: Answer) -> int:
+    """Hits of an answer; a ready-made reply counts as one."""
+    return len(answer) if isinstance(answer, Sequence) else 1
