@@ -104,7 +104,8 @@ class Fetcher:
 
     async def close(self) -> None:
         """Close the connections of the loop that is running; the next fetch opens them again."""
-        await self._sessions.pop().close()
+        if (session := self._sessions.pop()) is not None:
+            await session.close()
 
     def _session(self) -> aiohttp.ClientSession:
         resolver = GuardedResolver(self._allowed, self._lookup)
@@ -151,14 +152,14 @@ class Fetcher:
             kind = _FAILURES.get(response.status, FailureKind.UNAVAILABLE)
             raise SearchError(kind, f"the host answered HTTP {response.status}")
         # Without the header aiohttp would say application/octet-stream.
-        kind = response.content_type if "Content-Type" in response.headers else "none"
-        if kind not in types:
-            raise SearchError(FailureKind.BAD_RESPONSE, f"the content type is {kind[:80]!r}")
+        content_type = response.content_type if "Content-Type" in response.headers else "none"
+        if content_type not in types:
+            raise SearchError(FailureKind.BAD_RESPONSE, f"the content type is {content_type[:80]!r}")
         if (response.content_length or 0) > self._max_bytes:
             raise self._too_large()
         coding = response.headers.get("Content-Encoding", "identity").lower()
         body = b"".join([part async for part in self._decoded(response, coding)])
-        return Fetched(str(target), kind, response.charset, body)
+        return Fetched(str(target), content_type, response.charset, body)
 
     async def _decoded(self, response: aiohttp.ClientResponse, coding: str) -> AsyncIterator[bytes]:
         """The body as it arrives, never more of it than may be kept."""

@@ -62,6 +62,18 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     return manifest
 
 
+def check_encoder(folder: Path, manifest: Manifest, fingerprint: str) -> None:
+    """
+    Raises:
+        ValueError: the index was built with another encoder than its queries would be encoded with.
+    """
+    if fingerprint != manifest.encoder:
+        raise ValueError(
+            f"{folder} was built with encoder {manifest.encoder}, queries would be encoded with {fingerprint}: build "
+            "the index again or name the encoder it was built with"
+        )
+
+
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well and is deleted when it does not.

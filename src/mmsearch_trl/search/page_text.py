@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 from mmsearch_trl.search.fetch import Fetched
 from mmsearch_trl.search.page_worker import job, receive, send
+from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import FailureKind, SearchError
 
@@ -49,8 +50,7 @@ class PageReader:
             raise ImportError("reading pages of the web needs mmsearch-trl[web]")
         self._timeout_s = timeout_s
         self._idle: list[_Worker] = []
-        self._workers = workers
-        self._slots: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._slots = PerLoop(lambda: asyncio.Semaphore(workers))
 
     async def read(self, page: Fetched) -> PageText:
         """The text of a fetched page.
@@ -61,7 +61,7 @@ class PageReader:
         if page.content_type in ("text/plain", "text/markdown"):
             found = PageText("", _decoded(page))
         else:
-            async with self._slot():
+            async with self._slots.here():
                 found = await self._ask(job(page.body[:MAX_HTML], page.charset))
         if not found.text.strip():
             raise SearchError(FailureKind.BAD_RESPONSE, "the page holds no text")
@@ -71,11 +71,6 @@ class PageReader:
         """End the workers; a page under way is a failure."""
         while self._idle:
             self._idle.pop().kill()
-
-    def _slot(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()
-        self._slots = {known: slots for known, slots in self._slots.items() if not known.is_closed()}
-        return self._slots.setdefault(loop, asyncio.Semaphore(self._workers))
 
     async def _ask(self, message: bytes) -> PageText:
         worker = self._idle.pop() if self._idle else await _start()

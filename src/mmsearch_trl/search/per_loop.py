@@ -32,11 +32,9 @@ class PerLoop(Generic[ThingT]):
             self._things[loop] = self._make()
         return self._things[loop]
 
-    def pop(self) -> ThingT:
-        """The same, forgotten: the loop's next thing is a new one."""
-        thing = self.here()
-        del self._things[asyncio.get_running_loop()]
-        return thing
+    def pop(self) -> ThingT | None:
+        """The same, forgotten, so that the loop's next thing is a new one; None where the loop has none."""
+        return self._things.pop(asyncio.get_running_loop(), None)
 
     def open(self) -> list[tuple[asyncio.AbstractEventLoop, ThingT]]:
         """Every loop that is not closed, with its thing."""

@@ -32,7 +32,7 @@ class SerpApi:
         self._key = os.environ.get(KEY_VARIABLE, "")
         if not self._key:
             raise ValueError(f"SerpApi needs a key: set {KEY_VARIABLE} in the environment")
-        self.service = Service(url, quota_words="run out of searches")
+        self._service = Service(url, quota_words="run out of searches")
 
     async def search(self, engine: str, **params: str | int) -> Mapping[str, Any]:
         """The answer of one of its engines.
@@ -40,7 +40,7 @@ class SerpApi:
         Raises:
             SearchError: see `Service.post`; `UNAVAILABLE` where the engine failed.
         """
-        answer = await self.service.get("/search.json", {"engine": engine, "api_key": self._key, **params})
+        answer = await self._service.get("/search.json", {"engine": engine, "api_key": self._key, **params})
         if not isinstance(answer, dict):
             raise SearchError(FailureKind.BAD_RESPONSE, "SerpApi's answer is no object")
         status = _mapping(answer.get("search_metadata")).get("status")
@@ -57,7 +57,7 @@ class SerpApi:
         form = aiohttp.FormData()
         form.add_field("api_key", self._key)
         form.add_field("image", jpeg, filename="image.jpg", content_type="image/jpeg")
-        answer = await self.service.post("/image", form=form)
+        answer = await self._service.post("/image", form=form)
         image_id = _mapping(answer).get("image_id")
         if not isinstance(image_id, str) or not image_id:
             raise SearchError(FailureKind.BAD_RESPONSE, "SerpApi gave the picture no id")
@@ -69,13 +69,13 @@ class SerpApi:
         Raises:
             SearchError: `KEY_REFUSED`, `QUOTA_SPENT`, or whatever keeps the service from answering.
         """
-        account = _mapping(await self.service.get("/account.json", {"api_key": self._key}))
+        account = _mapping(await self._service.get("/account.json", {"api_key": self._key}))
         left = account.get("total_searches_left")
         if isinstance(left, int) and left <= 0:
             raise SearchError(FailureKind.QUOTA_SPENT, "the SerpApi account has no search left")
 
     async def close(self) -> None:
-        await self.service.close()
+        await self._service.close()
 
 
 def rows(answer: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

@@ -10,7 +10,6 @@ It answers from any backend, a bounded number of queries at a time; `/health` an
 
 import asyncio
 import base64
-import io
 import os
 import secrets
 import time
@@ -19,21 +18,22 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field, StringConstraints
 
 from mmsearch_trl.search.asking import call
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.image.service import png_base64
 from mmsearch_trl.search.opening import open_image, open_text
+from mmsearch_trl.search.runtime import MAX_QUERY_CHARS
+from mmsearch_trl.search.text.passages import contents
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import Answer, ImageHit, ImageQuery, SearchBackend, SearchError, TextHit
 
 
 MAX_QUERIES = 512
-MAX_QUERY_CHARS = 2000
 MAX_TOP_K = 100
 MAX_BODY = 40_000_000
 _RETRY_AFTER_S = 1
@@ -190,22 +190,19 @@ class _Metrics:
 
 def _document(hit: TextHit) -> dict[str, Any]:
     """A passage as a row of Search-R1's corpora: the title is the first line of `contents`."""
-    contents = f"{hit.title}\n{hit.text}" if hit.title else hit.text
-    return {"id": hit.id, "contents": contents} | ({"url": hit.url} if hit.url else {})
+    return {"id": hit.id, "contents": contents(hit.title, hit.text)} | ({"url": hit.url} if hit.url else {})
 
 
 def _pictures(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     return [
-        {"title": hit.title, "url": hit.url, "score": hit.score, "thumbnail": hit.thumbnail and _png(hit.thumbnail)}
+        {
+            "title": hit.title,
+            "url": hit.url,
+            "score": hit.score,
+            "thumbnail": hit.thumbnail and png_base64(hit.thumbnail),
+        }
         for hit in hits
     ]
-
-
-def _png(image: Image.Image) -> str:
-    """Without loss: the model sees the same pixels as without the server."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _scored(hit: TextHit) -> dict[str, Any]:

@@ -32,26 +32,24 @@ class Service:
 
     Args:
         url: Such as `http://127.0.0.1:8000`; paths are put behind it.
-        headers: Sent with every call; a key belongs here where the service takes it so.
+        token: Bearer token, where the service wants one.
+        headers: Sent with every call.
         quota_words: What an answer says (in lower case) when it is refused because a quota is spent, where the service
             gives no status of its own for that.
         max_bytes: Most bytes of an answer.
-
-    Attributes:
-        received: Bytes of all answers so far.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        token: str | None = None,
         headers: Mapping[str, str] | None = None,
         quota_words: str | None = None,
         max_bytes: int = 8_000_000,
     ) -> None:
         self.url = url.rstrip("/")
-        self.received = 0
-        self._headers = dict(headers or {})
+        self._headers = dict(headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
         self._quota_words = quota_words
         self._max_bytes = max_bytes
         self._sessions = PerLoop(self._session)
@@ -75,7 +73,8 @@ class Service:
 
     async def close(self) -> None:
         """Close the connections of the loop that is running; the next call opens them again."""
-        await self._sessions.pop().close()
+        if (session := self._sessions.pop()) is not None:
+            await session.close()
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -108,7 +107,6 @@ class Service:
         body = bytearray()
         async for part in response.content.iter_chunked(_CHUNK):
             body += part
-            self.received += len(part)
             if len(body) > self._max_bytes:
                 raise SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
         return bytes(body)

@@ -1,5 +1,6 @@
 """What a backend may hand to the rollout: checked in one place, because a backend may be anybody's code."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,6 +32,18 @@ def checked_answer(tool: Tool, answer: Answer, k: int, side: int | None = None) 
     if not isinstance(answer, Sequence) or isinstance(answer, str | bytes):
         raise SearchError(FailureKind.BAD_RESPONSE, f"the backend returned {type(answer).__name__}, not hits")
     return tuple(_checked_hit(tool, hit, side) for hit in answer[:k])
+
+
+def text_hits(answer: Answer) -> list[TextHit]:
+    """The hits of a text backend that another backend asks.
+
+    Raises:
+        SearchError: `BAD_RESPONSE`: it gave something else.
+    """
+    checked = checked_answer(Tool.TEXT_SEARCH, answer, sys.maxsize)
+    if isinstance(checked, RawReply):
+        raise SearchError(FailureKind.BAD_RESPONSE, "the backend returned a ready-made reply, not hits")
+    return [hit for hit in checked if isinstance(hit, TextHit)]
 
 
 def _checked_hit(tool: Tool, hit: Hit, side: int | None) -> Hit:

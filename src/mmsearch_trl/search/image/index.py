@@ -20,7 +20,7 @@ from mmsearch_trl.search.image.descriptor import Encoder, FloatArray, PictureDes
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.source import Picture
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
-from mmsearch_trl.search.index_folder import Manifest, digest_of, read_manifest, write_manifest
+from mmsearch_trl.search.index_folder import Manifest, check_encoder, digest_of, read_manifest, write_manifest
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import ImageHit, ImageQuery
 from mmsearch_trl.search.vectors import best_rows
@@ -63,11 +63,7 @@ class ImageIndex:
         folder = Path(path)
         manifest = read_manifest(folder, "image")
         encoder = encoder or load_encoder(manifest.model)
-        if encoder.fingerprint != manifest.encoder:
-            raise ValueError(
-                f"{folder} was built with encoder {manifest.encoder}, queries would be encoded with "
-                f"{encoder.fingerprint}: build the index again or name the encoder it was built with"
-            )
+        check_encoder(folder, manifest, encoder.fingerprint)
         return cls(folder, manifest, encoder)
 
     def __len__(self) -> int:

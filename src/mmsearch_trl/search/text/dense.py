@@ -17,7 +17,7 @@ import numpy as np
 
 from mmsearch_trl.search.batching import Batched
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.index_folder import Manifest, read_manifest
+from mmsearch_trl.search.index_folder import Manifest, check_encoder, read_manifest
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.passages import Passages
 from mmsearch_trl.search.threads import call_blocking
@@ -67,11 +67,7 @@ class DenseIndex:
         folder = Path(path)
         manifest = read_manifest(folder, "dense")
         encoder = TextEncoder(model or manifest.model or "")
-        if encoder.fingerprint != manifest.encoder:
-            raise ValueError(
-                f"{folder} was built with encoder {manifest.encoder}, queries would be encoded with "
-                f"{encoder.fingerprint}: build the index again or name the encoder it was built with"
-            )
+        check_encoder(folder, manifest, encoder.fingerprint)
         return cls(folder, manifest, encoder)
 
     def __len__(self) -> int:

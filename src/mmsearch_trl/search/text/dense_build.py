@@ -20,7 +20,7 @@ from mmsearch_trl.search.rows import SourceError, read_rows
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
 from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.text.passages import Passage, Passages, write_passages
+from mmsearch_trl.search.text.passages import Passage, Passages, contents, write_passages
 
 
 _PROGRESS = "progress.json"
@@ -72,14 +72,14 @@ def write_dense_index(
     manifest = Manifest(
         kind="dense", count=progress.count, fingerprint=digest, encoder=encoder.fingerprint, model=encoder.name
     )
-    del vectors
-    if index is not None:
-        (folder / VECTORS).unlink()
-    (folder / _PROGRESS).unlink()
     write_manifest(folder, manifest)
     if out.exists():
         shutil.rmtree(out)
     folder.replace(out)
+    # Last: a build that is killed before it has its place can still go on.
+    (out / _PROGRESS).unlink()
+    if index is not None:
+        (out / VECTORS).unlink()
     return manifest
 
 
@@ -112,7 +112,7 @@ def _encode(
     advance(progress.done, progress.count)
     for start in range(progress.done, progress.count, _BATCH):
         numbers = range(start, min(start + _BATCH, progress.count))
-        texts = [_text(passage) for passage in passages.read(numbers)]
+        texts = [contents(title, text) for title, text, *_ in passages.read(numbers)]
         vectors[start : start + len(texts)] = encoder.passages(texts)
         vectors.flush()
         _write_progress(folder, _Progress(progress.source, progress.encoder, progress.count, numbers[-1] + 1))
@@ -141,11 +141,6 @@ def _fill(index: Any, vectors: FloatArray, path: Path) -> None:
 
 def _passages(source: Path) -> Iterator[Passage]:
     return (passage_of(row) for row in read_rows(source))
-
-
-def _text(passage: Passage) -> str:
-    title, text, *_ = passage
-    return f"{title}\n{text}" if title else text
 
 
 def _read_progress(folder: Path) -> _Progress | None:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from mmsearch_trl.search.asking import call
 from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.types import FailureKind, SearchBackend, SearchError, TextHit
+from mmsearch_trl.search.types import SearchBackend, TextHit
+from mmsearch_trl.search.validation import text_hits
 
 
 _RANK_OFFSET = 60
@@ -34,13 +35,7 @@ class Hybrid:
             SearchError: of a backend, or `BAD_RESPONSE` where one gives something else than text hits.
         """
         answers = await asyncio.gather(*(call(backend, query, _DEPTH * k) for backend in self._backends))
-        rankings = []
-        for answer in answers:
-            hits = [hit for hit in answer if isinstance(hit, TextHit)] if isinstance(answer, Sequence) else []
-            if not isinstance(answer, Sequence) or len(hits) < len(answer):
-                raise SearchError(FailureKind.BAD_RESPONSE, "a part of the hybrid gave something else than text hits")
-            rankings.append(hits)
-        return fused(rankings)[:k]
+        return fused([text_hits(answer) for answer in answers])[:k]
 
 
 def fused(rankings: Sequence[Sequence[TextHit]]) -> list[TextHit]:

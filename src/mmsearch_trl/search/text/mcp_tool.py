@@ -86,7 +86,8 @@ class McpSearch:
         return list(_hits(answer.structured_content, texts))[:k]
 
     async def close(self) -> None:
-        await self._connections.pop().close()
+        if (connection := self._connections.pop()) is not None:
+            await connection.close()
 
     def _target(self) -> Any:
         if isinstance(self._server, str):

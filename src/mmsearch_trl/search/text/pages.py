@@ -7,13 +7,14 @@ each stage gave is kept apart, so that another summariser reads the same pages a
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from mmsearch_trl.search.asking import call
+from mmsearch_trl.search.asking import call, is_paid
 from mmsearch_trl.search.index_folder import digest_of
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.readers import Reader
 from mmsearch_trl.search.text.summarisers import Summariser
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import Answer, Failure, FailureKind, SearchBackend, SearchError, TextHit
+from mmsearch_trl.search.validation import text_hits
 
 
 MAX_PAGE_CHARS = 30_000
@@ -47,7 +48,7 @@ class PageSearch:
         self._summariser = summariser
         self._cache = cache
         self._page_timeout_s = page_timeout_s
-        self.paid = getattr(links, "paid", False)
+        self.paid = is_paid(links)
         self.fingerprint = digest_of(self.name, links.fingerprint, reader.fingerprint, summariser.fingerprint)
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:
@@ -64,6 +65,11 @@ class PageSearch:
             reason = failure.message if failure else "no reason is known"
             raise SearchError(FailureKind.UNAVAILABLE, f"none of {len(links)} pages could be read; the last: {reason}")
         return found
+
+    async def check(self) -> None:
+        """See that addresses can be searched for, where the backend can tell."""
+        if (check := getattr(self._links, "check", None)) is not None:
+            await check()
 
     async def close(self) -> None:
         for part in (self._links, self._reader, self._summariser):
@@ -120,10 +126,7 @@ class PageSearch:
     async def _kept(self, key: str, make: Callable[[], Awaitable[Answer]]) -> list[TextHit]:
         """What a stage gave before, or gives now."""
         kept = None if self._cache is None else await call_blocking(self._cache.get, key)
-        answer = await make() if kept is None else kept
-        hits = [hit for hit in answer if isinstance(hit, TextHit)] if isinstance(answer, Sequence) else []
-        if not isinstance(answer, Sequence) or len(hits) < len(answer):
-            raise SearchError(FailureKind.BAD_RESPONSE, "a stage of the search gave something else than text hits")
+        hits = text_hits(await make() if kept is None else kept)
         if kept is None and self._cache is not None:
             await call_blocking(self._cache.put, key, hits)
         return hits

@@ -13,6 +13,11 @@ Passage = tuple[str, str, str | None, str | None]
 """Title, text, address, id."""
 
 
+def contents(title: str, text: str) -> str:
+    """Title and text as one, as Search-R1's corpora hold them: the title is the first line."""
+    return f"{title}\n{text}" if title else text
+
+
 class Passages:
     """Passages by their number. Any thread may read; nothing is held in memory but their places."""
 

@@ -56,9 +56,7 @@ class JinaReader:
     def __init__(self, url: str = JINA_URL) -> None:
         self.fingerprint = f"jina-1 {url}"
         headers = {"Accept": "application/json", "X-Retain-Images": "none", "X-Md-Link-Style": "discarded", "DNT": "1"}
-        if key := os.environ.get(JINA_KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        self._service = Service(url, headers=headers)
+        self._service = Service(url, token=os.environ.get(JINA_KEY_VARIABLE), headers=headers)
 
     async def read(self, url: str) -> PageText:
         # Posted: in a path, what follows a # would be lost.

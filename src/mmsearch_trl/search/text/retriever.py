@@ -31,7 +31,7 @@ class Retriever:
 
     def __init__(self, url: str, *, token: str | None = None, corpus: str = "") -> None:
         server = url.rstrip("/").removesuffix("/retrieve")
-        self._service = Service(server, headers={"Authorization": f"Bearer {token}"} if token else None)
+        self._service = Service(server, token=token)
         self.fingerprint = digest_of(self.name, server, corpus)
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:

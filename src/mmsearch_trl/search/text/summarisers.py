@@ -49,8 +49,7 @@ class ChatSummariser:
     """
 
     def __init__(self, url: str, model: str, *, max_tokens: int = 512) -> None:
-        key = os.environ.get(OPENAI_KEY_VARIABLE)
-        self._service = Service(url, headers={"Authorization": f"Bearer {key}"} if key else None)
+        self._service = Service(url, token=os.environ.get(OPENAI_KEY_VARIABLE))
         self._settings = {"model": model, "temperature": 0, "seed": 0, "max_tokens": max_tokens}
         self.fingerprint = digest_of("chat", url, model, _REQUEST, str(max_tokens))
 
