@@ -29,18 +29,21 @@ ANSWER = "<answer>new</answer>"
 
 
 class Gauge:
-    """An engine of `seconds` per turn that tells how full it is by `fill(trajectories generating)`; it searches by
-    text, each by another, in the first turn of the tasks that `searches` names, and answers in all other turns."""
+    """An engine of `seconds` per turn, and of at least `readings_per_turn` readings, so that what a test says of the
+    cap holds on a busy machine; it tells how full it is by `fill(trajectories generating)`, searches by text, each by
+    another, in the first turn of the tasks that `searches` names, and answers in all other turns."""
 
     def __init__(
         self,
         fill: Callable[[int], Pressure | None] | None = None,
         searches: Sequence[str] = (),
         seconds: float = 0.002,
+        readings_per_turn: int = 0,
     ) -> None:
         self._fill = fill
         self._searches = searches
         self._seconds = seconds
+        self._readings_per_turn = readings_per_turn
         self.running = self.most = self.readings = 0
         self.order: list[str] = []
 
@@ -48,8 +51,11 @@ class Gauge:
         self.running += 1
         self.most = max(self.most, self.running)
         self.order.append(sampling.affinity)
+        enough = self.readings + self._readings_per_turn
         try:
             await asyncio.sleep(self._seconds)
+            while self.readings < enough:
+                await asyncio.sleep(0.001)
         finally:
             self.running -= 1
         text = ANSWER
@@ -103,7 +109,7 @@ def test_the_gate_changes_when_a_trajectory_runs_and_nothing_else() -> None:
 
 
 def test_a_full_engine_holds_back_new_trajectories_and_stops_none() -> None:
-    engine = Gauge(lambda running: reading(1.0), seconds=0.05)
+    engine = Gauge(lambda running: reading(1.0), readings_per_turn=3)
     rule = Backpressure(8)
     admission = Admission(rule, engine, interval_s=0.01)
     trajectories = batch(engine, 16, admission)
@@ -112,7 +118,7 @@ def test_a_full_engine_holds_back_new_trajectories_and_stops_none() -> None:
 
 
 def test_an_engine_that_empties_lets_more_begin() -> None:
-    engine = Gauge(lambda running: reading(0.0), seconds=0.03)
+    engine = Gauge(lambda running: reading(0.0), readings_per_turn=3)
     rule = Backpressure(16)
     rule.cap = 2
     batch(engine, 24, Admission(rule, engine, interval_s=0.005))
@@ -142,7 +148,7 @@ def test_an_engine_that_cannot_be_read_holds_nobody_up(fault: str) -> None:
                 await asyncio.sleep(60)
             return None
 
-    engine = Mute(seconds=0.02)
+    engine = Mute(readings_per_turn=1)
     rule = Backpressure(4)
     batch(engine, 8, Admission(rule, engine, interval_s=0.002))
     assert engine.readings and rule.cap == engine.most == 4
@@ -250,7 +256,7 @@ def test_a_full_engine_cap_holds_no_search_up() -> None:
     """The cap is taken by trajectories that search: their searches all run at once, on slots of their own."""
     names = [f"task{i}" for i in range(8)]
     backend = SlowBackend(0.1)
-    engine = Gauge(lambda running: reading(1.0), searches=names)
+    engine = Gauge(lambda running: reading(1.0), searches=names, readings_per_turn=3)
     tools = SearchRuntime(None, backend, text_policy=CallPolicy(max_concurrency=4, timeout_s=5))
     rule = Backpressure(4)
     trajectories = batch(engine, 8, Admission(rule, engine, interval_s=0.005), tools)
