@@ -20,6 +20,8 @@ RUNNERS = ("train", "sft", "eval", "search", "demo", "vllm")
 """Subcommands that read the rest of the command line themselves."""
 
 WORLD_DEMONSTRATIONS = 6000
+RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
+"""Search-R1's."""
 
 _HELP = {
     "train": "train with GRPO: --config RECIPE [--key value ...]",
@@ -105,10 +107,13 @@ def _add_index(index: argparse.ArgumentParser) -> None:
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
-    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve")
+    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
     retriever.add_argument("--text_index", metavar="DIR", help="by words: folder made by `mmsearch index text`")
     retriever.add_argument("--text_dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
     retriever.add_argument("--text_encoder", metavar="M", help="encoder of --text_dense, where it has moved")
+    retriever.add_argument(
+        "--reranker", nargs="?", const=RERANKER, metavar="M", help=f"POST /rerank by a cross-encoder: M, or {RERANKER}"
+    )
     retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
     images = kinds.add_parser("images", help="an image index: POST /image_search")
     images.add_argument("--image_index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
@@ -206,10 +211,10 @@ def _serve(options: argparse.Namespace) -> None:
         from mmsearch_trl.search.server import serve
     except ImportError as error:
         raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
-    names = {field.name for field in fields(SearchConfig)} | {"top_k"}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    top_k = given.pop("top_k", 3)
-    serve(SearchConfig(**given), host=options.host, port=options.port, top_k=top_k)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    config = SearchConfig(**{field.name: given[field.name] for field in fields(SearchConfig) if field.name in given})
+    more = {name: given[name] for name in ("top_k", "reranker") if name in given}
+    serve(config, host=options.host, port=options.port, **more)
 
 
 def _cache_stats(options: argparse.Namespace) -> None:

@@ -2,27 +2,25 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import uvicorn
 from misbehaving import response, serving
 from PIL import Image
+from search.over_http import free_port, get, post, served
 
 from mmsearch_trl.cli import main
 from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.image.service import ImageService
-from mmsearch_trl.search.server import MAX_BODY, MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K, SearchServer
+from mmsearch_trl.search.requests import MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K
+from mmsearch_trl.search.server import MAX_BODY
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.retriever import Retriever
 from mmsearch_trl.search.types import FailureKind, ImageQuery, SearchError, TextHit
@@ -42,45 +40,6 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> TextIndex:
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
     build_text_index(folder / "corpus.jsonl", folder / "index", progress=False)
     return TextIndex.open(folder / "index")
-
-
-@contextmanager
-def served(backend: Any, *, image: Any = None, **options: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app = SearchServer(backend, image, **options).app
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def post(url: str, body: Any, path: str = "/retrieve", **headers: str) -> tuple[int, Any]:
-    async def run() -> tuple[int, Any]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with (
-            aiohttp.ClientSession(headers={"Content-Type": "application/json"} | headers) as session,
-            session.post(url + path, data=data) as response,
-        ):
-            return response.status, await response.json()
-
-    return asyncio.run(run())
-
-
-def get(url: str, path: str) -> str:
-    async def run() -> str:
-        async with aiohttp.ClientSession() as session, session.get(url + path) as response:
-            return await response.text()
-
-    return asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
@@ -294,12 +253,6 @@ def test_another_s_answers_are_hits_or_a_bad_response(body: Any, expected: list[
 def test_our_client_and_our_server_understand_each_other(url: str, tmp_path: Path) -> None:
     hits = at_once(url, lambda retriever: retriever.search("velm tower", 3))
     assert (hits[0].title, hits[0].text, hits[0].id) == ('"Velm"', "Velm is a town with a tower.", "0")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Search over HTTP: text by Search-R1's contract (`POST /retrieve`), pictures by a small one (`POST /image_search`).
+"""Search over HTTP: text by Search-R1's contract (`POST /retrieve`, `POST /rerank`), pictures by a small one.
 
-Every client of Search-R1's server can use it. Where that server is wrong this one is right: without scores a query
-gets its own documents, fewer hits than asked for give a shorter list, and what is too much is refused and not tried.
-It answers from any backend, a bounded number of queries at a time; `/health` and `/metrics` are beside it.
+Every client of Search-R1's servers can use it. Where those are wrong this one is right: without scores a query gets
+its own documents, fewer hits than asked for give a shorter list, what is too much is refused and not tried; documents
+are reranked by their own query alone, a query without any keeps its place, and they come back in the shape in which
+`/retrieve` gives them. It answers from any backend, a bounded number of queries at a time; `/health` and `/metrics`
+are beside it.
 
 `/image_search` takes `{"image": PNG or JPEG in base64, "k": n}` and answers `{"hits": [{"title", "url", "score",
 "thumbnail"}]}`, thumbnails as PNG in base64, null where there is none. `search/image/service.py` is its client.
@@ -13,48 +15,38 @@ import base64
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field, StringConstraints
 
 from mmsearch_trl.search.asking import call
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.service import png_base64
 from mmsearch_trl.search.opening import open_image, open_text
-from mmsearch_trl.search.runtime import MAX_QUERY_CHARS
-from mmsearch_trl.search.text.passages import contents
+from mmsearch_trl.search.requests import ImageRequest, Passage, RerankRequest, RetrieveRequest, document, written
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
 from mmsearch_trl.search.threads import call_blocking
-from mmsearch_trl.search.types import Answer, ImageHit, ImageQuery, SearchBackend, SearchError, TextHit
+from mmsearch_trl.search.types import ImageHit, ImageQuery, SearchBackend, SearchError, TextHit
+from mmsearch_trl.search.validation import text_hits
 
 
-MAX_QUERIES = 512
-MAX_TOP_K = 100
+if TYPE_CHECKING:  # torch is imported only where a reranker is served
+    from mmsearch_trl.search.text.reranker import Reranker
+
 MAX_BODY = 40_000_000
+_RERANKED_OF = 10
+"""Passages that are retrieved to be reranked, where a request does not say."""
+_NO_RERANKER = "no reranker is served here: start the server with --reranker MODEL"
 _RETRY_AFTER_S = 1
 _GRACE_S = 5
 
-Query = Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS)]
-
-
-class RetrieveRequest(BaseModel):
-    """Of `/retrieve`. `topk` of null or 0 is the server's default."""
-
-    queries: Annotated[list[Query], Field(max_length=MAX_QUERIES)]
-    topk: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
-    return_scores: bool = False
-
-
-class ImageRequest(BaseModel):
-    """Of `/image_search`."""
-
-    image: str
-    k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
+ResultT = TypeVar("ResultT")
 
 
 class SearchServer:
@@ -63,6 +55,7 @@ class SearchServer:
     Args:
         text: Answers `/retrieve`; None leaves it out.
         image: Answers `/image_search`; None leaves it out.
+        reranker: Answers `/rerank`; without one that is refused with what to do.
         top_k: Where a request for text does not say.
         token: A bearer token without which everything but `/health` is refused; None for none.
         concurrency: Queries under way at a time.
@@ -75,13 +68,14 @@ class SearchServer:
         text: SearchBackend[str] | None,
         image: SearchBackend[ImageQuery] | None,
         *,
+        reranker: "Reranker | None" = None,
         top_k: int = 3,
         token: str | None = None,
         concurrency: int = 8,
         waiting: int = 4096,
         timeout_s: float = 30.0,
     ) -> None:
-        self._text, self._image, self._top_k = text, image, top_k
+        self._text, self._image, self._reranker, self._top_k = text, image, reranker, top_k
         self._token = token
         self._slots = asyncio.Semaphore(concurrency)
         self._most = concurrency + waiting
@@ -94,31 +88,51 @@ class SearchServer:
             self.app.post("/retrieve")(self.retrieve)
         if image is not None:
             self.app.post("/image_search")(self.image_search)
+        self.app.post("/rerank")(self.rerank)
         self.app.get("/health")(self.health)
         self.app.get("/metrics")(self.metrics)
 
     async def retrieve(self, request: RetrieveRequest) -> Response:
         """The passages of every query, in the order of the queries; best first."""
-        shape = _scored if request.return_scores else _document
-        answers = await self._answers(self._text, request.queries, request.topk or self._top_k)
+        if request.topk_rerank and self._reranker is None:
+            return _error(422, "invalid_query", _NO_RERANKER)
+        answers = await self._answers(partial(self._passages, query, request) for query in request.queries)
         if isinstance(answers, Response):
             return answers
-        return JSONResponse({"result": [[shape(hit) for hit in hits] for hits in answers]})
+        scored = request.return_scores
+        return JSONResponse(
+            {"result": [[written(document(hit), hit.score, scored=scored) for hit in hits] for hits in answers]}
+        )
+
+    async def rerank(self, request: RerankRequest) -> Response:
+        """The documents of every query, best first, as they came."""
+        if self._reranker is None:
+            return _error(404, "no_reranker", _NO_RERANKER)
+        k = request.rerank_topk or self._top_k
+        pairs = zip(request.queries, request.passages(), strict=True)
+        answers = await self._answers(partial(self._ordered, self._reranker, *pair, k) for pair in pairs)
+        if isinstance(answers, Response):
+            return answers
+        scored = request.return_scores
+        return JSONResponse(
+            {"result": [[written(row.model_dump(), score, scored=scored) for row, score in rows] for rows in answers]}
+        )
 
     async def image_search(self, request: ImageRequest) -> Response:
         """Pages that show the picture, best first."""
+        assert self._image is not None
         try:
             image = await call_blocking(load_image, base64.b64decode(request.image, validate=True))
         except ValueError as error:
             return _error(422, "invalid_query", f"the image cannot be read: {error}")
-        answers = await self._answers(self._image, [ImageQuery(image)], request.k)
+        answers = await self._answers([partial(call, self._image, ImageQuery(image), request.k)])
         if isinstance(answers, Response):
             return answers
         return JSONResponse({"hits": await call_blocking(_pictures, answers[0])})
 
     async def health(self) -> dict[str, Any]:
         """What is served, by endpoint."""
-        served = {"retrieve": self._text, "image_search": self._image}
+        served = {"retrieve": self._text, "image_search": self._image, "rerank": self._reranker}
         return {"status": "ok"} | {
             name: {"backend": backend.name, "fingerprint": backend.fingerprint}
             for name, backend in served.items()
@@ -129,28 +143,44 @@ class SearchServer:
         """For Prometheus."""
         return Response(self._metrics.text(self._pending), media_type=CONTENT_TYPE_LATEST)
 
-    async def _answers(self, backend: Any, queries: Sequence[Any], k: int) -> list[Any] | Response:
-        """The answers of all queries, or the refusal that stands for them."""
-        count = len(queries)
-        if self._pending + count > self._most:
+    async def _answers(self, searches: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any] | Response:
+        """What all searches gave, or the refusal that stands for them."""
+        wanted = list(searches)
+        if self._pending + len(wanted) > self._most:
             return _error(503, "busy", "too many queries are waiting", {"Retry-After": str(_RETRY_AFTER_S)})
-        self._pending += count
+        self._pending += len(wanted)
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                answers = await asyncio.gather(*(self._search(backend, query, k) for query in queries))
+                answers = await asyncio.gather(*map(self._in_a_slot, wanted))
         except TimeoutError:
             return _error(504, "timeout", f"the search took longer than {self._timeout_s:g} s")
         except SearchError as error:
             return _error(500, error.failure.kind.value, error.failure.message)
         finally:
-            self._pending -= count
-        self._metrics.answered(count, time.perf_counter() - start)
+            self._pending -= len(wanted)
+        self._metrics.answered(len(wanted), time.perf_counter() - start)
         return answers
 
-    async def _search(self, backend: Any, query: Any, k: int) -> Answer:
+    async def _in_a_slot(self, search: Callable[[], Awaitable[ResultT]]) -> ResultT:
         async with self._slots:
-            return await call(backend, query, k)
+            return await search()
+
+    async def _passages(self, query: str, request: RetrieveRequest) -> Sequence[TextHit]:
+        assert self._text is not None
+        if self._reranker is None or not request.topk_rerank:
+            return text_hits(await call(self._text, query, request.topk or self._top_k))
+        hits = text_hits(await call(self._text, query, request.topk_retrieval or _RERANKED_OF))
+        texts = [document(hit)["contents"] for hit in hits]
+        best = await self._reranker.best(query, texts, request.topk_rerank)
+        return [replace(hits[place], score=score) for place, score in best]
+
+    @staticmethod
+    async def _ordered(
+        reranker: "Reranker", query: str, rows: Sequence[Passage], k: int
+    ) -> list[tuple[Passage, float]]:
+        best = await reranker.best(query, [row.contents for row in rows], k)
+        return [(rows[place], score) for place, score in best]
 
     async def _guard(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         """Refuse what has no token, and a body that is too long, before it is read."""
@@ -188,11 +218,6 @@ class _Metrics:
         return generate_latest(self._registry)
 
 
-def _document(hit: TextHit) -> dict[str, Any]:
-    """A passage as a row of Search-R1's corpora: the title is the first line of `contents`."""
-    return {"id": hit.id, "contents": contents(hit.title, hit.text)} | ({"url": hit.url} if hit.url else {})
-
-
 def _pictures(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     return [
         {
@@ -205,32 +230,36 @@ def _pictures(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     ]
 
 
-def _scored(hit: TextHit) -> dict[str, Any]:
-    return {"document": _document(hit), "score": hit.score}
-
-
 def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": {"kind": kind, "message": message}}, status_code=status, headers=headers)
 
 
-def serve(config: SearchConfig, *, host: str, port: int, top_k: int = 3) -> None:
-    """Serve the searches of `config` until the process is told to end.
+def serve(config: SearchConfig, *, host: str, port: int, top_k: int = 3, reranker: str | None = None) -> None:
+    """Serve the searches of `config`, and this reranker, until the process is told to end.
 
     Raises:
         ImportError: the server's packages are not installed.
-        ValueError: there is no such index, or a server that others can reach has no token.
+        ValueError: there is no such index or model, or a server that others can reach has no token.
     """
     import uvicorn
 
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise ValueError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
-    text, image = open_text(config, None), open_image(config)
-    served = {"retrieve": text, "image_search": image}
+    text, image, ranking = open_text(config, None), open_image(config), _reranker(reranker)
+    served = {"retrieve": text, "image_search": image, "rerank": ranking}
     for path, backend in served.items():
         if backend is not None:
             print(f"{backend.name} at http://{host}:{port}/{path}", flush=True)
-    if text is None and image is None:
+    if all(backend is None for backend in served.values()):
         raise ValueError("name the index that is served, such as --text_index DIR")
-    server = SearchServer(text, image, top_k=top_k, token=token)
+    server = SearchServer(text, image, reranker=ranking, top_k=top_k, token=token)
     uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
+
+
+def _reranker(model: str | None) -> "Reranker | None":
+    if model is None:
+        return None
+    from mmsearch_trl.search.text.reranker import Reranker
+
+    return Reranker(model)

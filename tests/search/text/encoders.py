@@ -1,29 +1,53 @@
-"""A tiny encoder with random weights, as a checkpoint."""
+"""A tiny encoder and a tiny cross-encoder with random weights, as checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 
 WORDS = [f"word{number}" for number in range(200)]
 
 
+VOCABULARY = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS, "query", "passage", ":", "[SEP]"])}
+
+
 def save_encoder(folder: Path, *, seed: int = 0) -> Path:
     """A BERT of 32 numbers over `WORDS`."""
-    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS, "query", "passage", ":"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    _save_tokenizer(folder, pairs=False)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
+    BertModel(_config()).eval().save_pretrained(folder)
+    return folder
+
+
+def save_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
+    """A BERT that reads two texts over `WORDS` and says one number, which is not the same for all of them."""
+    _save_tokenizer(folder, pairs=True)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(_config(num_labels=labels, initializer_range=0.5))
+    model.eval().save_pretrained(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path, *, pairs: bool) -> None:
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if pairs:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A [SEP]", pair="$A [SEP] $B:1 [SEP]:1", special_tokens=[("[SEP]", VOCABULARY["[SEP]"])]
+        )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+
+
+def _config(**more: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(VOCABULARY),
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=600,
+        **more,
     )
-    BertModel(config).eval().save_pretrained(folder)
-    return folder
