@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_index(index: argparse.ArgumentParser) -> None:
-    kinds = index.add_subparsers(title="kinds", metavar="image|text|dense", required=True)
+    kinds = index.add_subparsers(title="kinds", metavar="image|text|dense|info", required=True)
     image = kinds.add_parser("image", help="of pictures: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
     image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of pictures, .jsonl")
     image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
@@ -103,6 +103,10 @@ def _add_index(index: argparse.ArgumentParser) -> None:
         kind.add_argument("source", type=Path, metavar="SOURCE")
         kind.add_argument("--out", type=Path, required=True, metavar="DIR")
         kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
+
+    info = kinds.add_parser("info", help="what a folder holds, and whether it is whole; exit status 1 where it is not")
+    info.add_argument("folder", type=Path, metavar="DIR")
+    info.set_defaults(action=_index_info)
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
@@ -203,6 +207,15 @@ def _index_dense(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _index_info(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.index_info import describe_index
+
+    info = describe_index(options.folder)
+    print("\n".join(f"{name:<12}{value}" for name, value in info.lines()))
+    if info.missing:
+        raise ValueError(f"{options.folder} is damaged: build it again")
 
 
 def _serve(options: argparse.Namespace) -> None:

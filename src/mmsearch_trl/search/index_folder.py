@@ -48,15 +48,28 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     Raises:
         ValueError: `folder` holds no index of this kind and format; says how to build one.
     """
+    manifest = read_any_manifest(folder, kind)
+    if manifest.kind != kind:
+        raise ValueError(f"{folder} holds a {manifest.kind} index where a {kind} index is needed")
+    return manifest
+
+
+def read_any_manifest(folder: Path, kind: str = "KIND") -> Manifest:
+    """
+    Args:
+        kind: What is expected there, for the advice.
+
+    Raises:
+        ValueError: `folder` holds no index of this format; says how to build one.
+    """
     build = f"build it with `mmsearch index {kind} SOURCE --out {folder}`"
     try:
         manifest = Manifest(**json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no {kind} index ({_MANIFEST} is missing): {build}") from None
+        what = "index" if kind == "KIND" else f"{kind} index"
+        raise ValueError(f"{folder} holds no {what} ({_MANIFEST} is missing): {build}") from None
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / _MANIFEST} cannot be read ({error}): {build}") from error
-    if manifest.kind != kind:
-        raise ValueError(f"{folder} holds a {manifest.kind} index where a {kind} index is needed")
     if manifest.format != FORMAT:
         raise ValueError(f"{folder} has index format {manifest.format}, this version reads {FORMAT}: {build}")
     return manifest

@@ -26,7 +26,7 @@ from mmsearch_trl.search.types import ImageHit, ImageQuery
 from mmsearch_trl.search.vectors import best_rows
 
 
-_VECTORS, _HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
+VECTORS, HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
 _BATCH = 32
 
 
@@ -40,8 +40,8 @@ class ImageIndex:
         self.fingerprint = manifest.fingerprint
         self._encoder = encoder
         self._thumbnails = folder / _THUMBNAILS
-        self._vectors: FloatArray = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
-        with (folder / _HITS).open(encoding="utf-8") as file:
+        self._vectors: FloatArray = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        with (folder / HITS).open(encoding="utf-8") as file:
             self._entries = [json.loads(line) for line in file]
         if self._vectors.shape != (manifest.count, encoder.dim) or len(self._entries) != manifest.count:
             raise ValueError(
@@ -111,10 +111,10 @@ def write_image_index(
         SourceError: a picture cannot be read; names its file and line.
     """
     vectors = np.lib.format.open_memmap(
-        folder / _VECTORS, mode="w+", dtype=np.float32, shape=(len(pictures), encoder.dim)
+        folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(pictures), encoder.dim)
     )
     digest = digest_of(encoder.fingerprint)
-    with (folder / _HITS).open("w", encoding="utf-8") as hits, (folder / _THUMBNAILS).open("wb") as thumbnails:
+    with (folder / HITS).open("w", encoding="utf-8") as hits, (folder / _THUMBNAILS).open("wb") as thumbnails:
         for start in range(0, len(pictures), _BATCH):
             batch = pictures[start : start + _BATCH]
             loaded = [picture.load() for picture in batch]
