@@ -58,7 +58,10 @@ class ChatEncoder:
         self.forbidden_ids = self.vision_ids | {vocabulary[name] for name in tools}
         """What a turn may not sample: images, and calls in the model's own tool format, which nothing here answers."""
         # An unknown character is no control token, unless the tokenizer writes it as one (Qwen: <|endoftext|>).
-        controls = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        controls = set(self.tokenizer.all_special_ids)
+        # Llama's and Gemma's configurations name few tokens; that the others are special stands beside each alone.
+        controls |= {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        controls -= {self.tokenizer.unk_token_id}
         controls |= {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         self._control_ids = frozenset(controls) | self.vision_ids
         self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))

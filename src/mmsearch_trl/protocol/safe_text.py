@@ -17,6 +17,11 @@ from typing import Any
 WORD_JOINER = "\u2060"
 TAGS = ("reason", "think", "answer", "search", "text_search", "information", "img", "image")
 """Names that mean something between angle brackets in the protocols or as an image placeholder."""
+_ROLE_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+"""What the templates of Llama 2 and Mistral write around roles; not every tokenizer has tokens of them."""
+_MARKED_BLANK = "\u2581"
+"""A blank in SentencePiece's vocabularies: their tokenizers make the two one, and decode both to a blank."""
+_BLANKS = rf"[\s{_MARKED_BLANK}]*"
 
 
 def strip_invisible(text: str) -> str:
@@ -26,19 +31,30 @@ def strip_invisible(text: str) -> str:
 
 
 class SafeText:
-    """Makes untrusted text inert for one tokenizer: `safe(text) -> str`."""
+    """Makes untrusted text inert for one tokenizer: `safe(text) -> str`.
+
+    Raises:
+        ValueError: The tokenizer removes the WORD JOINER before it looks for tokens.
+    """
 
     def __init__(self, tokenizer: Any, tags: Iterable[str] = TAGS) -> None:
+        literals = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, *_ROLE_MARKS}
         # Tokens of white space alone (Gemma has them) carry no control meaning and occur in every text.
-        literals = [token for token in tokenizer.get_added_vocab() if token.strip()]
-        literals += [token for token in tokenizer.all_special_tokens if token.strip()]
+        literals = {token for token in literals if token.replace(_MARKED_BLANK, " ").strip()}
         names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
-        starts = [rf"<\s*/?\s*(?:{names})\b"]
-        starts += sorted({re.escape(token) for token in literals}, key=len, reverse=True)
+        starts = [rf"<{_BLANKS}/?{_BLANKS}(?:{names})\b", *sorted(map(re.escape, literals), key=len, reverse=True)]
+        # Gemma has 6,000 tokens: they are tried only where one can begin, not at every character of a page.
+        begins = "".join(sorted({"<", *(re.escape(token[0]) for token in literals)}))
         # A look-ahead visits every position, so tokens that overlap or nest are each broken at their own start.
-        self._starts = re.compile(rf"(?=(?:{'|'.join(starts)}))(.)", re.IGNORECASE | re.DOTALL)
+        pattern = rf"(?=[{begins}])(?=(?:{'|'.join(starts)}))(.)"
+        self._starts = re.compile(pattern, re.IGNORECASE | re.DOTALL)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalizer = backend.normalizer if backend is not None else None
+        if self._normalizer is not None and WORD_JOINER not in self._normalizer.normalize_str(f"<{WORD_JOINER}s>"):
+            raise ValueError(
+                "the tokenizer's normaliser removes U+2060 (WORD JOINER), by which control tokens and tags in tool "
+                "output are broken: with this tokenizer a page could close its block or become a tag"
+            )
 
     def __call__(self, text: str) -> str:
         inert = self._break(strip_invisible(text))
