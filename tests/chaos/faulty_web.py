@@ -1,9 +1,11 @@
-"""Stand-ins of SerpApi, Jina Reader, a summariser, a retriever and picture hosts; a share of calls goes wrong."""
+"""Stand-ins of SerpApi, Jina Reader, a summariser, a retriever, picture hosts and the name server that knows these; a
+share of calls goes wrong."""
 
 import asyncio
 import io
 import json
 import random
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -26,10 +28,15 @@ FAULTS = (
     "500", "503", "429", "429 soon", "hang", "reset", "empty", "cut", "garbage", "html", "wrong json", "null",
     "drip", "huge", "wrong length",
 )  # fmt: skip
+NAME_FAULTS = (
+    "no such name", "no address", "name hangs", "name is late", "rebound", "one of two rebound", "moved", "nonsense",
+)  # fmt: skip
+HERE, MOVED, INSIDE = "127.0.0.1", "127.0.0.3", "127.0.0.2"
+"""The web's address, another public one at which nobody listens, and one that no page may lead to."""
 
 
 class FaultyWeb:
-    """One server for all of them, told apart by path.
+    """One server for all of them, told apart by path, and one inside that counts who gets there.
 
     Args:
         share: Of the calls that go wrong.
@@ -39,26 +46,51 @@ class FaultyWeb:
         self._share = share
         self._rng = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self.port = 0
+        self.intruders = 0
+        """Connections to `INSIDE`."""
         self.calls: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
 
     async def __aenter__(self) -> "FaultyWeb":
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0, backlog=1000)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._servers = [await asyncio.start_server(self._talk, HERE, 0, backlog=1000)]
+        self.port = self._servers[0].sockets[0].getsockname()[1]
+        self._servers.append(await asyncio.start_server(self._intrude, INSIDE, self.port))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{HERE}:{self.port}"
+
+    async def lookup(self, host: str, port: int) -> list[str]:
+        """The addresses of a name; the same name may have others the next time."""
+        if self._rng.random() >= self._share:
+            return [HERE]
+        fault = self._rng.choice(NAME_FAULTS)
+        self.faults[fault] += 1
+        if fault == "no such name":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        if fault in ("name hangs", "name is late"):
+            await asyncio.sleep(3600 if fault == "name hangs" else self._rng.random() * 0.3)
+        return {
+            "no address": [],
+            "rebound": [INSIDE],
+            "one of two rebound": [HERE, INSIDE],
+            "moved": [MOVED],
+            "nonsense": ["not an address"],
+        }.get(fault, [HERE])
+
+    async def _intrude(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.intruders += 1
+        writer.close()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

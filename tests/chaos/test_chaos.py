@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import tiny
-from chaos.faulty_web import FAULTS, FaultyWeb
+from chaos.faulty_web import FAULTS, HERE, MOVED, NAME_FAULTS, FaultyWeb
 
 from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
 from mmsearch_trl.rollout.limits import Limits
@@ -51,10 +51,7 @@ class Babbler:
 
 
 def runtime(web: FaultyWeb, kind: str) -> SearchRuntime:
-    async def here(host: str, port: int) -> list[str]:
-        return ["127.0.0.1"]
-
-    fetcher = Fetcher(allowed=lambda address: address == "127.0.0.1", lookup=here, ports=None, timeout_s=0.2)
+    fetcher = Fetcher(allowed=lambda address: address in (HERE, MOVED), lookup=web.lookup, ports=None, timeout_s=0.2)
     api = SerpApi(web.url)
     text: Any = Retriever(web.url)
     if kind == "pages":
@@ -105,5 +102,6 @@ def test_rollouts_on_a_broken_web(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     files = process.num_fds()
     web = asyncio.run(run())
     assert process.num_fds() <= files + 1, "a socket or file is left open"
-    assert set(web.faults) == set(FAULTS)
+    assert set(web.faults) == {*FAULTS, *NAME_FAULTS}
+    assert web.intruders == 0, "an address inside was dialled"
     assert outcomes["answered"] > 50 and len(outcomes) > 3, outcomes  # how many depends on how busy the machine is

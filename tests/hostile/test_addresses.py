@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch_trl.search.addresses import GuardedResolver, check_host, is_public
+from mmsearch_trl.search.fetch import TEXT_TYPES, Fetcher
 from mmsearch_trl.search.types import FailureKind, SearchError
 
 
@@ -85,6 +86,22 @@ def test_a_name_with_one_closed_address_is_refused_whatever_the_others_are(addre
     with pytest.raises(SearchError) as caught:
         asyncio.run(GuardedResolver(lookup=lookup).resolve("pages.example", 80))
     assert caught.value.failure.kind is FailureKind.BLOCKED
+
+
+def test_a_name_without_an_address_is_not_there() -> None:
+    async def lookup(host: str, port: int) -> list[str]:
+        return []
+
+    async def fetch() -> None:
+        fetcher = Fetcher(lookup=lookup)
+        try:
+            await fetcher.fetch("http://pages.example/", TEXT_TYPES)
+        finally:
+            await fetcher.close()
+
+    with pytest.raises(SearchError) as caught:
+        asyncio.run(fetch())
+    assert caught.value.failure.kind is FailureKind.UNAVAILABLE
 
 
 def test_the_system_s_own_names_for_this_machine_are_refused() -> None:

@@ -88,6 +88,8 @@ class GuardedResolver(AbstractResolver):
         """
         check_host(host, self._allowed)
         addresses = await self._lookup(host, port)
+        if not addresses:
+            raise OSError("the name has no address")  # aiohttp takes an empty list for its own mistake
         if not all(map(self._allowed, addresses)):
             raise SearchError(FailureKind.BLOCKED, "the host's address is not a public one")
         return [_result(host, port, address) for address in addresses]
