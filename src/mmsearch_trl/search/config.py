@@ -51,7 +51,9 @@ class SearchConfig:
     )
     text_encoder: str | None = field(
         default=None,
-        metadata={"help": "Encoder of `text_dense`, where it is not at the place the index remembers."},
+        metadata={
+            "help": "Encoder of `text_dense`, where it is not at the place the index remembers; that of `text_qdrant`."
+        },
     )
     text_retriever: str | None = field(
         default=None,
@@ -60,10 +62,25 @@ class SearchConfig:
             "retriever`. A token it wants is in MMSEARCH_RETRIEVER_TOKEN."
         },
     )
+    text_qdrant: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text search, instead: address of a Qdrant collection, http://HOST:6333/collections/NAME, of "
+            "vectors by `text_encoder`. A key it wants is in QDRANT_API_KEY."
+        },
+    )
+    text_opensearch: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text search, instead: address of an OpenSearch index, http://HOST:9200/NAME, by words (BM25). "
+            "What it wants is in OPENSEARCH_TOKEN, or OPENSEARCH_USER and OPENSEARCH_PASSWORD."
+        },
+    )
     corpus: str = field(
         default="",
         metadata={
-            "help": "Name of what `text_retriever` and `image_service` serve: another name, other kept answers."
+            "help": "Name of what a retriever, an image service, Qdrant or OpenSearch serves: another name, other "
+            "kept answers."
         },
     )
     text_serpapi: bool = field(
@@ -164,8 +181,15 @@ class SearchConfig:
             )
         if self.image_encoder is not None and self.image_index is None:
             raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
-        if self.text_encoder is not None and self.text_dense is None:
-            raise ValueError("search.text_encoder is the model of a dense index, and search.text_dense is not set")
+        if self.text_encoder is not None and self.text_dense is None and self.text_qdrant is None:
+            raise ValueError(
+                "search.text_encoder is the model of vectors, and neither search.text_dense nor search.text_qdrant is "
+                "set"
+            )
+        if self.text_qdrant is not None and self.text_encoder is None:
+            raise ValueError(
+                "search.text_qdrant needs search.text_encoder, the model that made the collection's vectors"
+            )
         if (self.mcp_tool is None) != (self.text_mcp is None):
             raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
         if (self.summariser_url is None) != (self.summariser_model is None):

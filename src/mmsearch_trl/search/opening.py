@@ -25,7 +25,9 @@ from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.ddgs_search import DdgsSearch
 from mmsearch_trl.search.text.hybrid import Hybrid
 from mmsearch_trl.search.text.mcp_tool import McpSearch
+from mmsearch_trl.search.text.opensearch import OpenSearch
 from mmsearch_trl.search.text.pages import PageSearch
+from mmsearch_trl.search.text.qdrant import QdrantSearch
 from mmsearch_trl.search.text.readers import JinaReader, Reader, WebReader
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE, Retriever
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
@@ -124,6 +126,14 @@ def _dense(config: SearchConfig) -> SearchBackend[str]:
     return DenseIndex.open(_there(config.text_dense), config.text_encoder)
 
 
+def _qdrant(config: SearchConfig) -> QdrantSearch:
+    from mmsearch_trl.search.text.encoder import TextEncoder
+
+    with named("text_encoder"):
+        encoder = TextEncoder(str(config.text_encoder))
+    return QdrantSearch(str(config.text_qdrant), encoder, corpus=config.corpus)
+
+
 def _pages(config: SearchConfig, cache: AnswerStore | None) -> PageSearch:
     links: Any = SerpApiGoogle(SerpApi()) if config.text_pages == "serpapi" else DdgsSearch()
     reader: Reader = JinaReader() if config.page_reader == "jina" else _web_reader(config)
@@ -163,6 +173,8 @@ _TEXT: dict[str, Opener] = {
     "text_retriever": lambda config: Retriever(
         str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.corpus
     ),
+    "text_qdrant": _qdrant,
+    "text_opensearch": lambda config: OpenSearch(str(config.text_opensearch), corpus=config.corpus),
     "text_serpapi": lambda config: SerpApiGoogle(SerpApi()),
     "text_ddgs": lambda config: DdgsSearch(),
     "text_mcp": _mcp,

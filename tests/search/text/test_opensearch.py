@@ -1,0 +1,185 @@
+"""Search in an OpenSearch index, against a stand-in for its two REST calls that counts words in common."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from search.text.stand_in import standing_in
+
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.text.opensearch import OpenSearch
+from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.watch import SearchLost
+
+
+CORPUS = [
+    {"id": "0", "contents": '"Velm"\nVelm is a town with a tower.'},
+    {"id": "1", "contents": '"Harwick"\nHarwick is a town with a market.'},
+    {"id": "2", "contents": '"Oakham"\nOakham casts bells.'},
+]
+CONTENTS = {"wiki": {"mappings": {"properties": {"id": {"type": "keyword"}, "contents": {"type": "text"}}}}}
+SEARCH = "/wiki/_search?allow_partial_search_results=false&preference=mmsearch"
+VARIABLES = ("OPENSEARCH_TOKEN", "OPENSEARCH_USER", "OPENSEARCH_PASSWORD")
+
+
+@dataclass
+class Index:
+    """A stand-in, as the API reference of OpenSearch 3 describes these calls."""
+
+    mapping: Any = field(default_factory=lambda: CONTENTS)
+    rows: list[dict[str, Any]] = field(default_factory=lambda: CORPUS)
+    authorization: str | None = None
+    asked: list[Any] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    answer: Any = None
+
+    def __call__(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, Any]:
+        self.asked.append((method, path, body))
+        if headers.get("authorization") != self.authorization:
+            return 401, {"error": "Unauthorized"}
+        if not path.startswith("/wiki/"):
+            return 404, {"error": {"type": "index_not_found_exception", "reason": "no such index"}, "status": 404}
+        if (method, path) == ("GET", "/wiki/_mapping"):
+            return 200, self.mapping
+        assert (method, path) == ("POST", SEARCH)
+        if self.answer is not None:
+            return 200, self.answer
+        [(name, match)] = body["query"]["match"].items()
+        words = set(match["query"].lower().split())
+        found = [(len(words & set(row[name].lower().split())), row) for row in self.rows]
+        best = sorted((pair for pair in found if pair[0]), key=lambda pair: -pair[0])[: body["size"]]
+        hits = [{"_index": "wiki", "_id": f"_{n}", "_score": float(n), "_source": row} for n, row in best]
+        shards = {"total": 1, "successful": 1, "skipped": 0, "failed": 0}
+        total = {"total": {"value": len(hits), "relation": "eq"}, "max_score": None, "hits": hits}
+        return 200, {"took": 1, "timed_out": False, "_shards": shards, "hits": total} | self.more
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Index:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return Index()
+
+
+@pytest.fixture
+def url(index: Index) -> Iterator[str]:
+    with standing_in(index) as server:
+        yield f"{server}/wiki"
+
+
+def search(url: str, query: str = "velm tower town", k: int = 3) -> Any:
+    """Hits, or the failure."""
+
+    async def run() -> Any:
+        backend = OpenSearch(url)
+        try:
+            return await backend.search(query, k)
+        except SearchError as error:
+            return error.failure
+        finally:
+            await backend.close()
+
+    return asyncio.run(run())
+
+
+def test_passages_come_best_first(index: Index, url: str) -> None:
+    first, second = search(url)
+    assert first == TextHit('"Velm"', "Velm is a town with a tower.", score=2.0, id="0")
+    assert second.id == "1" and search(url, "zebra") == [] and len(search(url, k=1)) == 1
+    assert index.asked[1] == (
+        "POST",
+        SEARCH,
+        {"size": 3, "query": {"match": {"contents": {"query": "velm tower town"}}}},
+    )
+
+
+def test_text_with_a_title_is_searched_where_there_are_no_contents(index: Index, url: str) -> None:
+    index.mapping = {"wiki": {"mappings": {"properties": {"title": {"type": "text"}, "text": {"type": "text"}}}}}
+    index.rows = [{"title": "Velm", "text": "a town", "url": "http://velm"}]
+    assert search(url, "town") == [TextHit("Velm", "a town", "http://velm", 1.0, "_1")]
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"wiki": {"mappings": {"properties": {"body": {"type": "text"}}}}},
+        {"wiki": {"mappings": {"properties": {"contents": {"type": "keyword"}}}}},
+        {"wiki": {"mappings": {}}},
+        {**CONTENTS, "wiki2": {"mappings": {"properties": {"text": {"type": "text"}}}}},
+        {},
+    ],
+)
+def test_an_index_without_text_is_told_before_anything_runs(mapping: Any, index: Index, url: str) -> None:
+    index.mapping = mapping
+    runtime = build_runtime(SearchConfig(text_opensearch=url))
+    with pytest.raises(SearchLost, match="opensearch cannot be used: the index wiki has no text field contents"):
+        asyncio.run(runtime.check())
+    runtime.close()
+
+
+def test_no_such_index(url: str) -> None:
+    failure = search(url.replace("wiki", "other"))
+    assert (
+        failure.kind is FailureKind.BLOCKED and failure.message == "the index other is not there, or may not be read"
+    )
+
+
+@pytest.mark.parametrize("more", [{"timed_out": True}, {"_shards": {"total": 2, "successful": 1, "failed": 1}}])
+def test_half_an_answer_is_a_failure(more: dict[str, Any], index: Index, url: str) -> None:
+    """It would be kept, and given for the whole one ever after."""
+    index.more = more
+    assert search(url).kind is FailureKind.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [], {}, {"timed_out": False}, {"timed_out": False, "_shards": {"failed": 0}},
+        {"timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": [3]}},
+        {"timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": [{"_id": "1", "_score": 1.0, "_source": {}}]}},
+        {"timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": [{"_id": "1", "_score": 1.0}]}},
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_shape_is_a_bad_response(answer: Any, index: Index, url: str) -> None:
+    index.answer = answer
+    assert search(url).kind is FailureKind.BAD_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"OPENSEARCH_TOKEN": "sesame"}, "Bearer sesame"),
+        ({"OPENSEARCH_USER": "me", "OPENSEARCH_PASSWORD": "sesame"}, "Basic bWU6c2VzYW1l"),
+    ],
+)
+def test_what_the_server_wants_is_read_from_the_environment(
+    variables: dict[str, str], expected: str, index: Index, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.authorization = expected
+    failure = search(url)
+    assert failure.kind is FailureKind.KEY_REFUSED
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert len(search(url)) == 2
+
+
+def test_a_user_without_a_password_is_told(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSEARCH_USER", "me")
+    with pytest.raises(ValueError, match=r"search\.text_opensearch: .*OPENSEARCH_PASSWORD is not"):
+        build_runtime(SearchConfig(text_opensearch="http://a:9200/wiki"))
+
+
+def test_a_recipe_chooses_it(url: str) -> None:
+    runtime = build_runtime(SearchConfig(text_opensearch=url, text_top_k=1))
+    asyncio.run(runtime.check())
+    observation = asyncio.run(runtime.text_search("velm tower"))
+    assert observation.backend == "opensearch" and len(observation.hits) == 1
+    runtime.close()
+
+
+def test_another_index_or_corpus_has_other_answers(index: Index) -> None:
+    backends = [OpenSearch("http://a/wiki"), OpenSearch("http://a/news"), OpenSearch("http://a/wiki", corpus="2018")]
+    assert len({backend.fingerprint for backend in backends}) == 3
