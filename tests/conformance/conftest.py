@@ -17,6 +17,8 @@ JSONL = {
     "reward_vector": "mmsearch_reward_vectors.jsonl",
     "legacy_vector": "mmsearch_reward_legacy_vectors.jsonl",
     "rollout_vector": "mmsearch_rollout_vectors.jsonl",
+    "search_r1_reward_vector": "searchr1_em_vectors.jsonl",
+    "search_r1_rollout_vector": "searchr1_rollout_vectors.jsonl",
 }
 NUMERIC_CASES = {
     "advantage_case": "grpo_advantage",
@@ -26,7 +28,7 @@ NUMERIC_CASES = {
     "schedule_case": "sigmoid_lr",
     "metrics_case": "batch_metrics",
 }
-LATER_PROTOCOLS = ("searchr1_", "lmmr1_")
+LATER_PROTOCOLS = ("lmmr1_",)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -7,7 +7,7 @@ from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import FinishReason
 from mmsearch_trl.evaluation.metrics import summarize, upstream_batch_metrics, wilson_interval
 from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rewards.mmsearch import RewardParts
+from mmsearch_trl.rewards.rule_reward import RewardParts
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
 

@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig
 
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
-from mmsearch_trl.rewards.mmsearch import MMSearchReward
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
@@ -50,7 +51,7 @@ def test_three_steps_with_lora_on_real_rows(runtime: SearchRuntime, tmp_path: Pa
     assert len(rows) == 5 and max(max(size) for row in rows for size in row["image_sizes"]) >= 600
     trainer = tiny.MMSearchGRPOTrainer(
         family.model(),
-        [tiny.by_letters, MMSearchReward()],
+        [tiny.by_letters, RuleReward(RewardConfig())],
         tiny.config(tmp_path, max_steps=3, per_device_train_batch_size=4, num_generations=2, save_traces=True),
         search=runtime,
         limits=LIMITS,

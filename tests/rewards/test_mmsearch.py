@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.rewards.mmsearch import MMSearchReward, RewardConfig, score
+from mmsearch_trl.rewards.mmsearch import RewardConfig, score
+from mmsearch_trl.rewards.rule_reward import RuleReward
 
 
 RIGHT = "<reason>r</reason><answer>Titanic</answer>"
@@ -93,32 +94,32 @@ def test_options_out_of_range_are_refused_by_name(values: dict[str, Any], messag
 
 def test_only_assistant_messages_are_read() -> None:
     completion = [_assistant(IMAGE), _user(RIGHT + TEXT), _assistant(WRONG), _user("<answer>Titanic</answer>")]
-    (parts,) = MMSearchReward().parts([completion], [GOLD])
+    (parts,) = RuleReward(RewardConfig()).parts([completion], [GOLD])
     assert (parts.accuracy, parts.searches, parts.answer) == (0, 1, "Olympic")
 
 
 def test_content_may_be_blocks_and_images_are_passed_over() -> None:
     blocks = [{"type": "text", "text": "<reason>r</reason>"}, {"type": "image"}, {"type": "text", "text": BARE}]
-    assert MMSearchReward()([[_assistant(blocks)]], [GOLD]) == [1.0]
+    assert RuleReward(RewardConfig())([[_assistant(blocks)]], [GOLD]) == [1.0]
 
 
 def test_a_message_without_content_is_an_empty_turn() -> None:
-    assert MMSearchReward()([[_assistant(None)]], [GOLD]) == [0.0]
+    assert RuleReward(RewardConfig())([[_assistant(None)]], [GOLD]) == [0.0]
 
 
 def test_a_plain_string_is_one_turn_and_a_gold_may_be_one_string() -> None:
-    assert MMSearchReward()([RIGHT], ["Titanic"]) == [1.0]
+    assert RuleReward(RewardConfig())([RIGHT], ["Titanic"]) == [1.0]
 
 
 def test_candidate_answers_column_adds_accepted_answers() -> None:
-    reward = MMSearchReward()
+    reward = RuleReward(RewardConfig())
     assert reward([WRONG, WRONG], [GOLD, GOLD], candidate_answers=['["Olympic"]', None]) == [1.0, 0.1]
 
 
 def test_called_as_trl_calls_it_the_reward_logs_its_parts() -> None:
     logged: dict[str, float] = {}
     state: Any = SimpleNamespace(global_step=3)
-    reward = MMSearchReward(RewardConfig(search_penalty_warmup_steps=4))
+    reward = RuleReward(RewardConfig(search_penalty_warmup_steps=4))
     rewards = reward(
         prompts=[[_user("?")]] * 2,
         completions=[[_assistant(IMAGE), _user("hits"), _assistant(RIGHT)], [_assistant("no")]],
@@ -136,17 +137,17 @@ def test_called_as_trl_calls_it_the_reward_logs_its_parts() -> None:
 
 
 def test_trl_reads_the_name_from_the_function() -> None:
-    assert MMSearchReward().__name__ == "mmsearch"
+    assert RuleReward(RewardConfig()).__name__ == "mmsearch"
 
 
 @pytest.mark.parametrize("empty", [[], None, [None, 3]])
 def test_a_row_without_answer_is_named(empty: Any) -> None:
     with pytest.raises(ValueError, match="row 'fvqa_train_7' has no accepted answer"):
-        MMSearchReward()([RIGHT, RIGHT], [GOLD, empty], id=["fvqa_train_1", "fvqa_train_7"])
+        RuleReward(RewardConfig())([RIGHT, RIGHT], [GOLD, empty], id=["fvqa_train_1", "fvqa_train_7"])
     with pytest.raises(ValueError, match="row 0 of the batch has no accepted answer"):
-        MMSearchReward()([RIGHT], [empty])
+        RuleReward(RewardConfig())([RIGHT], [empty])
 
 
 def test_a_missing_answers_column_is_named() -> None:
     with pytest.raises(ValueError, match="column 'answers'"):
-        MMSearchReward()([RIGHT])
+        RuleReward(RewardConfig())([RIGHT])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mmsearch_trl.rewards.mmsearch import RewardParts
+from mmsearch_trl.rewards.rule_reward import RewardParts
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.types import Observation, Tool
 

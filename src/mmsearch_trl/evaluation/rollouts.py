@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import Engine
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.rewards.mmsearch import RewardConfig, RewardParts, score
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.rewards.rule_reward import RewardParts, Rule
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
@@ -22,10 +22,10 @@ from mmsearch_trl.traces.build import ScoredTrajectory
 async def evaluate_tasks(
     tasks: Sequence[Task],
     engine: Engine,
-    protocol: MMSearchProtocol,
+    protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
-    reward: RewardConfig,
+    reward: Rule,
     *,
     temperature: float = 0.0,
     seed: int = 0,
@@ -63,7 +63,7 @@ def without_pictures(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, task=replace(trajectory.task, images=(), extra={}), prompt=(), turns=turns)
 
 
-def _scored(trajectory: Trajectory, reward: RewardConfig) -> ScoredTrajectory:
-    parts = score(trajectory.responses, trajectory.task.answers, reward)
+def _scored(trajectory: Trajectory, reward: Rule) -> ScoredTrajectory:
+    parts = reward.score_messages(trajectory.messages, trajectory.task.answers, None)
     rewards = {"accuracy": parts.accuracy, "format": parts.format, "searches": float(parts.searches)}
     return ScoredTrajectory(trajectory=trajectory, reward=parts.reward, rewards=rewards)

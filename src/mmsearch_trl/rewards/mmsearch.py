@@ -10,12 +10,14 @@ Only the model's own turns are read. What a tool returned can neither be scored 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from mmsearch_trl.rewards import format as form
-from mmsearch_trl.rewards.matching import accepted_answers, exact_match, substring_match
+from mmsearch_trl.rewards.checks import check_choice, check_range
+from mmsearch_trl.rewards.matching import exact_match, substring_match
+from mmsearch_trl.rewards.rule_reward import Message, RewardParts, assistant_turns
 
 
 RewardMode = Literal["EM", "SubEM"]
@@ -68,12 +70,12 @@ class RewardConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_range("search_penalty", self.search_penalty, -1, 1)
-        _check_range("format_penalty", self.format_penalty, 0, 1)
-        _check_range("search_penalty_warmup_steps", self.search_penalty_warmup_steps, 0, math.inf)
-        _check_choice("reward_mode", self.reward_mode, get_args(RewardMode))
-        _check_choice("format_rule", self.format_rule, get_args(FormatRule))
-        _check_choice("formula", self.formula, get_args(Formula))
+        check_range("search_penalty", self.search_penalty, -1, 1)
+        check_range("format_penalty", self.format_penalty, 0, 1)
+        check_range("search_penalty_warmup_steps", self.search_penalty_warmup_steps, 0, math.inf)
+        check_choice("reward_mode", self.reward_mode, get_args(RewardMode))
+        check_choice("format_rule", self.format_rule, get_args(FormatRule))
+        check_choice("formula", self.formula, get_args(Formula))
         if self.formula == "subtractive" and self.use_search_count_penalty:
             raise ValueError("reward.use_search_count_penalty needs formula: multiplicative; subtractive charges once")
 
@@ -84,34 +86,16 @@ class RewardConfig:
         progress = min(step / self.search_penalty_warmup_steps, 1.0)
         return self.search_penalty * (2 * progress - 1)
 
+    @property
+    def name(self) -> str:
+        return "mmsearch"
 
-@dataclass(frozen=True, slots=True)
-class RewardParts:
-    """A score and what it is made of.
+    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
+        """Score the model's own turns (`score`)."""
+        return score(assistant_turns(messages), answers, self, step=step)
 
-    Attributes:
-        reward: What the policy is trained on.
-        accuracy: 1.0 when the answer is right, else 0.0; no penalty in it.
-        format: 1.0 when the form is valid, else 0.0.
-        searches: Turns that asked for a search, executed or not.
-        answer: The extracted answer, or None when the last turn has none.
-    """
-
-    reward: float
-    accuracy: float
-    format: float
-    searches: int
-    answer: str | None
-
-
-class TrainerState(Protocol):
-    """The one thing that is read of `transformers.TrainerState`."""
-
-    global_step: int
-
-
-Completion = str | Sequence[Mapping[str, Any]]
-"""A conversation's messages, or a single assistant turn."""
+    def metrics_at(self, step: int | None) -> dict[str, float]:
+        return {"reward/search_penalty": self.search_penalty_at(step)}
 
 
 def score(
@@ -155,101 +139,3 @@ def _accuracy(answer: str | None, answers: Sequence[str], mode: RewardMode) -> f
 
 def _weigh(answer_score: float, form_score: float, options: RewardConfig) -> float:
     return (1 - options.format_penalty) * answer_score + options.format_penalty * form_score
-
-
-class MMSearchReward:
-    """`score` as a TRL reward function; dataset column `answers` holds each row's accepted answers.
-
-    Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means
-    `reward/accuracy`, `format/valid` and `reward/searches`, and the penalty in force, `reward/search_penalty`.
-    """
-
-    def __init__(self, config: RewardConfig | None = None) -> None:
-        self.config = config or RewardConfig()
-        self.__name__ = "mmsearch"  # TRL names the metric `rewards/mmsearch/mean` after it
-
-    def __call__(
-        self,
-        completions: Sequence[Completion],
-        answers: Sequence[object] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        log_extra: Callable[[str, list[float]], None] | None = None,
-        trainer_state: TrainerState | None = None,
-        **columns: Any,
-    ) -> list[float]:
-        """Reward each completion, `(n,)`; see `parts` for arguments and errors."""
-        parts = self.parts(completions, answers, trainer_state, **columns)
-        if log_metric is not None and parts:
-            log_metric("reward/accuracy", sum(part.accuracy for part in parts) / len(parts))
-            log_metric("format/valid", sum(part.format for part in parts) / len(parts))
-            log_metric("reward/searches", sum(part.searches for part in parts) / len(parts))
-            log_metric("reward/search_penalty", self.config.search_penalty_at(_step(trainer_state)))
-        if log_extra is not None:
-            log_extra("accuracy", [part.accuracy for part in parts])
-            log_extra("format", [part.format for part in parts])
-            log_extra("searches", [float(part.searches) for part in parts])
-        return [part.reward for part in parts]
-
-    def parts(
-        self,
-        completions: Sequence[Completion],
-        answers: Sequence[object] | None,
-        trainer_state: TrainerState | None = None,
-        **columns: Any,
-    ) -> list[RewardParts]:
-        """Score each completion in full, `(n,)`.
-
-        Args:
-            completions: Message lists, of which only assistant messages are read, or single turns as strings.
-            answers: Accepted answers per row, one string or several.
-            columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, and `id` or `data_id`
-                names a row in errors.
-
-        Raises:
-            ValueError: A row has no accepted answer, or the columns differ in length.
-        """
-        if answers is None:
-            raise ValueError("the reward needs the dataset column 'answers' (accepted answers per row); it is missing")
-        candidates = columns.get("candidate_answers") or [None] * len(completions)
-        step = _step(trainer_state)
-        results = []
-        for row, (completion, gold, more) in enumerate(zip(completions, answers, candidates, strict=True)):
-            accepted = accepted_answers(gold, more)
-            if not accepted:
-                raise ValueError(
-                    f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
-                )
-            results.append(score(_assistant_turns(completion), accepted, self.config, step=step))
-        return results
-
-
-def _assistant_turns(completion: Completion) -> list[str]:
-    if isinstance(completion, str):
-        return [completion]
-    return [_text(message["content"]) for message in completion if message["role"] == "assistant"]
-
-
-def _text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(block["text"] for block in content if block["type"] == "text")
-
-
-def _step(trainer_state: TrainerState | None) -> int | None:
-    return None if trainer_state is None else trainer_state.global_step
-
-
-def _row_name(row: int, columns: Mapping[str, Any]) -> str:
-    ids = columns.get("id") or columns.get("data_id")
-    return f"row {ids[row]!r}" if ids else f"row {row} of the batch"
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    # A number in a YAML file can arrive as text (`1e-1` has no dot), which would fail far from here.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"reward.{name} must be a number from {low} to {high}, got {value!r}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"reward.{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -13,7 +13,7 @@ from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.evaluation.metrics import summarize
 from mmsearch_trl.evaluation.report import save_rows
 from mmsearch_trl.evaluation.rollouts import reward_parts, without_pictures
-from mmsearch_trl.rewards.mmsearch import RewardParts
+from mmsearch_trl.rewards.rule_reward import RewardParts
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row

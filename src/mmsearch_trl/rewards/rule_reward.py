@@ -1,0 +1,157 @@
+"""A scoring rule as a TRL reward function: rows in, scores and their parts out.
+
+What a rule may read of a rollout is up to the rule; every rule gets the messages with their roles, so that the model's
+own turns are told from what the environment said.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mmsearch_trl.rewards.matching import accepted_answers
+
+
+Message = Mapping[str, Any]
+Completion = str | Sequence[Message]
+"""A conversation's messages, or a single assistant turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """A score and what it is made of.
+
+    Attributes:
+        reward: What the policy is trained on.
+        accuracy: 1.0 when the answer is right, else 0.0; no penalty in it.
+        format: 1.0 when the form is valid, else 0.0.
+        searches: Turns that asked for a search, executed or not.
+        answer: The extracted answer, or None when there is none.
+    """
+
+    reward: float
+    accuracy: float
+    format: float
+    searches: int
+    answer: str | None
+
+
+class TrainerState(Protocol):
+    """The one thing that is read of `transformers.TrainerState`."""
+
+    global_step: int
+
+
+class Rule(Protocol):
+    """The `reward:` section of a recipe, and what it means."""
+
+    @property
+    def name(self) -> str:
+        """TRL names the metric `rewards/<name>/mean` after it."""
+        ...
+
+    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
+        """Score one rollout.
+
+        Args:
+            messages: The completion, with text content.
+            answers: Accepted answers, at least one.
+            step: Finished optimizer steps; None where no training is under way.
+        """
+        ...
+
+    def metrics_at(self, step: int | None) -> dict[str, float]:
+        """What changes in the course of training, for the log."""
+        ...
+
+
+class RuleReward:
+    """A rule as a TRL reward function; dataset column `answers` holds each row's accepted answers.
+
+    Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means
+    `reward/accuracy`, `format/valid` and `reward/searches`, and the rule's own metrics.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.__name__ = rule.name
+
+    def __call__(
+        self,
+        completions: Sequence[Completion],
+        answers: Sequence[object] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[float]], None] | None = None,
+        trainer_state: TrainerState | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """Reward each completion, `(n,)`; see `parts` for arguments and errors."""
+        parts = self.parts(completions, answers, trainer_state, **columns)
+        if log_metric is not None and parts:
+            log_metric("reward/accuracy", sum(part.accuracy for part in parts) / len(parts))
+            log_metric("format/valid", sum(part.format for part in parts) / len(parts))
+            log_metric("reward/searches", sum(part.searches for part in parts) / len(parts))
+            for name, value in self.rule.metrics_at(_step(trainer_state)).items():
+                log_metric(name, value)
+        if log_extra is not None:
+            log_extra("accuracy", [part.accuracy for part in parts])
+            log_extra("format", [part.format for part in parts])
+            log_extra("searches", [float(part.searches) for part in parts])
+        return [part.reward for part in parts]
+
+    def parts(
+        self,
+        completions: Sequence[Completion],
+        answers: Sequence[object] | None,
+        trainer_state: TrainerState | None = None,
+        **columns: Any,
+    ) -> list[RewardParts]:
+        """Score each completion in full, `(n,)`.
+
+        Args:
+            completions: Message lists, or single assistant turns as strings.
+            answers: Accepted answers per row, one string or several.
+            columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, and `id` or `data_id`
+                names a row in errors.
+
+        Raises:
+            ValueError: A row has no accepted answer, or the columns differ in length.
+        """
+        if answers is None:
+            raise ValueError("the reward needs the dataset column 'answers' (accepted answers per row); it is missing")
+        candidates = columns.get("candidate_answers") or [None] * len(completions)
+        step = _step(trainer_state)
+        results = []
+        for row, (completion, gold, more) in enumerate(zip(completions, answers, candidates, strict=True)):
+            accepted = accepted_answers(gold, more)
+            if not accepted:
+                raise ValueError(
+                    f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
+                )
+            results.append(self.rule.score_messages(_messages(completion), accepted, step))
+        return results
+
+
+def assistant_turns(messages: Sequence[Message]) -> list[str]:
+    """The model's own turns."""
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+def _messages(completion: Completion) -> list[Message]:
+    if isinstance(completion, str):
+        return [{"role": "assistant", "content": completion}]
+    return [{"role": message["role"], "content": _text(message["content"])} for message in completion]
+
+
+def _text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(block["text"] for block in content if block["type"] == "text")
+
+
+def _step(trainer_state: TrainerState | None) -> int | None:
+    return None if trainer_state is None else trainer_state.global_step
+
+
+def _row_name(row: int, columns: Mapping[str, Any]) -> str:
+    ids = columns.get("id") or columns.get("data_id")
+    return f"row {ids[row]!r}" if ids else f"row {row} of the batch"
