@@ -13,6 +13,7 @@ from mmsearch_trl.config import load_recipe, parse_arguments
 from mmsearch_trl.config_values import RecipeError, build
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -222,8 +223,11 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
             r"offers text search \(<text_search>\), but rollout\.text_search_limit is 0",
         ),
         ({"rollout.max_turns": 1}, "max_turns is 1, so that no search can be answered"),
-        ({"search.text_index": None}, r"offers text search .*: name search\.text_index"),
-        ({"search.image_index": None}, r"name search\.image_index or search\.image_cache"),
+        (
+            {"search.text_index": None},
+            r"offers text search .*: name one of search\.text_index, search\.text_dense, search\.text_ret",
+        ),
+        ({"search.image_index": None}, r"name one of search\.image_index, search\.image_cache, search\.image_service"),
         ({"search.image_cache": "gone.pkl"}, r"search\.image_cache: not found: gone\.pkl"),
         ({"train_files": "gone.parquet"}, r"train_files: data file not found: gone\.parquet"),
         ({"eval_files": "gone.jsonl"}, r"eval_files: data file not found: gone\.jsonl"),
@@ -232,6 +236,16 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ({"model_name_or_path": "./gone"}, r"no such folder: \./gone"),
         ({"first_turn_prompt": "gone.txt"}, r"prompt file not found: gone\.txt"),
         ({"forced_answer_prompt": "gone.pkl"}, r"prompt file not found: gone\.pkl"),
+        ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),
+        ({"protocol": "search_r1", "reward": {}, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
+        (
+            {"protocol": "search_r1", "reward": {}, "rollout.text_search_limit": 0},
+            r"offers text search \(</search>\), but rollout\.text_search_limit is 0",
+        ),
+        (
+            {"protocol": "search_r1", "reward": {}, "search.text_index": None},
+            r"offers text search .*: name one of search\.text_index",
+        ),
     ],
 )
 def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
@@ -239,6 +253,37 @@ def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
 ) -> None:
     with pytest.raises(RecipeError, match=rf"made\.yaml: .*{message}"):
         load_recipe(write(), overrides).validate()
+
+
+@pytest.mark.parametrize("key", ["text_retriever", "text_ddgs", "text_pages", "text_mcp"])
+def test_any_backend_answers_the_search_that_the_prompt_offers(write: Write, key: str) -> None:
+    values = {"text_retriever": "http://127.0.0.1:1", "text_ddgs": True, "text_pages": "ddgs", "text_mcp": "server"}
+    overrides = {"search.text_index": None, f"search.{key}": values[key], "search.image_index": None}
+    load_recipe(write(), overrides | {"search.image_serpapi": True}).validate()
+
+
+def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path: Path) -> None:
+    recipe = load_recipe(write(), {"protocol": "search_r1", "reward": {"rule": "structure"}})
+    recipe.validate()
+    assert recipe.reward == SearchR1RewardConfig(rule="structure")
+    with pytest.raises(RecipeError, match=r"reward\.search_penalty"):
+        load_recipe(write(), {"protocol": "search_r1"})
+    with pytest.raises(RecipeError, match="`protocol` must be one of 'mmsearch_r1', 'search_r1'"):
+        load_recipe(write(), {"protocol": "searchr1"})
+    with pytest.raises(RecipeError, match="reply_wording is a text of protocol mmsearch_r1"):
+        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "reply_wording": "w.yaml"})
+    prompt = tmp_path / "p.txt"
+    prompt.write_text("No slot", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"p\.txt: a first prompt .* exactly once"):
+        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "first_turn_prompt": str(prompt)}).validate()
+
+
+def test_a_supervised_recipe_trains_the_protocol_with_user_messages(write: Write) -> None:
+    text = "\n".join(line for line in write().read_text().splitlines()[:7] if "num_generations" not in line)
+    path = write().with_name("sft.yaml")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="supervised recipes train protocol mmsearch_r1"):
+        load_recipe(path, {"protocol": "search_r1"}, kind="sft").validate()
 
 
 def test_a_tool_may_be_off_with_a_prompt_that_does_not_offer_it(write: Write, tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from trl import SFTConfig
 
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.config_values import RecipeError
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 MMSEARCH_R1 = ROOT / "recipes" / "mmsearch_r1"
-ADAPTED = sorted(MMSEARCH_R1.glob("*-lora.yaml"))
+SEARCH_R1 = ROOT / "recipes" / "search_r1"
+ADAPTED = sorted([*MMSEARCH_R1.glob("*-lora.yaml"), *SEARCH_R1.glob("*-lora.yaml")])
 # Training arguments refuse bfloat16 on a machine without a GPU.
 ON_CPU = {"use_cpu": True, "bf16": False}
 
@@ -26,6 +28,7 @@ def test_every_promised_recipe_is_there() -> None:
     names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
     models = ("qwen2.5-vl-7b", "qwen2.5-vl-7b-paper", "qwen2.5-vl-3b", "qwen3-vl-8b")
     wanted = {f"mmsearch_r1/{model}{variant}.yaml" for model in models for variant in ("", "-lora")}
+    wanted |= {f"search_r1/qwen2.5-{size}{kind}.yaml" for size in ("3b", "7b") for kind in ("", "-lora", "-structure")}
     assert names >= wanted | {"world/grpo.yaml", "world/sft.yaml"}
 
 
@@ -74,6 +77,24 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert (trainer.num_generations, trainer.learning_rate, trainer.lr_sigmoid_ratio) == (8, 2e-6, None)
     assert recipe.rollout.image_search_first_turn_only
     check_shared_values(recipe)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-3b-structure", "qwen2.5-7b-structure"])
+def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
+    recipe = load(SEARCH_R1 / f"{name}.yaml")
+    trainer, rollout = recipe.trainer, recipe.rollout
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    per_micro_batch = trainer.per_device_train_batch_size * 8
+    assert (trainer.num_generations, per_micro_batch) == (5, 64)
+    assert per_micro_batch * trainer.steps_per_generation == 512 * 5
+    assert per_micro_batch * trainer.gradient_accumulation_steps == 256 * 5
+    assert (trainer.max_steps, trainer.warmup_steps) == (2 * 1005, 0.285)
+    assert trainer.learning_rate == (5e-7 if name.endswith("structure") else 1e-6)
+    assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.temperature) == ("bnpo", 0.001, 0.2, 1.0)
+    assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_observation_tokens) == (4, 500, 500)
+    assert rollout.text_search_limit == 4 and recipe.data.max_prompt_length == 2048 and recipe.search.text_top_k == 3
+    structure = {"rule": "structure", "structure_score": 0.2, "invalid_score": 0.1, "retrieval_score": 0.0}
+    assert recipe.reward == SearchR1RewardConfig(**(structure if name.endswith("structure") else {"rule": "em"}))
 
 
 def check_shared_values(recipe: Recipe) -> None:

@@ -71,6 +71,7 @@ class Family:
             "image_pad_id": chat.image_pad_id,
             "pad_id": chat.tokenizer.pad_token_id,
             "vocabulary_size": chat.vocabulary_size,
+            "decode": chat.decode,
         }
         return TransformersEngine(model, chat.images, **(settings | options))
 

@@ -19,6 +19,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -63,11 +64,11 @@ INHERITED = """\
 
 The keys below are those of TRL and transformers, with the first sentence of their help texts (trl {trl},
 transformers {transformers}, both Apache-2.0); their documentation has the rest. Rollouts are this project's own, so
-some of TRL's keys are refused or fixed: `use_vllm` and `log_multimodal` stay false, `mask_truncated_completions` stays
-false, `top_p`, `top_k`, `min_p` and `repetition_penalty` keep the values that leave the model's distribution as it is,
-and `max_completion_length` follows `rollout.max_response_tokens` unless it is set. Keys of TRL's own generation and
-tool loop (`vllm_*`, `generation_kwargs`, `cache_implementation`, `use_transformers_*`, `max_tool_calling_iterations`)
-have no effect.
+some of TRL's keys are refused or fixed: `log_multimodal` and `mask_truncated_completions` stay false, `top_p`,
+`top_k`, `min_p` and `repetition_penalty` keep the values that leave the model's distribution as it is, and
+`max_completion_length` follows `rollout.max_response_tokens` unless it is set. docs/vllm.md says which of the `vllm_*`
+keys have a meaning here. Keys of TRL's own generation and tool loop (`generation_kwargs`, `cache_implementation`,
+`use_transformers_*`, `max_tool_calling_iterations`) have no effect.
 """
 
 
@@ -82,6 +83,11 @@ def own_part() -> str:
             _table("Rollout", "In the mapping `rollout:`.", (_row(field, "rollout.") for field in fields(Limits))),
             _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
             _table("Reward", "In the mapping `reward:`.", (_row(field, "reward.") for field in fields(RewardConfig))),
+            _table(
+                "Reward of Search-R1",
+                "In the mapping `reward:`, under `protocol: search_r1`.",
+                (_row(field, "reward.") for field in fields(SearchR1RewardConfig)),
+            ),
         ]
     )
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from mmsearch_trl.engine.transformers import TransformersEngine
     from mmsearch_trl.protocol.chat import ChatEncoder
     from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-    from mmsearch_trl.rewards.mmsearch import MMSearchReward, RewardConfig
+    from mmsearch_trl.protocol.search_r1 import SearchR1Protocol
+    from mmsearch_trl.rewards.mmsearch import RewardConfig
+    from mmsearch_trl.rewards.rule_reward import RuleReward
+    from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
     from mmsearch_trl.rollout.limits import Limits
     from mmsearch_trl.rollout.loop import run_batch, run_trajectory
     from mmsearch_trl.rollout.trajectory import Trajectory
@@ -28,8 +31,10 @@ _HOMES = {
     "MMSearchGRPOConfig": "trainer.config",
     "MMSearchGRPOTrainer": "trainer.grpo",
     "MMSearchProtocol": "protocol.mmsearch",
-    "MMSearchReward": "rewards.mmsearch",
     "RewardConfig": "rewards.mmsearch",
+    "RuleReward": "rewards.rule_reward",
+    "SearchR1Protocol": "protocol.search_r1",
+    "SearchR1RewardConfig": "rewards.search_r1",
     "SearchRuntime": "search.runtime",
     "Task": "data.task",
     "Trajectory": "rollout.trajectory",
@@ -44,8 +49,10 @@ __all__ = [
     "MMSearchGRPOConfig",
     "MMSearchGRPOTrainer",
     "MMSearchProtocol",
-    "MMSearchReward",
     "RewardConfig",
+    "RuleReward",
+    "SearchR1Protocol",
+    "SearchR1RewardConfig",
     "SearchRuntime",
     "Task",
     "Trajectory",

@@ -5,14 +5,18 @@ it computes what it computed in training.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     TrainingArguments,
 )
@@ -23,14 +27,18 @@ from mmsearch_trl.config import Recipe
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
 from mmsearch_trl.protocol.wording import Wording
 
+
+Processor = ProcessorMixin | PreTrainedTokenizerBase
+"""Of a vision-language model, or the tokenizer of a language model."""
 
 _ADAPTER_FILE = "adapter_config.json"
 
 
-def load_processor(model: ModelConfig) -> ProcessorMixin:
-    """The processor beside a model or an adapter.
+def load_processor(model: ModelConfig) -> Processor:
+    """The processor beside a model or an adapter; the tokenizer where the model is one of language alone.
 
     Raises:
         OSError: there is none.
@@ -51,7 +59,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
             f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
             "(`mmsearch merge`), or name its base model"
         )
-    return AutoModelForImageTextToText.from_pretrained(name, **_options(model))
+    return _from_pretrained(name, _options(model))
 
 
 def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
@@ -62,10 +70,10 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     """
     name = str(model.model_name_or_path)
     if not is_adapter(model):
-        return AutoModelForImageTextToText.from_pretrained(name, **_options(model))
+        return _from_pretrained(name, _options(model))
     config = PeftConfig.from_pretrained(name, revision=model.model_revision)
     options = _options(model) | {"revision": config.revision or "main"}
-    base = AutoModelForImageTextToText.from_pretrained(str(config.base_model_name_or_path), **options)
+    base = _from_pretrained(str(config.base_model_name_or_path), options)
     return PeftModel.from_pretrained(base, name, revision=model.model_revision)
 
 
@@ -108,8 +116,12 @@ def is_adapter(model: ModelConfig) -> bool:
     return found is not None
 
 
-def build_protocol(recipe: Recipe, processor: ProcessorMixin) -> MMSearchProtocol:
+def build_protocol(recipe: Recipe, processor: Processor) -> MMSearchProtocol | SearchR1Protocol:
     """How turns are read and written, in the prompts and the wording that the recipe names."""
+    if recipe.data.protocol == "search_r1":
+        prompt = load_search_r1_prompt(recipe.data.first_turn_prompt)
+        most = recipe.rollout.max_observation_tokens
+        return SearchR1Protocol(ChatEncoder(processor), prompt, max_observation_tokens=most)
     compat = recipe.rollout.compat
     chat = ChatEncoder(processor, upstream_framing=compat is not None)
     wording = recipe.data.reply_wording
@@ -129,6 +141,7 @@ def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_b
         image_pad_id=chat.image_pad_id,
         pad_id=chat.tokenizer.pad_token_id,
         vocabulary_size=chat.vocabulary_size,
+        decode=chat.decode,
         max_batch=max_batch,
     )
 
@@ -138,6 +151,13 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
     if args.hub_token is not None:
         os.environ["HF_TOKEN"] = args.hub_token
         args.hub_token = None
+
+
+def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """A vision-language model, or a language model where the configuration knows of no vision."""
+    config = AutoConfig.from_pretrained(name, revision=options["revision"])
+    loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+    return loader.from_pretrained(name, **options)
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:

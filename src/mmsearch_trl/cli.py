@@ -20,6 +20,8 @@ RUNNERS = ("train", "sft", "eval", "search", "demo", "vllm")
 """Subcommands that read the rest of the command line themselves."""
 
 WORLD_DEMONSTRATIONS = 6000
+FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
+"""The data set on the Hub from which Search-R1 takes its questions."""
 RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
 """Search-R1's."""
 
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--demonstrations", type=int, default=WORLD_DEMONSTRATIONS, metavar="N")
     _add_index(add("index", "build a search index"))
     _add_serve(add("serve", "serve an index to other processes and machines"))
+    _add_data(add("data", "write the data files of a published method"))
     _add_cache(add("cache", "look after kept search answers, and fill them before a run"))
     merge = add("merge", "merge a LoRA adapter into its base model", _merge)
     merge.add_argument("adapter", help="folder or Hub name of the adapter")
@@ -128,6 +131,16 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         kind.set_defaults(action=_serve)
 
 
+def _add_data(data: argparse.ArgumentParser) -> None:
+    sets = data.add_subparsers(title="data", metavar="search-r1", required=True)
+    search_r1 = sets.add_parser("search-r1", help="training data of Search-R1 (NQ, HotpotQA) and its seven test sets")
+    search_r1.add_argument("out", type=Path, metavar="FOLDER")
+    search_r1.add_argument(
+        "--source", default=FLASHRAG, help="data set on the Hub, or a folder with its files (default: %(default)s)"
+    )
+    search_r1.set_defaults(action=_data_search_r1)
+
+
 def _add_cache(cache: argparse.ArgumentParser) -> None:
     actions = cache.add_subparsers(title="actions", metavar="stats|verify|export|import|prefetch", required=True)
     stats = actions.add_parser("stats", help="what a file holds")
@@ -177,6 +190,13 @@ def _world(options: argparse.Namespace) -> None:
     build_model(processor, options.seed).save_pretrained(model)
     processor.save_pretrained(model)
     print(f"world: {folder}\nuntrained model: {model}")
+
+
+def _data_search_r1(options: argparse.Namespace) -> None:
+    from mmsearch_trl.data.search_r1_sets import write_search_r1_sets
+
+    for name, count in write_search_r1_sets(options.out, options.source).items():
+        print(f"{options.out / name}: {count} rows")
 
 
 def _index_image(options: argparse.Namespace) -> None:

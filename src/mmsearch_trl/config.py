@@ -2,7 +2,8 @@
 
 Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
 `trl.SFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
-`SearchConfig`, `Limits` and `RewardConfig`. Any key can be overridden on the command line, nested ones with a dot:
+`SearchConfig`, `Limits` and `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`. Any key can be
+overridden on the command line, nested ones with a dot:
 
     --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
 
@@ -22,16 +23,19 @@ from mmsearch_trl.config_values import RecipeError, Where, build, unknown_key
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
+from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.versions import check_versions
 
 
 Kind = Literal["grpo", "sft"]
 
-_SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits, "reward": RewardConfig}
+_SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits}
+_REWARDS: dict[str, type] = {"mmsearch_r1": RewardConfig, "search_r1": SearchR1RewardConfig}
 _TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": SFTConfig}
 _TEXT_SEARCH_TAG = "<text_search>"
 
@@ -47,7 +51,7 @@ class Recipe:
     trainer: MMSearchGRPOConfig | SFTConfig
     search: SearchConfig
     rollout: Limits
-    reward: RewardConfig
+    reward: RewardConfig | SearchR1RewardConfig
 
     def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:
         """Check what no single section can see.
@@ -69,8 +73,22 @@ class Recipe:
             raise RecipeError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
+        self._check_protocol()
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
+
+    def _check_protocol(self) -> None:
+        """The keys of one protocol are not set under the other."""
+        search_r1 = self.data.protocol == "search_r1"
+        if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
+            raise RecipeError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
+        if search_r1 and self.rollout.compat:
+            raise RecipeError(f"{self.path}: rollout.compat reproduces mmsearch_r1, and protocol is search_r1")
+        if not search_r1 and self.rollout.max_observation_tokens is not None:
+            raise RecipeError(
+                f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
+                "is never cut (rollout.on_overflow says what happens to one that does not fit)"
+            )
 
     def _check_files(self, keys: Sequence[str]) -> None:
         model = str(self.model.model_name_or_path)
@@ -91,16 +109,19 @@ class Recipe:
         """A search that the first prompt offers can be carried out."""
         if self.data.first_turn_prompt is not None and not check_files:
             return
+        search_r1 = self.data.protocol == "search_r1"
         try:
-            prompt = self.data.prompts().first_turn
+            prompt = (
+                load_search_r1_prompt(self.data.first_turn_prompt) if search_r1 else self.data.prompts().first_turn
+            )
         except ValueError as error:
             raise RecipeError(f"{self.path}: {error}") from error
-        search, rollout = self.search, self.rollout
-        tools = (
-            ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, search.image_index or search.image_cache),
-            ("text", _TEXT_SEARCH_TAG, rollout.text_search_limit, search.text_index),
-        )
-        for name, tag, limit, source in tools:
+        rollout = self.rollout
+        image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, IMAGE_SOURCES)
+        text_tag = SEARCH_END if search_r1 else _TEXT_SEARCH_TAG
+        text = ("text", text_tag, rollout.text_search_limit, TEXT_SOURCES)
+        tools = (text,) if search_r1 else (image, text)
+        for name, tag, limit, sources in tools:
             if tag not in prompt:
                 continue
             problem = None
@@ -108,9 +129,8 @@ class Recipe:
                 problem = f"rollout.{name}_search_limit is 0: set it to 1 or more"
             elif rollout.max_turns == 1:
                 problem = "rollout.max_turns is 1, so that no search can be answered: set it to 2 or more"
-            elif source is None:
-                keys = "search.image_index or search.image_cache" if name == "image" else "search.text_index"
-                problem = f"nothing is set to search in: name {keys}"
+            elif not any(getattr(self.search, key) for key in sources):
+                problem = f"nothing is set to search in: name one of {', '.join(f'search.{key}' for key in sources)}"
             if problem:
                 raise RecipeError(
                     f"{self.path}: the first prompt offers {name} search ({tag}), but {problem}, or name a "
@@ -204,11 +224,13 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Recipe:
     classes = (ModelConfig, DataConfig, _TRAINERS[kind])
     names = [{field.name for field in fields(cls) if field.init} for cls in classes]
-    sections = _SECTIONS if kind == "grpo" else {}
+    # A protocol that is not known is refused by `DataConfig`, with the ones that are.
+    known_sections = _SECTIONS | {"reward": _REWARDS.get(str(values.get("protocol", "mmsearch_r1")), RewardConfig)}
+    sections = known_sections if kind == "grpo" else {}
     for key in values:
         if key not in sections and not any(key in known for known in names):
             raise unknown_key(key, sorted(set().union(*names, sections)), where)
-    built = {name: _section(cls, values.get(name), name, where) for name, cls in _SECTIONS.items()}
+    built = {name: _section(cls, values.get(name), name, where) for name, cls in known_sections.items()}
     model_values, data_values, trainer_values = (
         {key: values[key] for key in values if key in known} for known in names
     )

@@ -33,7 +33,7 @@ from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, summarize
 from mmsearch_trl.evaluation.report import save_rows, summary_table
 from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_pictures
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.traces.build import ScoredTrajectory
@@ -63,7 +63,7 @@ class _Agent:
     """What rolls out."""
 
     engine: TransformersEngine
-    protocol: MMSearchProtocol
+    protocol: TurnProtocol
     search: SearchRuntime
 
 
@@ -113,7 +113,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     return report
 
 
-def _fitting_rows(recipe: Recipe, file: str, protocol: MMSearchProtocol) -> list[int]:
+def _fitting_rows(recipe: Recipe, file: str, protocol: TurnProtocol) -> list[int]:
     """Read a file to its end; the numbers of the tasks whose prompt is not too long."""
     limit = recipe.data.max_prompt_length
     fitting, count = [], 0

@@ -17,9 +17,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 
 from mmsearch_trl.model_card_template import TEMPLATE
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
-from mmsearch_trl.rewards.mmsearch import MMSearchReward
+from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import Tool
@@ -45,7 +47,7 @@ def write_model_card(
         base_model=base if base and not Path(base).is_dir() else None,
         datasets=dataset_name,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if trainer.protocol.chat.sees_images else "text-generation",
         model_name=model_name,
         tags=sorted({"generated_from_trainer", *own, *trainer._tag_names}),
     )
@@ -55,6 +57,8 @@ def write_model_card(
         name=model_name or folder.name,
         base=_shown_base(base),
         adapter=adapter,
+        search_r1=isinstance(trainer.protocol, SearchR1Protocol),
+        pictures=trainer.protocol.chat.sees_images,
         steps=trainer.state.global_step,
         settings=_settings(trainer),
         rewards=_rewards(trainer),
@@ -103,8 +107,11 @@ def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
 
 def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
     """Python that loads the model and answers one question with it, searching as in training."""
-    protocol, limits = trainer.protocol, trainer.limits
-    search = {"image_index": "image_index", "text_index": "text_index"} | _result_counts(trainer)
+    limits, pictures = trainer.limits, trainer.protocol.chat.sees_images
+    search = {"text_index": "text_index"} | _result_counts(trainer)
+    if isinstance(trainer.protocol, MMSearchProtocol):
+        search |= {"image_index": "image_index"}
+    imports, protocol = _protocol(trainer.protocol, limits)
     image = 'load_image("photo.jpg")'
     lines = [
         "import asyncio",
@@ -113,35 +120,36 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "from trl import ModelConfig",
         "",
         "from mmsearch_trl.build import build_engine, load_agent, load_processor",
-        *(["from mmsearch_trl.data.images import resize_prompt_image"] if trainer.resize_images else []),
+        *(["from mmsearch_trl.data.images import resize_prompt_image"] if trainer.resize_images and pictures else []),
         "from mmsearch_trl.data.task import Task",
         "from mmsearch_trl.engine.base import Sampling",
         "from mmsearch_trl.protocol.chat import ChatEncoder",
-        "from mmsearch_trl.protocol.mmsearch import MMSearchProtocol",
-        "from mmsearch_trl.protocol.prompt_files import Prompts",
-        "from mmsearch_trl.protocol.wording import Wording",
+        *imports,
         "from mmsearch_trl.rollout.limits import Limits",
         "from mmsearch_trl.rollout.loop import run_trajectory",
         "from mmsearch_trl.search.config import SearchConfig",
         "from mmsearch_trl.search.opening import build_runtime",
-        "from mmsearch_trl.search.image.loading import load_image",
+        *(["from mmsearch_trl.search.image.loading import load_image"] if pictures else []),
         "",
         f"config = ModelConfig(model_name_or_path={model_id!r}, dtype='auto')",
         "processor = load_processor(config)",
         "model = load_agent(config).to('cuda' if torch.cuda.is_available() else 'cpu').eval()",
         "",
         "# How the model was taught to search.",
-        f"chat = ChatEncoder(processor, upstream_framing={limits.compat is not None})",
-        f"prompts = {_prompts(protocol)}",
-        f"wording = {_call(protocol.wording)}",
-        f"protocol = MMSearchProtocol(chat, prompts, wording, compat={limits.compat!r})",
+        *protocol,
         f"limits = {_call(limits)}",
         "",
         "# Your own indexes, from `mmsearch index image FOLDER --out image_index` and `mmsearch index text ...`.",
         f"search = build_runtime({_arguments('SearchConfig', search)})",
         "",
-        f"image = {f'resize_prompt_image({image})' if trainer.resize_images else image}",
-        "task = Task(id='1', question='What is its name?', images=(image,))",
+        *(
+            [
+                f"image = {f'resize_prompt_image({image})' if trainer.resize_images else image}",
+                "task = Task(id='1', question='What is its name?', images=(image,))",
+            ]
+            if pictures
+            else ["task = Task(id='1', question='Who wrote Moby-Dick?')"]
+        ),
         "sampling = Sampling(max_tokens=limits.max_turn_tokens, temperature=0.0)",
         "engine = build_engine(model, chat)",
         "trajectory = asyncio.run(run_trajectory(task, engine, protocol, search, limits, sampling))",
@@ -151,6 +159,29 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "print('Answer:', trajectory.turns[-1].action.text)",
     ]
     return "\n".join(lines)
+
+
+def _protocol(protocol: TurnProtocol, limits: Limits) -> tuple[list[str], list[str]]:
+    """The lines that import a protocol and those that make it; they cannot make one of the user's own."""
+    if isinstance(protocol, SearchR1Protocol):
+        prompt = "None" if protocol.prompt_text == load_search_r1_prompt() else repr(protocol.prompt_text)
+        most = protocol.max_observation_tokens
+        return ["from mmsearch_trl.protocol.search_r1 import SearchR1Protocol"], [
+            "chat = ChatEncoder(processor)",
+            f"protocol = SearchR1Protocol(chat, {prompt}, max_observation_tokens={most})",
+        ]
+    if not isinstance(protocol, MMSearchProtocol):
+        return [], ["chat = ChatEncoder(processor)", f"protocol = ...  # your {type(protocol).__name__}"]
+    return [
+        "from mmsearch_trl.protocol.mmsearch import MMSearchProtocol",
+        "from mmsearch_trl.protocol.prompt_files import Prompts",
+        "from mmsearch_trl.protocol.wording import Wording",
+    ], [
+        f"chat = ChatEncoder(processor, upstream_framing={limits.compat is not None})",
+        f"prompts = {_prompts(protocol)}",
+        f"wording = {_call(protocol.wording)}",
+        f"protocol = MMSearchProtocol(chat, prompts, wording, compat={limits.compat!r})",
+    ]
 
 
 def _prompts(protocol: MMSearchProtocol) -> str:
@@ -191,7 +222,7 @@ def _settings(trainer: MMSearchGRPOTrainer) -> list[tuple[str, Any, str]]:
 def _rewards(trainer: MMSearchGRPOTrainer) -> list[str]:
     functions = trainer.reward_funcs
     return [
-        _call_in_full(function.config) if isinstance(function, MMSearchReward) else name
+        _call_in_full(function.rule) if isinstance(function, RuleReward) else name
         for function, name in zip(functions, trainer.reward_func_names, strict=True)
     ]
 

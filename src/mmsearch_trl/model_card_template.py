@@ -10,16 +10,23 @@ TEMPLATE = """---
 
 # {{ name }}
 
+{% if search_r1 -%}
+A model that searches when it must. It reasons about a question, asks a search engine (`<search>query</search>`), reads
+what was found without ending its turn, and answers. It was trained from {{ base }}
+with reinforcement learning (GRPO{{ ", a LoRA adapter" if adapter }}, optimizer steps: {{ steps }}) that rewards right
+answers, after [Search-R1](https://arxiv.org/abs/2503.09516).
+{% else -%}
 A vision-language model that searches when it must. It looks at an image and a question, reasons, and then answers,
 looks the image up (`<search><img></search>`), or searches text (`<text_search>query</text_search>`); what a search
 finds is shown to it before it goes on. It was trained from {{ base }}
 with reinforcement learning (GRPO{{ ", a LoRA adapter" if adapter }}, optimizer steps: {{ steps }}) that rewards right
 answers and charges a little for searching, after [MMSearch-R1](https://arxiv.org/abs/2506.20670).
-
+{% endif %}
 ## Quick start
 
-Install `mmsearch-trl`, put a picture `photo.jpg` and your two search indexes beside this code, and run it: it carries
-out the search loop of training and prints every turn, then the answer.
+Install `mmsearch-trl`, put {{ "a picture `photo.jpg` and " if pictures }}your search {{
+"index" if search_r1 else "indexes" }} beside this code, and run it: it carries out the search loop of training and
+prints every turn, then the answer.
 
 ```python
 {{ code }}
@@ -52,12 +59,21 @@ Accuracy leaves the search penalty out; `search ratio` is the share of questions
 ## Cite
 
 ```bibtex
+{% if search_r1 -%}
+@article{jin2025searchr1,
+  title   = {Search-R1: Training LLMs to Reason and Leverage Search Engines with Reinforcement Learning},
+  author  = {Jin, Bowen and Zeng, Hansi and Yue, Zhenrui and others},
+  journal = {arXiv preprint arXiv:2503.09516},
+  year    = {2025}
+}
+{%- else -%}
 @article{wu2025mmsearchr1,
   title   = {MMSearch-R1: Incentivizing LMMs to Search},
   author  = {Wu, Jinming and Deng, Zihao and Li, Wei and others},
   journal = {arXiv preprint arXiv:2506.20670},
   year    = {2025}
 }
+{%- endif %}
 
 @article{shao2024deepseekmath,
   title   = {DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},

@@ -28,7 +28,7 @@ from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import DataError, OnError, RowError, SkippedRows
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
@@ -89,7 +89,7 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
 class Demonstrations:
     """The demonstrations of a recipe's files; as a collator it lays out rows `{"file", "index"}` of them."""
 
-    def __init__(self, recipe: Recipe, protocol: MMSearchProtocol) -> None:
+    def __init__(self, recipe: Recipe, protocol: TurnProtocol) -> None:
         self._recipe = recipe
         self._protocol = protocol
         self._files: dict[str, DemonstrationFile] = {}

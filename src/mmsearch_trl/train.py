@@ -21,8 +21,8 @@ from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.rewards.mmsearch import MMSearchReward
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.watch import SearchLost
@@ -84,7 +84,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
     return MMSearchGRPOTrainer(
         load_model(recipe.model),
-        MMSearchReward(recipe.reward),
+        RuleReward(recipe.reward),
         args,
         search=search,
         limits=recipe.rollout,
@@ -97,7 +97,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     )
 
 
-def load_rows(recipe: Recipe, files: Sequence[str], protocol: MMSearchProtocol) -> Dataset:
+def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> Dataset:
     """The rows of data files; one process prepares them, overlong prompts are left out where the recipe says so."""
     data = recipe.data
     with PartialState().main_process_first():

@@ -1,18 +1,37 @@
 """The data keys of a recipe."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
 
 
+ProtocolName = Literal["mmsearch_r1", "search_r1"]
+
+_MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_wording")
+
+
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which questions, which prompts, and what happens to a bad row. Paths start at the working directory."""
+    """Which questions, in which tags and prompts, and what happens to a bad row.
+
+    Paths start at the working directory.
+    """
+
+    protocol: ProtocolName = field(
+        default="mmsearch_r1",
+        metadata={
+            "help": "mmsearch_r1: reason, image_search, text_search and answer, a user message for each reply. "
+            "search_r1: think, search, information and answer in one turn. The keys of `reward` go with it."
+        },
+    )
 
     train_files: list[str] = field(
         default_factory=list,
-        metadata={"help": "Training data: MMSearch-R1 parquet files, .jsonl files, or folders that hold one."},
+        metadata={
+            "help": "Training data: MMSearch-R1 or Search-R1 parquet files, .jsonl files, or folders that hold one."
+        },
     )
     eval_files: list[str] = field(
         default_factory=list, metadata={"help": "Evaluation data, of the same kinds; empty for none."}
@@ -54,6 +73,10 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.protocol == "search_r1":
+            for key in _MMSEARCH_KEYS:
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is a text of protocol mmsearch_r1; search_r1 has none, take it out.")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
 

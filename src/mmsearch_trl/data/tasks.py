@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from mmsearch_trl.data.fvqa import read_parquet
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
 from mmsearch_trl.data.rows import DataError, OnError, Row, RowError, SkippedRows, accepted
+from mmsearch_trl.data.search_r1 import is_search_r1, read_search_r1
 from mmsearch_trl.data.task import Task
 
 
@@ -32,8 +35,20 @@ def data_file(path: str | Path) -> Path:
 
 
 def read_rows(file: Path) -> Iterator[Row | RowError]:
-    """Rows of a parquet file (`data/fvqa.py`) or of a `.jsonl` file (`data/plain.py`), images not yet opened."""
-    return read_parquet(file) if file.suffix in _PARQUET else read_jsonl(file)
+    """Rows of a parquet file (`data/fvqa.py`, `data/search_r1.py`) or a `.jsonl` file (`data/plain.py`).
+
+    Images are not opened.
+
+    Raises:
+        DataError: a parquet file cannot be read.
+    """
+    if file.suffix not in _PARQUET:
+        return read_jsonl(file)
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: not a readable parquet file: {error}") from error
+    return read_search_r1(file) if is_search_r1(schema) else read_parquet(file)
 
 
 def read_tasks(

@@ -30,6 +30,7 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         seed: Makes the turn independent of its batch mates.
+        stops: Texts that end a turn as soon as one is complete; the protocol then cuts exactly (`engine/stops.py`).
         affinity: Turns of one value begin with the same tokens: an engine of several servers keeps them on one, where
             that prefix is cached.
     """
@@ -39,6 +40,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    stops: tuple[str, ...] = ()
     affinity: str = ""
 
 

@@ -22,13 +22,13 @@ class ImageEncoder:
     """Content-addressed cache around a Qwen-VL image processor.
 
     Args:
-        image_processor: The model's own; called on one image at a time.
+        image_processor: The model's own, called on one image at a time; None for a model that sees no pictures.
         capacity_bytes: Pixel values kept; the least recently used go first.
     """
 
     def __init__(self, image_processor: Any, capacity_bytes: int = 1 << 30) -> None:
         self._processor = image_processor
-        self.merge_size: int = image_processor.merge_size
+        self.merge_size: int = image_processor.merge_size if image_processor is not None else 1
         self._capacity = capacity_bytes
         self._held = 0
         self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -37,6 +37,12 @@ class ImageEncoder:
         """Images that went through the processor so far."""
 
     def encode(self, image: Image.Image) -> ImageInput:
+        """
+        Raises:
+            ValueError: the model sees no pictures, or its processor does not take this one.
+        """
+        if self._processor is None:
+            raise ValueError("the model is a language model and sees no pictures; name a vision-language model")
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         key = image_digest(rgb)
         grid = self._features(key, rgb).grid_thw

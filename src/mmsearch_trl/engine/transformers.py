@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, St
 
 from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
 from mmsearch_trl.engine.images import ImageEncoder
+from mmsearch_trl.engine.stops import Decode, end_of_stop
 
 
 @dataclass(slots=True)
@@ -29,13 +30,15 @@ class _Request:
 
 
 class TransformersEngine:
-    """An engine over a `transformers` vision-language model of the Qwen-VL family.
+    """An engine over a `transformers` vision-language model of the Qwen-VL family, or a language model.
 
     Args:
         stop_ids: Ids that end a turn.
         forbidden_ids: Ids that are never sampled: vision tokens; ids beyond the tokenizer are added here.
-        image_pad_id: Marks image positions (`mm_token_type_ids`), from which the model derives its M-RoPE positions.
+        image_pad_id: Marks image positions (`mm_token_type_ids`), from which the model derives its M-RoPE positions;
+            negative for a language model, which has none.
         vocabulary_size: Ids from here on have no token and are never sampled.
+        decode: Sampled ids as text; needed for `Sampling.stops`.
         max_batch: Requests generated together at most.
         gather_seconds: A batch starts when no request has arrived for this long.
     """
@@ -50,6 +53,7 @@ class TransformersEngine:
         image_pad_id: int,
         pad_id: int,
         vocabulary_size: int,
+        decode: Decode | None = None,
         max_batch: int = 64,
         gather_seconds: float = 0.003,
     ) -> None:
@@ -58,6 +62,7 @@ class TransformersEngine:
         self._stop_ids = sorted(stop_ids)
         self._image_pad_id = image_pad_id
         self._pad_id = pad_id
+        self._decode = decode
         self._max_batch = max_batch
         self._gather_seconds = gather_seconds
         width = model.get_output_embeddings().weight.shape[0]
@@ -73,6 +78,8 @@ class TransformersEngine:
         """Sizes of the batches generated so far."""
 
     async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+        if sampling.stops and self._decode is None:
+            raise ValueError("Sampling.stops need an engine that was given `decode`")
         request = _Request(token_ids, images, sampling, asyncio.get_running_loop().create_future())
         self._pending.append(request)
         if self._worker is None or self._worker.done():
@@ -140,18 +147,25 @@ class TransformersEngine:
                 **inputs,
                 generation_config=config,
                 logits_processor=[sampler],
-                stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width)]),
+                stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width), *self._stops(batch, width)]),
                 synced_gpus=False,  # ranks write different numbers of turns; the caller has gathered sharded weights
             )
         rows = output[:, width:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         return [
-            self._completion(row[: request.sampling.max_tokens], row_logprobs)
+            self._completion(row[: request.sampling.max_tokens], row_logprobs, request.sampling.stops)
             for request, row, row_logprobs in zip(batch, rows, logprobs, strict=True)
         ]
 
-    def _completion(self, row: list[int], logprobs: list[float]) -> Completion:
-        end = next((i + 1 for i, token in enumerate(row) if token in self._stop_ids), None)
+    def _stops(self, batch: list[_Request], width: int) -> list[StoppingCriteria]:
+        stops = [request.sampling.stops for request in batch]
+        return [_Stops(stops, self._decode, width)] if self._decode is not None and any(stops) else []
+
+    def _completion(self, row: list[int], logprobs: list[float], stops: tuple[str, ...]) -> Completion:
+        # Text first: behind a stop the row is filled up with pads, and a pad may be an id that ends turns.
+        end = end_of_stop(row, stops, self._decode) if self._decode is not None and stops else None
+        if end is None:
+            end = next((i + 1 for i, token in enumerate(row) if token in self._stop_ids), None)
         reason = FinishReason.LENGTH if end is None else FinishReason.STOP
         return Completion(tuple(row[:end]), tuple(logprobs[: end or len(row)]), reason)
 
@@ -165,7 +179,9 @@ class TransformersEngine:
             ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids)
             mask[row, width - len(request.token_ids) :] = 1
         features = [self._images.features(image) for request in batch for image in request.images]
-        inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self._image_pad_id).long()}
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._image_pad_id >= 0:
+            inputs["mm_token_type_ids"] = (ids == self._image_pad_id).long()
         if features:
             inputs["pixel_values"] = torch.cat([feature.pixel_values for feature in features])
             inputs["image_grid_thw"] = torch.stack([feature.grid_thw for feature in features])
@@ -229,6 +245,23 @@ class _Sampler(LogitsProcessor):
             outside = ordered.cumsum(dim=-1) - ordered >= self._top_p * total
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(outside, 0.0))
         return probabilities
+
+
+class _Stops(StoppingCriteria):
+    """Ends each row whose last tokens complete one of its stops."""
+
+    def __init__(self, stops: Sequence[tuple[str, ...]], decode: Decode, prompt_width: int) -> None:
+        self._stops = stops
+        self._decode = decode
+        self._prompt_width = prompt_width
+        # Every token but those inside a character has at least one letter of the stop.
+        self._tail = 4 * max(len(stop) for texts in stops for stop in texts)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+        tails = input_ids[:, max(self._prompt_width, input_ids.shape[1] - self._tail) :].tolist()
+        texts = [self._decode(tail) for tail in tails]
+        done = [any(stop in text for stop in stops) for text, stops in zip(texts, self._stops, strict=True)]
+        return torch.tensor(done, device=input_ids.device)
 
 
 class _Budgets(StoppingCriteria):

@@ -60,7 +60,8 @@ def sampling_fields(sampling: Sampling, vocabulary: Vocabulary) -> dict[str, Any
         "logprobs": 0,
         "stop_token_ids": sorted(vocabulary.stop_ids),
         "logit_bias": dict.fromkeys(sorted(vocabulary.forbidden_ids), _FORBIDDEN_BIAS),
-        "detokenize": False,
+        "detokenize": bool(sampling.stops),
+        "stop": list(sampling.stops),
     }
 
 

@@ -19,6 +19,7 @@ from mmsearch_trl.protocol.safe_text import SafeText
 from mmsearch_trl.rollout.trajectory import Part
 
 
+NO_TOKEN = -1
 _ASSISTANT = "ASSISTANT-TURN-MARKER"
 _VISION_TOKENS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
 _TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -35,24 +36,28 @@ class ChatEncoder:
     """Encodes prompts and replies for one processor.
 
     Args:
-        processor: A Qwen-VL style processor: a tokenizer with a chat template, an image processor and one image token.
+        processor: A Qwen-VL style processor: a tokenizer with a chat template, an image processor and one image token;
+            or the tokenizer of a language model, which is shown no pictures.
         upstream_framing: Leave out the line break between the end of the assistant's turn and the reply, as
             MMSearch-R1 does.
     """
 
     def __init__(self, processor: Any, *, upstream_framing: bool = False) -> None:
         self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.images = ImageEncoder(processor.image_processor)
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.sees_images = self.tokenizer is not processor
+        self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)
         self._upstream_framing = upstream_framing
-        self.image_token: str = processor.image_token
-        self.image_pad_id: int = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        self.image_pad_id: int = NO_TOKEN
+        """`NO_TOKEN` for a language model."""
+        if self.sees_images:
+            self.image_pad_id = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         vocabulary = self.tokenizer.get_vocab()
         self.vocabulary_size = 1 + max(vocabulary.values())
         """Ids from here on have no token (ids may have gaps, so the number of tokens does not tell)."""
         names = [getattr(processor, name, None) for name in _VISION_TOKENS]
-        names += ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
+        names += ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
         self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
         tools = {name for name in _TOOL_TOKENS if name in vocabulary}
         self.forbidden_ids = self.vision_ids | {vocabulary[name] for name in tools}
@@ -65,7 +70,9 @@ class ChatEncoder:
         controls |= {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         self._control_ids = frozenset(controls) | self.vision_ids
         self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))
-        self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
+        self._image_controls = 0
+        if self.sees_images:
+            self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
         frame = self._ids(self._after_assistant(["-"]))
         self._reply_controls = self._controls(frame)
         self.turn_end_id: int = frame[0]
@@ -86,8 +93,23 @@ class ChatEncoder:
         ids = self._expand(self._ids(self._after_assistant(parts)), parts, self._reply_controls)
         return Encoded(parts, ids[1:] if sampled and sampled[-1] == self.turn_end_id else ids)
 
+    def continuation(self, text: str) -> Encoded:
+        """Encode text that goes on in the assistant's own turn, without any framing.
+
+        Raises:
+            ValueError: a control token would come of it.
+        """
+        return Encoded((text,), self._expand(self._ids(text), (text,), 0))
+
+    def without_end(self, sampled: Sequence[int]) -> int:
+        """How many of the sampled ids remain without the control tokens at their end."""
+        end = len(sampled)
+        while end and sampled[end - 1] in self._control_ids:
+            end -= 1
+        return end
+
     def can_show(self, image: Image.Image) -> bool:
-        """Whether the image processor takes a picture; Qwen's refuses one 200 times as long as it is wide."""
+        """Whether the model takes a picture; Qwen's processor refuses one 200 times as long as it is wide."""
         try:
             self.images.encode(image)
         except ValueError:
@@ -101,17 +123,23 @@ class ChatEncoder:
         return tuple(part if isinstance(part, str) else self.images.encode(part) for part in content)
 
     def _first_message(self, parts: Sequence[Part | None]) -> str:
-        return self._render([{"role": "user", "content": _blocks(parts)}])
+        return self._render([{"role": "user", "content": self._content(parts)}])
 
     def _after_assistant(self, parts: Sequence[Part]) -> str:
         """What the template writes after an assistant turn when the user says `parts`."""
         dialogue = [
-            {"role": "user", "content": [{"type": "text", "text": "-"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT}]},
-            {"role": "user", "content": _blocks(parts)},
+            {"role": "user", "content": self._content(["-"])},
+            {"role": "assistant", "content": self._content([_ASSISTANT])},
+            {"role": "user", "content": self._content(parts)},
         ]
         text = self._render(dialogue).split(_ASSISTANT, 1)[1]
         return text.replace(">\n<", "><", 1) if self._upstream_framing else text
+
+    def _content(self, parts: Sequence[Part | None]) -> str | list[dict]:
+        """Message content as the template wants it: blocks, or a text where no picture can be among them."""
+        if not self.sees_images:
+            return "".join(part for part in parts if isinstance(part, str))
+        return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
 
     def _render(self, messages: list[dict]) -> str:
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -136,7 +164,3 @@ class ChatEncoder:
         for token in ids:
             expanded += [token] * next(remaining).num_tokens if token == self.image_pad_id else [token]
         return tuple(expanded)
-
-
-def _blocks(parts: Sequence[Part | None]) -> list[dict]:
-    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]

@@ -44,6 +44,9 @@ class MMSearchProtocol:
             sentence.
     """
 
+    stops: tuple[str, ...] = ()
+    """A turn ends with the model's own end of turn, as upstream has it."""
+
     def __init__(
         self,
         chat: ChatEncoder,
@@ -140,6 +143,9 @@ class MMSearchProtocol:
         """The request for the final answer after a search that was refused."""
         text = self.prompts.forced_answer.replace("{question}", self.chat.safe(task.question))
         return self.chat.reply([text], sampled)
+
+    def ask_again(self, sampled: Sequence[int]) -> None:
+        """A turn without an action ends the trajectory."""
 
     def _body(self, observation: Observation) -> Content:
         wording = self.wording

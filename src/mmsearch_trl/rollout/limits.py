@@ -45,6 +45,13 @@ class Limits:
         default="notice",
         metadata={"help": "A reply that does not fit is replaced by a short notice, or ends the trajectory."},
     )
+    max_observation_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "protocol search_r1: tokens of one reply; longer results lose the end of their text, never the "
+            "closing tag. None: as long as they get."
+        },
+    )
     max_search_failures_in_a_row: int | None = field(
         default=2,
         metadata={
@@ -64,6 +71,8 @@ class Limits:
             raise ValueError(
                 f"rollout.max_search_failures_in_a_row must be at least 1, got {self.max_search_failures_in_a_row}."
             )
+        if self.max_observation_tokens is not None and self.max_observation_tokens < 64:
+            raise ValueError(f"rollout.max_observation_tokens must be at least 64, got {self.max_observation_tokens}.")
         for name in ("image_search_limit", "text_search_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")

@@ -16,8 +16,8 @@ from typing import Protocol
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import Completion, ContextOverflow, Engine, EngineError, FinishReason, Sampling
 from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import Encoded
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.stragglers import Outcome, Unfinished, finish_share
@@ -49,7 +49,7 @@ def named_sampling(limits: Limits, name: str, temperature: float) -> Sampling:
 async def run_trajectory(
     task: Task,
     engine: Engine,
-    protocol: MMSearchProtocol,
+    protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
     sampling: Sampling,
@@ -79,7 +79,7 @@ async def run_trajectory(
 async def run_batch(
     tasks: Sequence[Task],
     engine: Engine,
-    protocol: MMSearchProtocol,
+    protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
     samplings: Sequence[Sampling],
@@ -139,14 +139,15 @@ def _mark_failure(trajectory: Trajectory, outcome: Outcome) -> None:
 async def _take_turn(
     trajectory: Trajectory,
     engine: Engine,
-    protocol: MMSearchProtocol,
+    protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
     sampling: Sampling,
 ) -> None:
     """Append one turn with the reply to it, or set why there is none."""
     turn = trajectory.turns.pop() if trajectory.turns and not trajectory.turns[-1].reply_ids else None
-    final = bool(trajectory.turns) and trajectory.turns[-1].observation is None  # it was asked for the answer
+    before = trajectory.turns[-1] if trajectory.turns else None
+    final = before is not None and before.action.is_search and before.observation is None  # asked for the answer
     if turn is None:
         turn = await _sample(trajectory, engine, protocol, limits, sampling, final)
     if turn is None:
@@ -160,7 +161,7 @@ async def _take_turn(
 async def _sample(
     trajectory: Trajectory,
     engine: Engine,
-    protocol: MMSearchProtocol,
+    protocol: TurnProtocol,
     limits: Limits,
     sampling: Sampling,
     final: bool,
@@ -171,7 +172,7 @@ async def _sample(
         trajectory.stop = StopReason.TOKEN_LIMIT
         return None
     seed = random.Random(f"{sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
-    sampling = replace(sampling, max_tokens=budget, seed=seed, affinity=trajectory.task.id)
+    sampling = replace(sampling, max_tokens=budget, seed=seed, stops=protocol.stops, affinity=trajectory.task.id)
     started = time.perf_counter()
     try:
         completion = await engine.generate(trajectory.token_ids, trajectory.images, sampling)
@@ -184,7 +185,7 @@ async def _sample(
     return _turn(protocol, protocol.sampled(completion), time.perf_counter() - started)
 
 
-def _turn(protocol: MMSearchProtocol, completion: Completion, seconds: float) -> Turn:
+def _turn(protocol: TurnProtocol, completion: Completion, seconds: float) -> Turn:
     text = protocol.chat.decode(completion.token_ids)
     return Turn(
         token_ids=completion.token_ids,
@@ -197,14 +198,13 @@ def _turn(protocol: MMSearchProtocol, completion: Completion, seconds: float) ->
 
 
 async def _react(
-    turn: Turn, trajectory: Trajectory, protocol: MMSearchProtocol, tools: Tools, limits: Limits, final: bool
+    turn: Turn, trajectory: Trajectory, protocol: TurnProtocol, tools: Tools, limits: Limits, final: bool
 ) -> tuple[Turn, StopReason | None]:
     """Carry out what a turn asks for. Returns the turn with its reply, and why the trajectory ends, if it does."""
     if not turn.action.is_search:
         if turn.action.kind is ActionKind.ANSWER:
             return turn, StopReason.ANSWERED
-        cut_short = turn.finish_reason is FinishReason.LENGTH
-        return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
+        return _without_action(turn, trajectory, protocol, limits)
     refusal = StopReason.TURN_LIMIT if final else limits.refusal(trajectory, turn.action)
     if refusal is not None:
         if final or not limits.forced_answer:
@@ -223,6 +223,19 @@ async def _react(
         if limits.on_overflow == "end" or not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
             return replace(turn, observation=observation), StopReason.TOKEN_LIMIT
     return _with_reply(replace(turn, observation=observation), reply), None
+
+
+def _without_action(
+    turn: Turn, trajectory: Trajectory, protocol: TurnProtocol, limits: Limits
+) -> tuple[Turn, StopReason | None]:
+    """Ask again where the protocol does and a turn is left; otherwise the trajectory ends."""
+    cut_short = turn.finish_reason is FinishReason.LENGTH
+    notice = protocol.ask_again(turn.token_ids)
+    if notice is None or len(trajectory.turns) + 1 >= limits.max_turns:
+        return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
+    if not limits.fits(trajectory, len(turn.token_ids), len(notice.token_ids)):
+        return turn, StopReason.TOKEN_LIMIT
+    return _with_reply(turn, notice), None
 
 
 def _with_reply(turn: Turn, reply: Encoded) -> Turn:

@@ -9,6 +9,14 @@ _POSITIVE = (
     *("image_calls_per_second", "text_calls_per_second", "cache_max_mb", "cache_empty_hours"),
 )
 
+IMAGE_SOURCES = ("image_index", "image_cache", "image_service", "image_serpapi")
+"""Keys that choose what answers image searches."""
+TEXT_SOURCES = (
+    *("text_index", "text_dense", "text_retriever", "text_qdrant", "text_opensearch", "text_serpapi", "text_ddgs"),
+    *("text_pages", "text_mcp"),
+)
+"""Keys that choose what answers text searches."""
+
 
 @dataclass(kw_only=True)
 class SearchConfig:

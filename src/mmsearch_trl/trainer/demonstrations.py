@@ -7,8 +7,8 @@ import torch
 from mmsearch_trl.data.demonstrations import Demonstration
 from mmsearch_trl.engine.base import FinishReason
 from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.search.types import Observation, Tool
 
@@ -16,7 +16,7 @@ from mmsearch_trl.search.types import Observation, Tool
 _ASKS = {Tool.IMAGE_SEARCH: ActionKind.IMAGE_SEARCH, Tool.TEXT_SEARCH: ActionKind.TEXT_SEARCH}
 
 
-def as_trajectory(demonstration: Demonstration, protocol: MMSearchProtocol) -> Trajectory:
+def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Trajectory:
     """The trajectory of a policy that said this; log-probs are 0.
 
     Raises:
@@ -57,7 +57,7 @@ def _check(action: Action, observation: Observation | None, number: int, *, last
         raise ValueError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 
-def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: MMSearchProtocol) -> Encoded:
+def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: TurnProtocol) -> Encoded:
     """What the run said: the results, the notice that they were too long, or the request for the final answer."""
     observation = demonstration.observations[number]
     if observation is None:

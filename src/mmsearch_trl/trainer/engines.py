@@ -105,6 +105,7 @@ class TransformersRollouts:
                 image_pad_id=chat.image_pad_id,
                 pad_id=chat.tokenizer.pad_token_id,
                 vocabulary_size=chat.vocabulary_size,
+                decode=chat.decode,
                 max_batch=args.max_rollout_batch,
             )
             try:

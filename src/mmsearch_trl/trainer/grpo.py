@@ -15,6 +15,8 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 Facts about TRL 1.16 that this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +26,8 @@ from trl.trainer.utils import pad
 
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.model_card import write_model_card
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol, default_protocol
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.mmsearch import default_protocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
@@ -60,7 +63,7 @@ _IMAGE_COLUMNS = ("image", "images")
 
 
 class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
-    """Trains a vision-language model to search on demand.
+    """Trains a vision-language model, or a language model, to search on demand.
 
     Args:
         model, reward_funcs, args, kwargs: As for `trl.GRPOTrainer`. Rows of `train_dataset` are those of
@@ -98,7 +101,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         *,
         search: Tools,
         limits: Limits | None = None,
-        protocol: MMSearchProtocol | None = None,
+        protocol: TurnProtocol | None = None,
         resize_images: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -108,8 +111,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         use_vllm, args.use_vllm = args.use_vllm, False
         super().__init__(model, reward_funcs, args, **kwargs)
         self.use_vllm = args.use_vllm = use_vllm
-        if not self._is_vlm:
-            raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got a tokenizer.")
         check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
             for name, parameter in self.model.named_parameters():
@@ -124,7 +125,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         cap = args.max_trajectories_in_flight
         self.backpressure = None if cap is None else Backpressure(cap, args.kv_high_water)
         self.stragglers = Stragglers(self)
-        self.protocol = protocol or default_protocol(self.processing_class, compat=self.limits.compat)
+        self.protocol: TurnProtocol = protocol or default_protocol(self.processing_class, compat=self.limits.compat)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         self.event_loop = BackgroundLoop()
         self._trajectories: list[Trajectory] = []
@@ -140,13 +141,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect
         rows, self._trajectories = collect(self, inputs)
-        processor = self.processing_class
-        image_processor = processor.image_processor
-        processor.image_processor = EncodedImages(self.protocol.chat.images)
         try:
-            output = super()._generate_and_score_completions(rows)
+            with self._pictures_as_encoded():
+                output = super()._generate_and_score_completions(rows)
         finally:
-            processor.image_processor = image_processor
             self._score_mask = None
         assert self._scores is not None
         self._finish_advantages(self._scores, output)
@@ -159,6 +157,20 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self._write_traces(self._scores.of(self._trajectories, output["advantages"].tolist()))
         self._trajectories = []
         return output
+
+    @contextmanager
+    def _pictures_as_encoded(self) -> Iterator[None]:
+        """Have TRL take the pictures that were processed for the rollout; a language model has none."""
+        processor = self.processing_class
+        if not self._is_vlm:
+            yield
+            return
+        image_processor = processor.image_processor
+        processor.image_processor = EncodedImages(self.protocol.chat.images)
+        try:
+            yield
+        finally:
+            processor.image_processor = image_processor
 
     def collect(self, rows: list[Row]) -> tuple[list[Row], list[Trajectory]]:
         """Roll out the rows of a generation batch; the rows come back without their encoded images."""

@@ -1,0 +1,70 @@
+"""Reads the parquet files of Search-R1's data preparation, such as `train.parquet` of nq_hotpotqa_train.
+
+Columns: `reward_model` (`ground_truth` with the accepted answers as `target`) and `data_source` must be there, and the
+question: as `question` where the file has that column, else at the end of `prompt`, behind the instructions. `id` and
+`extra_info` may be missing. Which instructions a file holds does not matter: the protocol writes its own.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsearch_trl.data.rows import Row, RowError, gold_answers
+
+
+_QUESTION_MARK = "Question: "
+_COLUMNS = ("id", "question", "prompt", "reward_model", "data_source", "extra_info")
+_ROWS_AT_A_TIME = 1024
+
+
+def is_search_r1(schema: pa.Schema) -> bool:
+    """Whether a parquet file is one of Search-R1's: no images, and gold answers as a `target`."""
+    if "images" in schema.names or "reward_model" not in schema.names:
+        return False
+    truth = schema.field("reward_model").type
+    if not pa.types.is_struct(truth) or truth.get_field_index("ground_truth") < 0:
+        return False
+    return pa.types.is_struct(truth.field("ground_truth").type)
+
+
+def read_search_r1(path: Path) -> Iterator[Row | RowError]:
+    """Yield every row of a file that `is_search_r1`, or the reason why it cannot be used, in order."""
+    file = pq.ParquetFile(path)
+    columns = [column for column in _COLUMNS if column in file.schema_arrow.names]
+    number = 0
+    for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns):
+        for cells in batch.to_pylist():
+            yield _row(cells, path, number)
+            number += 1
+
+
+def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
+    place = f"row {number} (counted from 0)"
+    try:
+        truth = (cells["reward_model"] or {}).get("ground_truth") or {}
+        source = cells.get("data_source") or path.stem
+        return Row(
+            place=place,
+            id=f"{source}-{cells.get('id') or number}",
+            question=_question(cells),
+            images=(),
+            answers=gold_answers(truth.get("target")),
+            data_source=source,
+            extra=cells.get("extra_info") or {},
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        return RowError(path, place, str(error))
+
+
+def _question(cells: Mapping[str, Any]) -> str:
+    question = cells.get("question")
+    if question is None and cells.get("prompt"):
+        _instructions, mark, question = str(cells["prompt"][0].get("content")).rpartition(_QUESTION_MARK)
+        if not mark:
+            raise ValueError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("the question is empty (column `question`, or the end of `prompt`)")
+    return question.strip()

@@ -1,0 +1,45 @@
+"""What the rollout asks of a protocol: how turns are cut and read, and what the environment says."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.base import Completion
+from mmsearch_trl.protocol.action import Action
+from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
+from mmsearch_trl.search.types import Observation, Tool
+
+
+class TurnProtocol(Protocol):
+    """One family of tags. `chat` encodes for the model; `stops` are texts at which an engine ends a turn."""
+
+    chat: ChatEncoder
+    stops: tuple[str, ...]
+
+    def prompt(self, task: Task) -> Encoded:
+        """The first user message."""
+        ...
+
+    def read(self, text: str) -> Action:
+        """What a decoded turn asks for; `text` must hold model-sampled tokens only."""
+        ...
+
+    def sampled(self, completion: Completion) -> Completion:
+        """The completion as it enters the transcript and is trained: ids may be left out, none is changed."""
+        ...
+
+    def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
+        """What tells the model the outcome of its search."""
+        ...
+
+    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+        """The short notice that stands for a reply that does not fit."""
+        ...
+
+    def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
+        """The request for the final answer after a search that was refused."""
+        ...
+
+    def ask_again(self, sampled: Sequence[int]) -> Encoded | None:
+        """The notice to a turn without an action; None where such a turn ends the trajectory."""
+        ...

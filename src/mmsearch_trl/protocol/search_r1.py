@@ -1,0 +1,141 @@
+"""The Search-R1 protocol: think, search, read what was found, answer, all inside one turn of the assistant.
+
+A piece of the assistant's turn ends with its first `</search>`, or, without one, with its first `</answer>`; its first
+pair of tags is its action. What a search found stands behind it as it is, `<information>…</information>`, without
+chat framing, and so does the notice to a piece without an action; then the model writes on.
+
+Three things are done otherwise than upstream:
+
+* Engines stop at either closing tag, so that what a model goes on to write behind an answer is not sampled.
+* Results over `max_observation_tokens` lose the end of their text and never `</information>`.
+* The ids that were sampled are kept and trained: where a token reaches beyond the closing tag it stays whole. Upstream
+  cuts the text and tokenises it anew, and so trains other ids than were sampled.
+
+Sources: paper arXiv 2503.09516 §3; `search_r1/llm_agent/generation.py` of PeterGriffinJin/Search-R1.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmsearch_trl.data.task import Task
+from mmsearch_trl.engine.base import Completion, FinishReason
+from mmsearch_trl.engine.stops import end_of_stop
+from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
+from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, PromptFileError, load_prompt
+from mmsearch_trl.search.types import Hit, Observation, TextHit, Tool
+from mmsearch_trl.search.validation import IMAGE_PLACEHOLDER
+
+
+SEARCH_END, ANSWER_END = "</search>", "</answer>"
+OPENING, CLOSING = "\n\n<information>", "</information>\n\n"
+NOTICE = (
+    "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If "
+    "I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n"
+)
+"""Upstream's sentence, which its checkpoints were trained on."""
+
+_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_KINDS = {"search": ActionKind.TEXT_SEARCH, "answer": ActionKind.ANSWER}
+
+
+class SearchR1Protocol:
+    """Reads turns and writes prompts and replies for one model, of language alone or of vision too.
+
+    Args:
+        prompt: The first user message, with one `{question}`; default: the shipped one (`load_search_r1_prompt`).
+        max_observation_tokens: Most tokens of a reply, its tags included; None for any number.
+    """
+
+    stops: tuple[str, ...] = (SEARCH_END, ANSWER_END)
+
+    def __init__(
+        self, chat: ChatEncoder, prompt: str | None = None, *, max_observation_tokens: int | None = None
+    ) -> None:
+        self.chat = chat
+        self.prompt_text = prompt or load_search_r1_prompt()
+        self.max_observation_tokens = max_observation_tokens
+
+    def prompt(self, task: Task) -> Encoded:
+        """The first user message: the task's pictures, if it has any, then the text with the question in it.
+
+        Raises:
+            ValueError: there are pictures and the model sees none.
+        """
+        question = self.chat.safe(task.question.strip())
+        question += "" if question.endswith("?") else "?"
+        return self.chat.prompt([*task.images, self.prompt_text.replace(QUESTION_SLOT, question)])
+
+    def read(self, text: str) -> Action:
+        """What a decoded turn asks for: its first pair of tags."""
+        found = _ACTION.search(text)
+        return Action(_KINDS[found[1]], found[2].strip()) if found else Action(ActionKind.NONE)
+
+    def sampled(self, completion: Completion) -> Completion:
+        """The completion cut behind its action; without one, also without the end of turn, for the turn goes on."""
+        chat = self.chat
+        kept = [
+            (token, logprob)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
+            if token not in chat.vision_ids and token < chat.vocabulary_size
+        ]
+        ids = [token for token, _ in kept]
+        end = end_of_stop(ids, (SEARCH_END,), chat.decode) or end_of_stop(ids, (ANSWER_END,), chat.decode)
+        reason = completion.finish_reason if end is None else FinishReason.STOP
+        kept = kept[: chat.without_end(ids) if end is None else end]
+        return Completion(tuple(token for token, _ in kept), tuple(logprob for _, logprob in kept), reason)
+
+    def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
+        """The block of results behind the search."""
+        return self._information(_text(observation))
+
+    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+        return self._information("The results are too long to be shown.")
+
+    def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
+        return self._information("No search is left. Answer with what you know.")
+
+    def ask_again(self, sampled: Sequence[int]) -> Encoded:
+        return self.chat.continuation(NOTICE)
+
+    def _information(self, text: str) -> Encoded:
+        inert = self.chat.safe(text)
+        whole = self.chat.continuation(f"{OPENING}{inert}{CLOSING}")
+        if self.max_observation_tokens is None or len(whole.token_ids) <= self.max_observation_tokens:
+            return whole
+        closing = self.chat.continuation(CLOSING).token_ids
+        kept = self.chat.continuation(OPENING + inert).token_ids[: self.max_observation_tokens - len(closing)]
+        while self.chat.decode(kept).endswith("\N{REPLACEMENT CHARACTER}"):  # a character of several tokens, cut
+            kept = kept[:-1]
+        return Encoded((self.chat.decode(kept) + CLOSING,), (*kept, *closing))
+
+
+def load_search_r1_prompt(path: str | Path | None = None) -> str:
+    """The first prompt from a file; None takes the one that ships with the package.
+
+    Raises:
+        PromptFileError: the file is missing, is no prompt, or does not hold `{question}` exactly once.
+    """
+    prompt = load_prompt(path, "search_r1")
+    if prompt.count(QUESTION_SLOT) != 1:
+        raise PromptFileError(
+            f"{path}: a first prompt of Search-R1's protocol holds {QUESTION_SLOT} exactly once, this one "
+            f"{prompt.count(QUESTION_SLOT)} times"
+        )
+    return prompt
+
+
+def _text(observation: Observation) -> str:
+    if observation.failure is not None:
+        return f"The search could not be carried out ({observation.failure.kind.value.replace('_', ' ')})."
+    if observation.raw is not None:
+        return observation.raw.text.replace(IMAGE_PLACEHOLDER, "")
+    if not observation.hits:
+        return "The search found nothing."
+    return "".join(_passage(rank, hit) for rank, hit in enumerate(observation.hits, 1)).strip()
+
+
+def _passage(rank: int, hit: Hit) -> str:
+    text = hit.text if isinstance(hit, TextHit) else ""
+    return f"Doc {rank}(Title: {hit.title}) {text}\n"

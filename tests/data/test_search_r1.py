@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmsearch_trl.cli import main
+from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
+from mmsearch_trl.data.rows import RowError, SkippedRows
+from mmsearch_trl.data.search_r1_sets import TEST_SETS
+from mmsearch_trl.data.tasks import read_tasks
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A row as upstream's preparation writes it."""
+    instructions = "Answer the question with <answer> and </answer>, as in <answer> Beijing </answer>. Question: "
+    cells = {
+        "data_source": "nq",
+        "prompt": [{"role": "user", "content": f"{instructions}who wrote moby dick?\n"}],
+        "ability": "fact-reasoning",
+        "reward_model": {"style": "rule", "ground_truth": {"target": ["Herman Melville", "Melville"]}},
+        "extra_info": {"split": "train", "index": 7},
+    }
+    return {name: value for name, value in (cells | changes).items() if value is not ...}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def test_a_row_becomes_a_task_with_the_bare_question(tmp_path: Path) -> None:
+    [task] = read_tasks(write(tmp_path / "train.parquet", row()))
+    assert (task.id, task.question, task.images) == ("nq-0", "who wrote moby dick?", ())
+    assert task.answers == ("Herman Melville", "Melville") and task.data_source == "nq"
+    assert task.extra == {"split": "train", "index": 7}
+
+
+def test_columns_that_the_merged_file_keeps_are_preferred(tmp_path: Path) -> None:
+    [task] = read_tasks(write(tmp_path / "t.parquet", row(id="train_3", question="who wrote it")))
+    assert (task.id, task.question) == ("nq-train_3", "who wrote it")
+
+
+def test_rows_reach_the_training_dataset(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.parquet", row(), row(data_source="hotpotqa"))
+    dataset = load_dataset_rows(file, cache_dir=tmp_path / "cache")
+    assert [row_to_task(cells).data_source for cells in dataset] == ["nq", "hotpotqa"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"reward_model": {"style": "rule", "ground_truth": {"target": []}}}, "the ground truth is empty"),
+        ({"prompt": [{"role": "user", "content": "who?"}]}, "no 'Question: ' before its question"),
+        ({"question": " "}, "the question is empty"),
+        ({"prompt": []}, "the question is empty"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    file = write(tmp_path / "t.parquet", row(**({"question": None} | changes)), row(question="who?"))
+    with pytest.raises(RowError, match=rf"t\.parquet, row 0 \(counted from 0\): .*{reason}"):
+        list(read_tasks(file))
+    skipped = SkippedRows()
+    assert len(list(read_tasks(file, on_error="skip", skipped=skipped))) == len(skipped) == 1
+
+
+@pytest.fixture
+def flashrag(tmp_path: Path) -> Path:
+    """A copy of FlashRAG's files with a line or two each; some sets have no test split."""
+    folder = tmp_path / "flashrag"
+    splits = {name: ["train", "dev", "test"] for name in TEST_SETS}
+    splits |= {"hotpotqa": ["train", "dev"], "bamboogle": ["train"]}
+    for name, names in splits.items():
+        (folder / name).mkdir(parents=True)
+        for split in names:
+            line = {
+                "id": f"{split}_0",
+                "question": f"who {name} {split}",
+                "golden_answers": ["a", "b"],
+                "metadata": {},
+            }
+            (folder / name / f"{split}.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_sets_are_written_each_from_the_split_that_upstream_takes(
+    tmp_path: Path, flashrag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    assert main(["data", "search-r1", str(out), "--source", str(flashrag)]) == 0
+    assert f"{out / 'train.jsonl'}: 2 rows" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}.jsonl" for name in ("train", *TEST_SETS))
+    assert [task.id for task in read_tasks(out / "train.jsonl")] == ["nq-train_0", "hotpotqa-train_0"]
+    taken = {name: next(read_tasks(out / f"{name}.jsonl")) for name in TEST_SETS}
+    assert [taken[name].question.split()[-1] for name in ("nq", "hotpotqa", "bamboogle")] == ["test", "dev", "train"]
+    assert taken["musique"].answers == ("a", "b") and taken["musique"].data_source == "musique"
+
+
+def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (flashrag / "nq" / "train.jsonl").write_text('{"id": "0", "question": "who"}\n', encoding="utf-8")
+    assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
+    assert "train.jsonl, line 1: not a row of FlashRAG: KeyError('golden_answers')" in capsys.readouterr().err
+    (flashrag / "musique" / "test.jsonl").unlink()
+    (flashrag / "musique" / "dev.jsonl").unlink()
+    (flashrag / "musique" / "train.jsonl").unlink()
+    assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
+    assert "no musique/test.jsonl or musique/dev.jsonl or musique/train.jsonl" in capsys.readouterr().err
