@@ -102,6 +102,7 @@ def test_prefetch_keeps_what_a_run_will_look_up_and_goes_on_where_it_was(
     first = capsys.readouterr().out
     kept = len(AnswerStore(cache))
     assert f"{kept} looked up" in first and kept > 10
+    assert "image search: " in first and f"0 failed), {kept} tries, 0.0 MB received" in first
     assert main(["cache", "prefetch", *arguments, "--search.cache_mode=replay"]) == 0
     again = capsys.readouterr().out
     assert "looked up" not in again and "kept before" in again and "not_cached" not in again

@@ -80,12 +80,15 @@ def test_a_model_is_evaluated_greedily_from_its_recipe_and_every_row_is_saved(
     assert all(row["right"] and row["actions"] == ["image_search", "answer"] for row in saved[:3])
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["temperature"] == 0.0
+    searches = summary["searches"]["image_search"]
+    assert searches["calls"] == sum("image_search" in row["actions"] for row in saved)
+    assert searches["bytes"] == searches["price"] == 0, "an index of one's own costs nothing"
     overall = summary["data"]["first"]["overall"]
     assert overall["n"] == 6
     assert overall["accuracy"] == sum(row["right"] for row in saved) / 6
     assert len(list(read_traces(folder))) == 6
     printed = capsys.readouterr().out
-    assert "first" in printed and "accuracy" in printed
+    assert "first" in printed and "accuracy" in printed and "image search: " in printed
 
 
 def test_evaluating_twice_does_not_double_the_traces(world_home: Path, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from mmsearch_trl.search.answer_bytes import unpack
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.totals import SearchTotals
 from mmsearch_trl.search.types import ImageHit, RawReply, Tool
 from mmsearch_trl.search.watch import SearchLost, SearchWatch
 
@@ -118,8 +119,15 @@ def add(file: Path, others: Iterable[Path]) -> int:
         return len(store) - before
 
 
-def prefetch(recipe: "Recipe") -> Counter[str]:
-    """Look up the picture of every question of a recipe, so that a run finds the answers kept; what came of it.
+class Prefetched(NamedTuple):
+    """What came of the searches, by name, and their totals."""
+
+    outcomes: Counter[str]
+    totals: Mapping[Tool, SearchTotals]
+
+
+def prefetch(recipe: "Recipe") -> Prefetched:
+    """Look up the picture of every question of a recipe, so that a run finds the answers kept.
 
     What is kept already is not asked for again, so a prefetch that was stopped goes on.
 
@@ -133,7 +141,7 @@ def prefetch(recipe: "Recipe") -> Counter[str]:
     if not runtime.answers(Tool.IMAGE_SEARCH):
         raise ValueError("no image search is configured: there is nothing to look up")
     try:
-        return asyncio.run(_prefetch(recipe, runtime))
+        return Prefetched(asyncio.run(_prefetch(recipe, runtime)), runtime.totals)
     finally:
         runtime.close()
 

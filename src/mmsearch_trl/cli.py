@@ -285,9 +285,12 @@ def _cache_prefetch(arguments: Sequence[str]) -> None:
     check_versions()
     from mmsearch_trl.cache_command import prefetch
     from mmsearch_trl.config import load_recipe
+    from mmsearch_trl.search.totals import summary_lines
 
-    outcomes = prefetch(load_recipe(list(arguments)))
+    outcomes, totals = prefetch(load_recipe(list(arguments)))
     print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "no picture was found")
+    for line in summary_lines(totals):
+        print(line)
 
 
 def _merge(options: argparse.Namespace) -> None:

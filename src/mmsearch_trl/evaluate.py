@@ -36,6 +36,8 @@ from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, witho
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.totals import SearchTotals, summary_lines
+from mmsearch_trl.search.types import Tool
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row
@@ -48,7 +50,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """What `summary.json` holds; `data` is by the name of the data file, `seconds` without loading."""
+    """What `summary.json` holds.
+
+    Attributes:
+        seconds: Without loading.
+        data: By the name of the data file.
+        searches: What the searches of all files came to, by tool.
+    """
 
     model: str
     recipe: str
@@ -56,6 +64,7 @@ class EvaluationReport:
     seed: int
     seconds: float
     data: Mapping[str, EvaluationSummary]
+    searches: Mapping[Tool, SearchTotals]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     for name, summary in report.data.items():
         console.print(summary_table(_groups(summary), title=name))
+    for line in summary_lines(report.searches):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"rows and summary: {_folder(recipe)}", highlight=False, soft_wrap=True)
 
 
@@ -108,6 +119,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         seed=args.seed,
         seconds=round(time.perf_counter() - started, 1),
         data=data,
+        searches=search.totals,
     )
     (_folder(recipe) / "summary.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report

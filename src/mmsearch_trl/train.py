@@ -25,9 +25,12 @@ from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.totals import summary_lines
 from mmsearch_trl.search.watch import SearchLost
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.search_calls import gather_totals
 from mmsearch_trl.user_errors import run_script
 
 
@@ -51,6 +54,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.ended_early is not None:
+        print_searches(trainer)
         trainer.close()
         raise SearchLost(
             f"training ended early: {trainer.ended_early}. It is saved in {args.output_dir}: go on with "
@@ -61,6 +65,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
         if PartialState().is_main_process:
             names = [Path(file).stem for file in recipe.data.eval_files]
             Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
+    print_searches(trainer)
     if args.push_to_hub:
         trainer.push_to_hub()
     else:
@@ -95,6 +100,15 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
         processing_class=processor,
         peft_config=get_peft_config(recipe.model),
     )
+
+
+def print_searches(trainer: MMSearchGRPOTrainer) -> None:
+    """What the searches of all ranks came to since the run was started or resumed; every rank must call it."""
+    assert isinstance(trainer.search, SearchRuntime)
+    totals = gather_totals(trainer.search.totals, trainer.accelerator.gather, trainer.accelerator.device)
+    if PartialState().is_main_process:
+        for line in summary_lines(totals):
+            Console().print(line, highlight=False, soft_wrap=True)
 
 
 def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> Dataset:

@@ -9,6 +9,7 @@ import pytest
 
 from mmsearch_trl.search.asking import Asker, CallPolicy
 from mmsearch_trl.search.breaker import CircuitBreaker
+from mmsearch_trl.search.cost import counting
 from mmsearch_trl.search.types import Answer, FailureKind, SearchError, TextHit, Tool
 
 
@@ -57,13 +58,15 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.monotonic() - start
 
 
-def test_an_answer_comes_with_the_number_of_its_tries() -> None:
-    assert asking(Backend(failure(FailureKind.UNAVAILABLE), None)) == [(HITS, 2)]
+def test_tries_are_counted() -> None:
+    with counting() as cost:
+        assert asking(Backend(failure(FailureKind.UNAVAILABLE), None)) == [HITS]
+    assert cost.tries == 2
 
 
 def test_a_pause_that_the_backend_asks_for_is_kept() -> None:
     backend = Backend(failure(FailureKind.RATE_LIMITED, retry_after=0.4), None)
-    assert asking(backend) == [(HITS, 2)]
+    assert asking(backend) == [HITS]
     assert backend.times[1] - backend.times[0] >= 0.4
 
 
@@ -108,14 +111,13 @@ def test_a_failure_that_will_not_pass_is_not_tried_again(lasting: FailureKind) -
 def test_a_try_that_hangs_leaves_time_for_another() -> None:
     backend = Backend(60.0, 0.0)
     [outcome], seconds = timed(lambda: asking(backend, timeout_s=5.0, try_timeout_s=0.2))
-    assert outcome == (HITS, 2) and seconds < 1.0
+    assert outcome == HITS and len(backend.times) == 2 and seconds < 1.0
 
 
 def test_no_try_goes_beyond_the_deadline() -> None:
     backend = Backend(60.0)
     [outcome], seconds = timed(lambda: asking(backend, timeout_s=0.5, try_timeout_s=0.2, retries=99))
     assert kind(outcome) is FailureKind.TIMEOUT and seconds < 0.7
-    assert outcome.tries == len(backend.times)
 
 
 def test_the_rate_is_kept_over_calls_and_tries() -> None:
@@ -146,7 +148,7 @@ def test_a_backend_that_is_back_is_asked_again() -> None:
     backend = Backend(*[failure(FailureKind.UNAVAILABLE)] * 2, None)
     breaker = CircuitBreaker(failures=2, pause_s=0.2)
 
-    async def run() -> tuple[Answer, int]:
+    async def run() -> Answer:
         asker = Asker(Tool.TEXT_SEARCH, backend, CallPolicy(retries=0), 3, breaker=breaker)
         for _ in range(3):
             with pytest.raises(SearchError):
@@ -154,21 +156,21 @@ def test_a_backend_that_is_back_is_asked_again() -> None:
         await asyncio.sleep(0.25)
         return await asker.ask("who")
 
-    assert asyncio.run(run()) == (HITS, 1)
+    assert asyncio.run(run()) == HITS
     assert len(backend.times) == 3
 
 
 def test_a_backend_that_asks_for_patience_is_not_taken_for_dead() -> None:
     breaker = CircuitBreaker(failures=2, pause_s=30.0)
     asking(Backend(failure(FailureKind.RATE_LIMITED)), breaker=breaker, retries=5)
-    assert asking(Backend(None), breaker=breaker) == [(HITS, 1)]
+    assert asking(Backend(None), breaker=breaker) == [HITS]
 
 
 def test_a_cancelled_call_frees_its_slot_and_its_turn_to_probe() -> None:
     backend, breaker = Backend(60.0, 0.0), CircuitBreaker(failures=1, pause_s=0.0)
     breaker.ended(failed=True, now=0.0)
 
-    async def run() -> tuple[Answer, int]:
+    async def run() -> Answer:
         asker = Asker(Tool.TEXT_SEARCH, backend, CallPolicy(max_concurrency=1), 3, breaker=breaker)
         task = asyncio.ensure_future(asker.ask("who"))
         await asyncio.sleep(0.05)
@@ -176,4 +178,4 @@ def test_a_cancelled_call_frees_its_slot_and_its_turn_to_probe() -> None:
         await asyncio.wait([task])
         return await asker.ask("who")
 
-    assert asyncio.run(run()) == (HITS, 1)
+    assert asyncio.run(run()) == HITS

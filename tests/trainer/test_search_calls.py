@@ -11,6 +11,7 @@ from mmsearch_trl.search.asking import CallPolicy
 from mmsearch_trl.search.budget import Budget
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import CallRecord, FailureKind, ImageHit, ImageQuery, SearchError, TextHit, Tool
+from mmsearch_trl.train import print_searches
 from mmsearch_trl.trainer.search_calls import SearchCalls
 
 
@@ -30,8 +31,10 @@ def test_the_calls_of_all_ranks_are_summed() -> None:
         return row
 
     SearchCalls.gather([record(failure=FailureKind.INVALID_QUERY), record(coalesced=True)], gather, CPU)
-    calls = SearchCalls.gather(mine, lambda row: torch.cat([rows[0], row]), CPU)
-    assert (calls.calls, calls.cached, calls.coalesced, calls.tries, calls.paid) == (5, 1, 1, 5, 2)
+    other = iter(rows)
+    calls = SearchCalls.gather(mine, lambda row: torch.cat([next(other), row]), CPU)
+    total = calls.total
+    assert (total.calls, total.cached, total.coalesced, total.failed, total.tries, total.paid) == (5, 1, 1, 2, 5, 2)
     assert calls.failures == {FailureKind.TIMEOUT: 1, FailureKind.INVALID_QUERY: 1}
     assert calls.infrastructure_failures == {FailureKind.TIMEOUT: 1}
     metrics = calls.metrics()
@@ -39,6 +42,20 @@ def test_the_calls_of_all_ranks_are_summed() -> None:
     assert metrics["search/failure_rate/timeout"] == pytest.approx(0.2)
     assert metrics["search/calls"] == 5 and metrics["search/paid_calls"] == 2
     assert metrics["search/latency_p95"] > 2.0
+
+
+def test_bytes_and_dollars_of_all_ranks_are_told_by_tool_and_exact() -> None:
+    large = 2**40 + 1
+    """More than a float32 tells from its neighbours."""
+    picture = record(tool=Tool.IMAGE_SEARCH, tries=3, paid=True, bytes=large, price=0.045)
+    both = SearchCalls.gather([picture, record(bytes=7), record(cached=True)], lambda row: torch.cat([row, row]), CPU)
+    metrics = both.metrics()
+    assert metrics["search/image/bytes"] == 2 * large and metrics["search/image/price"] == pytest.approx(0.09)
+    assert metrics["search/text/bytes"] == 14 and metrics["search/text/price"] == 0
+    assert metrics["search/bytes"] == 2 * large + 14 and metrics["search/price"] == pytest.approx(0.09)
+    assert metrics["search/image/calls"] == 2 and metrics["search/text/calls"] == 4
+    assert metrics["search/text/cache_hit"] == 0.5 and metrics["search/image/cache_hit"] == 0
+    assert both.total.bytes == 2 * large + 14
 
 
 def test_a_batch_without_searches_has_rates_of_nought() -> None:
@@ -76,11 +93,15 @@ def test_a_spent_quota_ends_the_run_after_the_step_and_saves_it(tmp_path: Path, 
     assert trainer.ended_early is not None and "none will be" in trainer.ended_early
 
 
-def test_the_last_paid_call_that_is_allowed_ends_the_run(tmp_path: Path) -> None:
+def test_the_last_paid_call_that_is_allowed_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backend = Backend(10_000, FailureKind.UNAVAILABLE)
     trainer = trained(tmp_path, backend, budget=Budget(3))
     assert trainer.ended_early is not None and "max_paid_calls" in trainer.ended_early
     assert backend.calls == 3
+    print_searches(trainer)
+    paid = [int(line.split(" tries paid")[0].split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert sum(paid) == 3 == sum(total.paid for total in trainer.search.totals.values())
+    assert sum(log["search/paid_calls"] for log in trainer.state.log_history if "search/paid_calls" in log) == 3
 
 
 def test_too_many_failures_end_the_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from mmsearch_trl.search.breaker import CircuitBreaker
 from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.cost import asked
 from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.rate import TokenBucket
 from mmsearch_trl.search.threads import call_blocking
@@ -90,11 +91,11 @@ class Asker(Generic[QueryT]):
         self._resumes_at = 0.0
         """Until when the backend has asked not to be asked."""
 
-    async def ask(self, query: QueryT) -> tuple[Answer, int]:
-        """A checked answer, and the number of tries it took.
+    async def ask(self, query: QueryT) -> Answer:
+        """A checked answer; its tries are counted (`cost.py`).
 
         Raises:
-            SearchError: of the last try; `tries` says how many there were.
+            SearchError: of the last try.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + self._policy.timeout_s
@@ -103,7 +104,8 @@ class Asker(Generic[QueryT]):
             try:
                 async with self._admitted(deadline):
                     tries += 1
-                    return await self._try(query, deadline), tries
+                    asked()
+                    return await self._try(query, deadline)
             except _NotAsked as refused:
                 error = error or refused
                 break
@@ -113,7 +115,6 @@ class Asker(Generic[QueryT]):
             if error.failure.kind not in _PASSING or tries > self._policy.retries or now() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
-        error.tries = tries
         raise error
 
     @asynccontextmanager

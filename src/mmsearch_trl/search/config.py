@@ -153,6 +153,17 @@ class SearchConfig:
         default=None,
         metadata={"help": "Calls to paid services, per process, after which the run is saved and ends; default: any."},
     )
+    image_price_per_call: float = field(
+        default=0.0,
+        metadata={
+            "help": "Dollars that an image search by a paid service costs, by your plan, for the estimate of what a "
+            "run costs; default: not known."
+        },
+    )
+    text_price_per_call: float = field(
+        default=0.0,
+        metadata={"help": "Likewise of a text search; readers and summarisers of `text_pages` are not counted."},
+    )
     cache: str | None = field(
         default=None,
         metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
@@ -180,7 +191,7 @@ class SearchConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"search.{key} is {value}: it must be greater than 0")
-        for key in ("retries", "max_paid_calls"):
+        for key in ("retries", "max_paid_calls", "image_price_per_call", "text_price_per_call"):
             if (getattr(self, key) or 0) < 0:
                 raise ValueError(f"search.{key} is {getattr(self, key)}: it must be 0 or more")
         if self.cache is None and self.cache_mode != "live":

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from mmsearch_trl.search.addresses import GuardedResolver, Lookup, check_host, is_public
+from mmsearch_trl.search.cost import received
 from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.types import FailureKind, SearchError
 
@@ -167,6 +168,7 @@ class Fetcher:
         wire = decoded = 0
         async for raw in response.content.iter_chunked(_CHUNK):
             wire += len(raw)
+            received(len(raw))
             part = raw if decoder is None else decoder.decompress(raw, self._max_bytes - decoded + 1)
             decoded += len(part)
             if max(wire, decoded) > self._max_bytes:

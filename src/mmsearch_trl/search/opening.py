@@ -56,6 +56,8 @@ def build_runtime(config: SearchConfig) -> SearchRuntime:
         text_policy=_policy(config, config.text_calls_per_second),
         thumbnail_side=config.thumbnail_side,
         budget=Budget(config.max_paid_calls),
+        image_price=config.image_price_per_call,
+        text_price=config.text_price_per_call,
         cache=store,
         mode=Mode(config.cache_mode),
     )

@@ -8,20 +8,23 @@
    `search` is a plain function runs on a daemon thread.
 """
 
+import asyncio
 import logging
 import threading
 import time
 import unicodedata
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from mmsearch_trl.search.asking import Asker, CallPolicy, is_paid
 from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.cost import Cost, counting
 from mmsearch_trl.search.flights import FlightCancelled, Flights
 from mmsearch_trl.search.store import AnswerStore, answer_key
 from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.totals import SearchTotals, totals_of
 from mmsearch_trl.search.types import (
     Answer,
     CallRecord,
@@ -68,6 +71,8 @@ class SearchRuntime:
         k_text: Most hits of a text search.
         thumbnail_side: Pixels to which the longer side of a larger tool image is brought; None leaves images alone.
         budget: Paid calls that may be made; by default any number.
+        image_price: Dollars that a try of a paid image backend costs; 0 where it is not known.
+        text_price: Likewise of a paid text backend.
         cache: Where answers are kept; the runtime closes it.
         mode: What the cache is for.
 
@@ -86,6 +91,8 @@ class SearchRuntime:
         k_text: int = 3,
         thumbnail_side: int | None = None,
         budget: Budget | None = None,
+        image_price: float = 0.0,
+        text_price: float = 0.0,
         cache: AnswerStore | None = None,
         mode: Mode = Mode.LIVE,
     ) -> None:
@@ -94,6 +101,8 @@ class SearchRuntime:
         self.k = {Tool.IMAGE_SEARCH: k_image, Tool.TEXT_SEARCH: k_text}
         self.mode = mode
         self.records: list[CallRecord] = []
+        self.totals: dict[Tool, SearchTotals] = totals_of([])
+        """Of all calls so far, those whose records were drained included."""
         self._image = image
         self._text = text
         backends: dict[Tool, Any] = {Tool.IMAGE_SEARCH: image, Tool.TEXT_SEARCH: text}
@@ -104,9 +113,10 @@ class SearchRuntime:
             if backend is not None
         }
         self._paid = {tool: backend is not None and is_paid(backend) for tool, backend in backends.items()}
+        self._price = {Tool.IMAGE_SEARCH: image_price, Tool.TEXT_SEARCH: text_price}
         self._cache = cache
         self._records_lock = threading.Lock()
-        self._flights: Flights[Observation] = Flights()
+        self._flights: Flights[tuple[Observation, Cost]] = Flights()
         self._closed = False
 
     async def image_search(self, query: ImageQuery) -> Observation:
@@ -165,7 +175,7 @@ class SearchRuntime:
         identify: Callable[[Any, Any], Awaitable[list[str | None]]],
     ) -> Observation:
         """Time a call, record it, and turn what is wrong before it begins into a failure."""
-        start = time.perf_counter()
+        start, cost = time.perf_counter(), Cost()
         if backend is None:
             observation = _failed(
                 tool, "", FailureKind.UNAVAILABLE, f"no {tool.value.replace('_', ' ')} is configured"
@@ -178,37 +188,54 @@ class SearchRuntime:
             try:
                 identity = await identify(backend, query)
                 key = answer_key(tool, backend.fingerprint, identity, self.k[tool])
-                observation = await self._join(tool, backend, query, key)
+                observation, cost = await self._join(tool, backend, query, key)
             except Exception as error:
                 observation = _unexpected(tool, backend.name, error)
         observation = replace(observation, seconds=time.perf_counter() - start)
-        self._record(observation)
+        self._record(observation, cost)
         return observation
 
-    def _record(self, observation: Observation) -> None:
+    def _record(self, observation: Observation, cost: Cost) -> None:
+        """Put a call into the log, with that part of the cost of its answer which it bears."""
+        tool = observation.tool
+        paid = self._paid[tool]
         record = CallRecord(
-            tool=observation.tool,
+            tool=tool,
             seconds=observation.seconds,
             cached=observation.cached,
             coalesced=observation.coalesced,
-            tries=0 if observation.coalesced else observation.tries,
-            paid=self._paid[observation.tool],
+            tries=cost.tries,
+            paid=paid,
             failure=observation.failure.kind if observation.failure else None,
+            bytes=cost.bytes,
+            price=cost.tries * self._price[tool] if paid else 0.0,
         )
         with self._records_lock:
             self.records.append(record)
+            self.totals[tool] += SearchTotals.of(record)
 
-    async def _join(self, tool: Tool, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
-        """The outcome of the call under `key`, which is begun if there is none in flight."""
+    async def _join(self, tool: Tool, backend: SearchBackend[Any], query: Any, key: str) -> tuple[Observation, Cost]:
+        """The outcome of the call under `key`, which is begun if there is none in flight, and what this caller bears
+        of its cost."""
 
-        def begin() -> Coroutine[Any, Any, Observation]:
-            return self._answer(tool, backend, query, key)
+        async def begin() -> tuple[Observation, Cost]:
+            start = time.perf_counter()
+            with counting() as cost:
+                try:
+                    observation = await self._answer(tool, backend, query, key)
+                except asyncio.CancelledError:
+                    if cost.tries and not self._closed:  # every caller has left, and the backend wants its money
+                        left = Observation(tool=tool, backend=backend.name, seconds=time.perf_counter() - start)
+                        self._record(left, cost)
+                    raise
+            return replace(observation, tries=cost.tries, bytes=cost.bytes), cost
 
         try:
-            observation, coalesced = await self._flights.join(key, begin)
+            (observation, cost), coalesced = await self._flights.join(key, begin)
         except FlightCancelled:
-            return _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
-        return replace(observation, coalesced=coalesced)
+            failed = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
+            return failed, Cost()
+        return replace(observation, coalesced=coalesced), cost.taken()
 
     def _kept(self, key: str) -> Answer | None:
         assert self._cache is not None
@@ -223,13 +250,12 @@ class SearchRuntime:
                     return replace(_succeeded(tool, backend.name, kept), cached=True)
             if self.mode is Mode.REPLAY:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
-            answer, tries = await self._askers[tool].ask(query)
+            answer = await self._askers[tool].ask(query)
             if self._cache is not None:
                 answer = await call_blocking(self._cache.put, key, answer, self.mode is Mode.RECORD)
-            return replace(_succeeded(tool, backend.name, answer), tries=tries)
+            return _succeeded(tool, backend.name, answer)
         except SearchError as error:
-            failed = _failed(tool, backend.name, error.failure.kind, error.failure.message)
-            return replace(failed, tries=error.tries)
+            return _failed(tool, backend.name, error.failure.kind, error.failure.message)
         except Exception as error:
             return _unexpected(tool, backend.name, error)
 

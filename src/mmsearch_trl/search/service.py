@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from mmsearch_trl.search.cost import received
 from mmsearch_trl.search.per_loop import PerLoop
 from mmsearch_trl.search.types import FailureKind, SearchError
 
@@ -107,6 +108,7 @@ class Service:
         body = bytearray()
         async for part in response.content.iter_chunked(_CHUNK):
             body += part
+            received(len(part))
             if len(body) > self._max_bytes:
                 raise SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
         return bytes(body)

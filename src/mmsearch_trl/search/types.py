@@ -52,16 +52,12 @@ class SearchError(Exception):
 
     Args:
         retry_after: Seconds for which the backend asks not to be asked again.
-
-    Attributes:
-        tries: How often the backend was asked; the runtime counts.
     """
 
     def __init__(self, kind: FailureKind, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.failure = Failure(kind, message)
         self.retry_after = retry_after
-        self.tries = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +117,7 @@ class Observation:
         cached: The answer came from the persistent cache.
         coalesced: An identical call was already in flight and its answer was shared.
         tries: How often the backend was asked for it; 0 where an answer was kept, or nothing was asked.
+        bytes: Received for it, over all tries (`cost.py`).
         raw: Set instead of `hits` by tools that write their own reply (`search/upstream_tools.py`).
     """
 
@@ -133,6 +130,7 @@ class Observation:
     cached: bool = False
     coalesced: bool = False
     tries: int = 0
+    bytes: int = 0
 
 
 Answer = Sequence[Hit] | RawReply
@@ -169,9 +167,13 @@ class SearchBackend(Protocol[QueryT]):
 class CallRecord:
     """One line of the runtime's log, from which search metrics are computed.
 
+    Of calls that shared one answer, only the first to get it bears its tries, bytes and price.
+
     Attributes:
-        tries: How often the backend was asked; of calls that shared one answer, only the first has them.
+        tries: How often the backend was asked.
         paid: Whether each try costs something.
+        bytes: Received for it.
+        price: Dollars that the tries are estimated to have cost.
     """
 
     tool: Tool
@@ -181,3 +183,5 @@ class CallRecord:
     tries: int = 0
     paid: bool = False
     failure: FailureKind | None = None
+    bytes: int = 0
+    price: float = 0.0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 import torch
 
-from mmsearch_trl.search.types import CallRecord, Failure, FailureKind
+from mmsearch_trl.search.totals import SearchTotals, totals_of
+from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, Tool
 
 
 if TYPE_CHECKING:
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Gather = Callable[[torch.Tensor], torch.Tensor]
 _KINDS = tuple(FailureKind)
+_MICRO = 1_000_000
+"""Dollars and seconds travel as whole millionths beside the counts: bytes would not be exact as floats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,70 +31,78 @@ class SearchCalls:
     """Calls of all ranks.
 
     Attributes:
-        tries: How often backends were asked.
-        paid: How many of the tries cost something.
+        by_tool: Totals of every tool.
         failures: By kind; those of the policy among them.
         latency_p95: Seconds, of the slowest rank.
     """
 
-    calls: int
-    cached: int
-    coalesced: int
-    tries: int
-    paid: int
-    failures: dict[FailureKind, int]
+    by_tool: Mapping[Tool, SearchTotals]
+    failures: Mapping[FailureKind, int]
     latency_p95: float
 
     @classmethod
-    def gather(
-        cls, records: Sequence[CallRecord], gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device
-    ) -> SearchCalls:
+    def gather(cls, records: Sequence[CallRecord], gather: Gather, device: torch.device) -> SearchCalls:
         """Sum this rank's records with those of the others: a collective call."""
-        counts = [
-            len(records),
-            sum(record.cached for record in records),
-            sum(record.coalesced for record in records),
-            sum(record.tries for record in records),
-            sum(record.tries for record in records if record.paid),
-            *(sum(record.failure is kind for record in records) for kind in _KINDS),
-        ]
-        seconds = torch.tensor([record.seconds for record in records] or [0.0])
-        row = torch.tensor([*map(float, counts), float(seconds.quantile(0.95))], device=device)
-        rows = gather(row.unsqueeze(0)).cpu()
-        calls, cached, coalesced, tries, paid, *failed = (int(total) for total in rows[:, :-1].sum(dim=0))
-        failures = {kind: count for kind, count in zip(_KINDS, failed, strict=True) if count}
-        return cls(
-            calls=calls,
-            cached=cached,
-            coalesced=coalesced,
-            tries=tries,
-            paid=paid,
-            failures=failures,
-            latency_p95=float(rows[:, -1].max()),
-        )
+        by_tool = gather_totals(totals_of(records), gather, device)
+        failed = [sum(record.failure is kind for record in records) for kind in _KINDS]
+        seconds = torch.tensor([record.seconds for record in records] or [0.0]).quantile(0.95)
+        rows = gather(torch.tensor([[*failed, round(float(seconds) * _MICRO)]], device=device)).cpu()
+        failures = {kind: int(count) for kind, count in zip(_KINDS, rows[:, :-1].sum(dim=0), strict=True) if count}
+        return cls(by_tool=by_tool, failures=failures, latency_p95=float(rows[:, -1].max()) / _MICRO)
+
+    @property
+    def total(self) -> SearchTotals:
+        return reduce(add, self.by_tool.values())
 
     def metrics(self) -> dict[str, float]:
-        """Under the names of the log; rates are shares of all calls."""
-        calls = max(self.calls, 1)
-        rates = {f"search/failure_rate/{kind.value}": count / calls for kind, count in self.failures.items()}
-        return rates | {
-            "search/calls": float(self.calls),
-            "search/tries": float(self.tries),
-            "search/paid_calls": float(self.paid),
+        """Under the names of the log; rates are shares of all calls, or of all calls of a tool."""
+        total = self.total
+        calls = max(total.calls, 1)
+        metrics = {f"search/failure_rate/{kind.value}": count / calls for kind, count in self.failures.items()}
+        metrics |= {
+            "search/tries": float(total.tries),
+            "search/paid_calls": float(total.paid),
             "search/failure_rate": sum(self.failures.values()) / calls,
-            "search/cache_hit": self.cached / calls,
-            "search/coalesced": self.coalesced / calls,
             "search/latency_p95": self.latency_p95,
         }
+        metrics |= _costs("search", total)
+        for tool, totals in self.by_tool.items():
+            metrics |= _costs(f"search/{tool.value.removesuffix('_search')}", totals)
+        return metrics
 
     @property
     def infrastructure_failures(self) -> dict[FailureKind, int]:
         return {kind: count for kind, count in self.failures.items() if Failure(kind, "").infrastructure}
 
 
+def gather_totals(
+    totals: Mapping[Tool, SearchTotals], gather: Gather, device: torch.device
+) -> dict[Tool, SearchTotals]:
+    """Sum every tool's totals of this rank with those of the others: a collective call."""
+    rows = []
+    for tool in Tool:
+        *counts, price = astuple(totals[tool])
+        rows.append([*counts, round(price * _MICRO)])
+    summed = gather(torch.tensor([rows], device=device)).cpu().sum(dim=0).tolist()
+    names = [each.name for each in fields(SearchTotals)]
+    sums = [dict(zip(names, row, strict=True)) for row in summed]
+    return {tool: SearchTotals(**row | {"price": row["price"] / _MICRO}) for tool, row in zip(Tool, sums, strict=True)}
+
+
+def _costs(name: str, total: SearchTotals) -> dict[str, float]:
+    calls = max(total.calls, 1)
+    return {
+        f"{name}/calls": float(total.calls),
+        f"{name}/cache_hit": total.cached / calls,
+        f"{name}/coalesced": total.coalesced / calls,
+        f"{name}/bytes": float(total.bytes),
+        f"{name}/price": total.price,
+    }
+
+
 def end_if_search_is_gone(trainer: MMSearchGRPOTrainer, calls: SearchCalls) -> None:
     """Have the trainer save and end after this step where its searches are not answered; all ranks decide alike."""
-    complaint = trainer.search_watch.complaint(calls.calls, calls.infrastructure_failures)
+    complaint = trainer.search_watch.complaint(calls.total.calls, calls.infrastructure_failures)
     if complaint is not None and trainer.ended_early is None:
         trainer.ended_early = complaint
         trainer.control.should_training_stop = trainer.control.should_save = True
