@@ -107,3 +107,8 @@ def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest
     (flashrag / "musique" / "train.jsonl").unlink()
     assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
     assert "no musique/test.jsonl or musique/dev.jsonl or musique/train.jsonl" in capsys.readouterr().err
+
+
+def test_flashrags_own_lines_are_read(flashrag: Path) -> None:
+    [task] = read_tasks(flashrag / "nq" / "dev.jsonl")
+    assert (task.question, task.answers) == ("who nq dev", ("a", "b"))

@@ -8,6 +8,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +26,18 @@ from search.over_http import served
 from servers import ENGINE_ARGS, environment
 from transformers import AutoModelForCausalLM
 
-from mmsearch_trl.config import load_recipe
+from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import FinishReason
 from mmsearch_trl.engine.vllm_process import VLLMProcess
+from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.build import build_text_index
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.types import Observation, TextHit, Tool
+from mmsearch_trl.traces.files import read_trace_file
 from mmsearch_trl.train import build_trainer
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
@@ -115,8 +119,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A corpus in Search-R1's format behind the project's own server."""
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus in Search-R1's format, indexed."""
     folder = tmp_path_factory.mktemp("corpus")
     lines = [
         json.dumps({"id": str(i), "contents": _contents(name, city)})
@@ -124,7 +128,13 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
     build_text_index(folder / "corpus.jsonl", folder / "index")
-    with served(TextIndex.open(folder / "index")) as url:
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def retriever(index: Path) -> Iterator[str]:
+    """The corpus behind the project's own server."""
+    with served(TextIndex.open(index)) as url:
         yield url
 
 
@@ -135,7 +145,8 @@ class Run:
     masks: list[list[int]]
 
 
-def _train(taught: Path, rows: Path, retriever: str, out: Path, **overrides: Any) -> Run:
+def _recipe(taught: Path, rows: Path, retriever: str, out: Path, **overrides: Any) -> Recipe:
+    """The project's own recipe, cut down to the small model."""
     recipe = load_recipe(
         ROOT / "recipes" / "search_r1" / "qwen2.5-3b-structure.yaml",
         {
@@ -166,6 +177,10 @@ def _train(taught: Path, rows: Path, retriever: str, out: Path, **overrides: Any
         | overrides,
     )
     recipe.validate()
+    return recipe
+
+
+def _train(recipe: Recipe) -> Run:
     run = Run(build_trainer(recipe), [], [])
     original = run.trainer._generate
 
@@ -193,7 +208,7 @@ def run(
 ) -> Iterator[Run]:
     """Four updates from the recipe, on each kind of engine."""
     with environment(), _engine_options(request.param, taught) as options:
-        run = _train(taught, rows, retriever, tmp_path_factory.mktemp("run"), **options)
+        run = _train(_recipe(taught, rows, retriever, tmp_path_factory.mktemp("run"), **options))
         yield run
         run.trainer.close()
 
@@ -276,3 +291,28 @@ def test_it_was_trained_on_and_logged(run: Run, taught: Path) -> None:
     assert len(logged) == 4 and all(math.isfinite(entry["loss"]) for entry in logged)
     names = {"reward/accuracy", "format/valid", "reward/searches", "rewards/search_r1/mean", "search/text_ratio"}
     assert names <= set().union(*logged)
+
+
+def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retriever: str, tmp_path: Path) -> None:
+    recipe = _recipe(taught, rows, retriever, tmp_path, eval_files=[str(rows)])
+    report = evaluate(recipe)
+    summary = report.data["train"].overall
+    assert summary.n == len(NAMES) and summary.search_ratio > 0.5 and summary.text_failure_ratio == 0.0
+    [file] = (tmp_path / "evaluation").rglob("*.jsonl*")
+    observed = [
+        "".join(token.text * token.count for turn in r.turns for token in turn.tokens) for r in read_trace_file(file)
+    ]
+    assert len(observed) == len(NAMES) and any("</search>\n\n<information>Doc 1" in text for text in observed)
+
+
+def test_the_quick_start_of_the_card_searches_and_answers(run: Run, index: Path, tmp_path: Path) -> None:
+    run.trainer.save_model(str(tmp_path / "agent"))
+    run.trainer.args.output_dir = str(tmp_path / "agent")
+    run.trainer.create_model_card()
+    card = (tmp_path / "agent" / "README.md").read_text()
+    assert "2503.09516" in card and "2506.20670" not in card and "pipeline_tag: text-generation" in card
+    (tmp_path / "text_index").symlink_to(index)
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "<think>" in done.stdout and done.stdout.splitlines()[-1].startswith("Answer: ")

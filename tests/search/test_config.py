@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmsearch_trl.search import opening
 from mmsearch_trl.search.build import build_image_index, build_text_index
-from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, TextHit
 
@@ -138,3 +139,8 @@ def test_what_is_missing_is_named_before_anything_runs(
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
     with pytest.raises(ValueError, match=message):
         build_runtime(SearchConfig(**values))
+
+
+def test_the_keys_that_choose_a_backend_are_those_that_open_one() -> None:
+    assert set(IMAGE_SOURCES) == set(opening._IMAGE)
+    assert set(TEXT_SOURCES) == {*opening._TEXT, "text_pages"}

@@ -219,7 +219,7 @@ def test_trl_s_own_tool_loop_is_refused(name: str, tmp_path: Path) -> None:
         )
 
 
-def test_a_model_without_vision_is_refused(tmp_path: Path) -> None:
+def test_a_vision_model_without_its_processor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="processor of a vision-language model"):
         tiny.MMSearchGRPOTrainer(
             FAMILY.model(),

@@ -4,6 +4,7 @@
 
 `image` is a path from the folder of the file, or a list of such paths; without it the question is text only. `id`,
 `category`, `image_url` and `data_source` may be given; every other key goes to the reward functions (`Task.extra`).
+FlashRAG's `golden_answers` are taken for `answers`.
 A folder stands for the one `.jsonl` file in it.
 """
 
@@ -15,7 +16,9 @@ from typing import Any
 from mmsearch_trl.data.rows import DataError, Row, RowError, gold_answers, image_source
 
 
-_KNOWN_KEYS = frozenset({"id", "question", "image", "answers", "category", "image_url", "data_source"})
+_KNOWN_KEYS = frozenset(
+    {"id", "question", "image", "answers", "category", "image_url", "data_source", "golden_answers"}
+)
 
 
 def read_jsonl(path: Path) -> Iterator[Row | RowError]:
@@ -33,6 +36,7 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
             row = _row(line, path, f"line {line_number}", f"{path.stem}-{number}", seen)
             number += 1
             yield row
+    seen |= {"answers"} if "golden_answers" in seen else set()
     missing = [key for key in ("question", "answers") if key not in seen]
     if missing and number:
         raise DataError(
@@ -65,7 +69,7 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
             id=str(cells.get("id", default_id)),
             question=_text(cells, "question"),
             images=tuple(image_source(image, path.parent) for image in _images(cells.get("image"))),
-            answers=gold_answers(cells.get("answers")),
+            answers=gold_answers(cells.get("answers", cells.get("golden_answers"))),
             data_source=cells.get("data_source") or path.stem,
             image_url=cells.get("image_url"),
             category=cells.get("category"),

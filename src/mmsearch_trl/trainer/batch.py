@@ -1,6 +1,7 @@
 """From trajectories to what TRL's `_generate` returns, and the checks that replace TRL's silent fall-backs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -92,6 +93,20 @@ def _row(
     pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)
     assert pads == sum(image.num_tokens for image in trajectory.images), trajectory.task.id
     return prompt, completion, mask, logprobs
+
+
+@contextmanager
+def pictures_as_encoded(processor: Any, images: ImageEncoder) -> Iterator[None]:
+    """Have TRL take the pictures as they were processed for the rollout; a language model's tokenizer has none."""
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is None:
+        yield
+        return
+    processor.image_processor = EncodedImages(images)
+    try:
+        yield
+    finally:
+        processor.image_processor = image_processor
 
 
 class EncodedImages:

@@ -22,6 +22,16 @@ def check_arguments(model: Any, args: MMSearchGRPOConfig, extra: Mapping[str, An
         raise ValueError("beta > 0 loads the model again, as reference: save this model first and reload it.")
 
 
+def check_processor(model: Any, has_processor: bool) -> None:
+    """Refuse the bare tokenizer of a model that sees pictures.
+
+    Raises:
+        ValueError: That is what was given.
+    """
+    if not has_processor and model.config.get_text_config() is not model.config:
+        raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got its tokenizer.")
+
+
 def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
     """Refuse fewer rows than a batch takes: TRL leaves out an incomplete batch and would end without a word.
 

@@ -15,8 +15,6 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
 Facts about TRL 1.16 that this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,9 +36,9 @@ from mmsearch_trl.search.watch import SearchWatch
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
-from mmsearch_trl.trainer.batch import EncodedImages, Generation, generation
+from mmsearch_trl.trainer.batch import Generation, generation, pictures_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_processor
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.engines import build_rollout_engine
@@ -111,6 +109,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         use_vllm, args.use_vllm = args.use_vllm, False
         super().__init__(model, reward_funcs, args, **kwargs)
         self.use_vllm = args.use_vllm = use_vllm
+        check_processor(self.model, self._is_vlm)
         check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
             for name, parameter in self.model.named_parameters():
@@ -142,7 +141,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect
         rows, self._trajectories = collect(self, inputs)
         try:
-            with self._pictures_as_encoded():
+            with pictures_as_encoded(self.processing_class, self.protocol.chat.images):
                 output = super()._generate_and_score_completions(rows)
         finally:
             self._score_mask = None
@@ -157,20 +156,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self._write_traces(self._scores.of(self._trajectories, output["advantages"].tolist()))
         self._trajectories = []
         return output
-
-    @contextmanager
-    def _pictures_as_encoded(self) -> Iterator[None]:
-        """Have TRL take the pictures that were processed for the rollout; a language model has none."""
-        processor = self.processing_class
-        if not self._is_vlm:
-            yield
-            return
-        image_processor = processor.image_processor
-        processor.image_processor = EncodedImages(self.protocol.chat.images)
-        try:
-            yield
-        finally:
-            processor.image_processor = image_processor
 
     def collect(self, rows: list[Row]) -> tuple[list[Row], list[Trajectory]]:
         """Roll out the rows of a generation batch; the rows come back without their encoded images."""
