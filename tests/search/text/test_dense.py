@@ -19,7 +19,7 @@ from mmsearch_trl.cli import main
 from mmsearch_trl.search.build import build_dense_index, build_text_index
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.opening import build_runtime
-from mmsearch_trl.search.text import dense_build
+from mmsearch_trl.search.text import dense, dense_build
 from mmsearch_trl.search.text.dense import FAISS, VECTORS, DenseIndex
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.types import TextHit
@@ -99,7 +99,34 @@ def test_questions_that_come_together_are_encoded_together(exact: DenseIndex, mo
     ]
 
 
-@pytest.mark.parametrize(("kind", "least"), [("Flat", 1.0), ("HNSW32", 0.9), ("IVF16,Flat", 0.2), ("IVF16,SQ8", 0.2)])
+@pytest.mark.parametrize("size", [1, 7, 700])
+def test_vectors_are_read_once_for_queries_that_come_together(
+    size: int, exact: DenseIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pieces in which they are read, the answers are those of each query alone."""
+    alone = [exact.search_now([f"word{n}"], n)[0] for n in range(64)]
+    batches: list[int] = []
+    nearest = exact._nearest
+
+    def noting(queries: Any, k: int) -> Any:
+        batches.append(len(queries))
+        time.sleep(0.02)
+        return nearest(queries, k)
+
+    monkeypatch.setattr(exact, "_nearest", noting)
+    monkeypatch.setattr(dense, "_ROWS", size)
+
+    async def run() -> list[list[TextHit]]:
+        return await asyncio.gather(*(exact.search(f"word{n}", n) for n in range(64)))
+
+    together = asyncio.run(run())
+    assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
+    assert len(batches) <= 8 and sum(batches) == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [("Flat", 1.0), ("HNSW32", 0.98), ("IVF16,Flat", 0.8), ("IVF16,SQ8", 0.75)]
+)
 def test_faiss_indexes_find_what_exact_search_finds(
     kind: str, least: float, exact: DenseIndex, encoder: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -5,11 +5,14 @@
     vectors.npy                     unit vectors, float32 (n, d), memory-mapped, shared by the processes of a machine
     faiss.index                     only where the index is not exact
 
-Exact search is a matrix product: deterministic, ties by row, about 13 ms for 100,000 x 768 on two cores. FAISS's
-indexes trade some of the answers for speed or memory; any that `faiss.index_factory` names can be built.
+Exact search is a matrix product: ties by row, about 13 ms for 100,000 x 768 on two cores. FAISS's indexes trade some
+of the answers for speed or memory; any that `faiss.index_factory` names can be built. Queries that come at the same
+time are encoded together, and searched together while the next ones are encoded: reading the vectors is what takes
+time, and one reading serves them all.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,20 @@ from mmsearch_trl.search.image.descriptor import FloatArray
 from mmsearch_trl.search.index_folder import Manifest, check_encoder, read_manifest
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.passages import Passages
-from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import TextHit
-from mmsearch_trl.search.vectors import best_rows
+from mmsearch_trl.search.vectors import BestRows
 
 
 VECTORS, FAISS = "vectors.npy", "faiss.index"
 EXACT = "exact"
 _QUERIES = 32
+_ROWS = 16_384
+"""Vectors that are compared at once: their scores for all queries of a batch stay in the processor's cache."""
+
+_LEAST_LISTS = 8
+"""Lists of an IVF index that are looked through; the root of their number where that is more: 32 of 1024."""
+_LINKS = 64
+"""Candidates that a search of HNSW keeps."""
 
 
 class DenseIndex:
@@ -52,6 +61,7 @@ class DenseIndex:
                 f"{len(self._passages)} passages and vectors ({count}, {width}); build it again"
             )
         self._encode = Batched(self._vectors_of, _QUERIES)
+        self._search = Batched(self._found, _QUERIES)
 
     @classmethod
     def open(cls, path: str | Path, model: str | None = None) -> "DenseIndex":
@@ -75,26 +85,39 @@ class DenseIndex:
 
     async def search(self, query: str, k: int) -> list[TextHit]:
         """The `k` nearest passages, best first, scored by cosine; fewer where FAISS finds fewer."""
-        return await call_blocking(self._nearest, await self._encode(query), k)
+        return await self._search((await self._encode(query), k))
 
     def search_now(self, queries: Sequence[str], k: int) -> list[list[TextHit]]:
         """As `search`, for several queries and on the calling thread."""
-        return [self._nearest(vector, k) for vector in self._vectors_of(queries)]
+        return self._found([(vector, k) for vector in self._vectors_of(queries)])
 
     def _vectors_of(self, queries: Sequence[str]) -> list[FloatArray]:
         return list(self._encoder.queries(queries))
 
-    def _nearest(self, vector: FloatArray, k: int) -> list[TextHit]:
-        if self._vectors is not None:
+    def _found(self, wanted: Sequence[tuple[FloatArray, int]]) -> list[list[TextHit]]:
+        """The passages nearest to each of several vectors, so many as are wanted for it."""
+        vectors, most = np.stack([vector for vector, _ in wanted]), max(k for _, k in wanted)
+        near = self._nearest_by_faiss if self._vectors is None else self._nearest
+        return [self._hits(pairs[:k]) for pairs, (_, k) in zip(near(vectors, most), wanted, strict=True)]
+
+    def _nearest(self, queries: FloatArray, k: int) -> Iterator[list[tuple[int, float]]]:
+        assert self._vectors is not None
+        best = [BestRows(k) for _ in queries]
+        for start in range(0, len(self._vectors), _ROWS):
             # Rounded, because a matrix product may give equal rows scores that differ in their last bit.
-            scores = np.round(self._vectors @ vector, 6)
-            rows = best_rows(scores, k)
-            found = [(row, float(scores[row])) for row in rows]
-        else:
-            values, numbers = self._faiss.search(vector[None], min(k, self._faiss.ntotal))
+            scores = np.round(queries @ self._vectors[start : start + _ROWS].T, 6)
+            for found, row in zip(best, scores, strict=True):
+                found.add(start, row)
+        return (found.pairs() for found in best)
+
+    def _nearest_by_faiss(self, queries: FloatArray, k: int) -> Iterator[list[tuple[int, float]]]:
+        scores, rows = self._faiss.search(queries, max(1, min(k, self._faiss.ntotal)))
+        for numbers, values in zip(rows.tolist(), scores.tolist(), strict=True):
             # FAISS fills up with -1, which is no passage.
-            pairs = [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if n >= 0]
-            found = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+            pairs = [(number, value) for number, value in zip(numbers, values, strict=True) if number >= 0]
+            yield sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+
+    def _hits(self, found: Sequence[tuple[int, float]]) -> list[TextHit]:
         passages = self._passages.read([row for row, _ in found])
         return [
             TextHit(title=title, text=text, url=url, score=score, id=name)
@@ -103,12 +126,21 @@ class DenseIndex:
 
 
 def read_faiss(path: Path) -> Any:
-    """A FAISS index, memory-mapped where its kind can be."""
+    """A FAISS index, memory-mapped where its kind can be, and set to look further than FAISS's own default.
+
+    That is one list of an IVF index, and 16 links of HNSW: it finds a good part of the answers only.
+    """
     faiss = import_faiss()
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise ValueError(f"{path} is no FAISS index: {str(error).splitlines()[0]}") from error
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        lists.nprobe = max(_LEAST_LISTS, math.isqrt(lists.nlist))
+    elif isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efSearch = _LINKS
+    return index
 
 
 def import_faiss() -> Any:
