@@ -4,7 +4,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import runs
 from PIL import Image
 
 from mmsearch_trl.cache_command import add, export, verify
@@ -91,29 +90,3 @@ def test_a_file_that_is_not_there_is_named(
     assert main(["cache", *words]) == 1
     assert "is not there" in capsys.readouterr().err
     assert action[0] == "import" or not (tmp_path / "no.sqlite").exists()
-
-
-def test_prefetch_keeps_what_a_run_will_look_up_and_goes_on_where_it_was(
-    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cache = tmp_path / "answers.sqlite"
-    arguments = runs.grpo_arguments(world_home, tmp_path / "out", **{"search.cache": cache, "eval_files": "[]"})
-    assert main(["cache", "prefetch", *arguments]) == 0
-    first = capsys.readouterr().out
-    kept = len(AnswerStore(cache))
-    assert f"{kept} looked up" in first and kept > 10
-    assert "image search: " in first and f"0 failed), {kept} tries, 0.0 MB received" in first
-    assert main(["cache", "prefetch", *arguments, "--search.cache_mode=replay"]) == 0
-    again = capsys.readouterr().out
-    assert "looked up" not in again and "kept before" in again and "not_cached" not in again
-
-
-def test_prefetch_needs_a_place_and_an_image_search(
-    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = runs.grpo_arguments(world_home, tmp_path / "out")
-    assert main(["cache", "prefetch", *arguments]) == 1
-    assert "search.cache is not set" in capsys.readouterr().err
-    arguments += [f"--search.cache={tmp_path / 'answers.sqlite'}", "--search.image_index=null"]
-    assert main(["cache", "prefetch", *arguments]) == 1
-    assert "no image search is configured" in capsys.readouterr().err

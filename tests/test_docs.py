@@ -14,6 +14,7 @@ import pytest
 from mmsearch_trl.cli import RUNNERS
 from mmsearch_trl.cli import main as command_line
 from mmsearch_trl.config import load_recipe, parse_arguments
+from mmsearch_trl.prefetch import split_arguments
 from mmsearch_trl.search_command import parser as search_parser
 
 
@@ -73,7 +74,8 @@ def check_mmsearch(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
         check_recipe(words[1:], "sft" if words[0] == "sft" else "grpo")
         return
     if words[:2] == ["cache", "prefetch"]:
-        check_recipe(words[2:], "grpo")
+        _, keys = split_arguments(words[2:])
+        check_recipe(keys, "grpo")
         return
     depth = 2 if words[0] in ("index", "serve", "cache") else 1
     with pytest.raises(SystemExit) as ended:

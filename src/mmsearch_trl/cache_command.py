@@ -1,39 +1,22 @@
-"""`mmsearch cache`: look after kept answers, and fill them before a run."""
+"""`mmsearch cache`: look after kept answers; `prefetch.py` makes them."""
 
-import asyncio
 import hashlib
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.data.tasks import read_tasks
-from mmsearch_trl.rollout.loop import image_query
 from mmsearch_trl.search.answer_bytes import unpack
-from mmsearch_trl.search.opening import build_runtime
-from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
-from mmsearch_trl.search.totals import SearchTotals
-from mmsearch_trl.search.types import ImageHit, RawReply, Tool
-from mmsearch_trl.search.watch import SearchLost, SearchWatch
+from mmsearch_trl.search.types import ImageHit, RawReply
 
-
-if TYPE_CHECKING:
-    from mmsearch_trl.config import Recipe
 
 _DAMAGED = "damaged"
-_AT_ONCE = 256
-"""Tasks that are in memory, with their pictures."""
-_MAX_FAILURE_SHARE = 0.2
 
 
 @dataclass(slots=True)
@@ -117,62 +100,6 @@ def add(file: Path, others: Iterable[Path]) -> int:
                     with suppress(Exception):  # a damaged entry is not worth having
                         store.adopt(*entry)
         return len(store) - before
-
-
-class Prefetched(NamedTuple):
-    """What came of the searches, by name, and their totals."""
-
-    outcomes: Counter[str]
-    totals: Mapping[Tool, SearchTotals]
-
-
-def prefetch(recipe: "Recipe") -> Prefetched:
-    """Look up the picture of every question of a recipe, so that a run finds the answers kept.
-
-    What is kept already is not asked for again, so a prefetch that was stopped goes on.
-
-    Raises:
-        ValueError: the recipe keeps no answers, or has no image search.
-        SearchLost: searches are not answered.
-    """
-    if recipe.search.cache is None:
-        raise ValueError("search.cache is not set: there is nowhere to keep the answers")
-    runtime = build_runtime(recipe.search)
-    if not runtime.answers(Tool.IMAGE_SEARCH):
-        raise ValueError("no image search is configured: there is nothing to look up")
-    try:
-        return Prefetched(asyncio.run(_prefetch(recipe, runtime)), runtime.totals)
-    finally:
-        runtime.close()
-
-
-async def _prefetch(recipe: "Recipe", runtime: SearchRuntime) -> Counter[str]:
-    outcomes: Counter[str] = Counter()
-    watch = SearchWatch(_MAX_FAILURE_SHARE, window=_AT_ONCE)
-    try:
-        with tqdm(desc="Looking up", unit="picture") as bar:
-            tasks = _tasks(recipe)
-            while chunk := list(islice(tasks, _AT_ONCE)):
-                queries = [query for task in chunk if (query := image_query(task)) is not None]
-                found = await asyncio.gather(*(runtime.image_search(query) for query in queries))
-                failures = [o.failure for o in found if o.failure is not None]
-                outcomes.update(failure.kind.value for failure in failures)
-                outcomes.update(
-                    "kept before" if o.cached or o.coalesced else "looked up" for o in found if o.failure is None
-                )
-                bar.update(len(chunk))
-                bar.set_postfix(dict(outcomes))
-                counted = Counter(failure.kind for failure in failures if failure.infrastructure)
-                if complaint := watch.complaint(len(found), counted):
-                    raise SearchLost(f"{complaint}; what was found is kept")
-    finally:
-        await runtime.disconnect()
-    return outcomes
-
-
-def _tasks(recipe: "Recipe") -> Iterator[Task]:
-    for file in (*recipe.data.train_files, *recipe.data.eval_files):
-        yield from read_tasks(file, on_error=recipe.data.on_bad_row, resize=recipe.data.resize_images)
 
 
 def _existing(file: Path) -> AnswerStore:

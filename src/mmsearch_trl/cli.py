@@ -148,7 +148,10 @@ def _add_cache(cache: argparse.ArgumentParser) -> None:
     verify.add_argument("--drop", action="store_true", help="remove the damaged ones")
     export = actions.add_parser("export", help="write all answers into one new file, and tell its SHA-256")
     add = actions.add_parser("import", help="add the answers of other files")
-    actions.add_parser("prefetch", help="look up every picture of a recipe: --config RECIPE [--key value ...]")
+    actions.add_parser(
+        "prefetch",
+        help="look up every picture of a recipe, or texts: --config RECIPE [--queries FILE|questions] [--key ...]",
+    )
     for action, run in ((stats, _cache_stats), (verify, _cache_verify), (export, _cache_export), (add, _cache_import)):
         action.add_argument("file", type=Path, metavar="FILE", help="a `search.cache`")
         action.set_defaults(action=run)
@@ -283,12 +286,13 @@ def _cache_import(options: argparse.Namespace) -> None:
 
 def _cache_prefetch(arguments: Sequence[str]) -> None:
     check_versions()
-    from mmsearch_trl.cache_command import prefetch
     from mmsearch_trl.config import load_recipe
+    from mmsearch_trl.prefetch import prefetch, split_arguments
     from mmsearch_trl.search.totals import summary_lines
 
-    outcomes, totals = prefetch(load_recipe(list(arguments)))
-    print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "no picture was found")
+    queries, keys = split_arguments(arguments)
+    outcomes, totals = prefetch(load_recipe(keys), queries)
+    print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing to look up was found")
     for line in summary_lines(totals):
         print(line)
 
