@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmsearch_trl.engine.pressure import Pressure
@@ -100,6 +100,7 @@ def test_a_constant_reading_moves_the_cap_one_way_until_it_rests(
 
 
 @given(st.integers(8, 600), st.floats(0.0005, 1 / 10), st.floats(0.3, 1))
+@example(8, 0.1, 0.5)
 def test_a_cache_that_fills_in_proportion_is_brought_to_rest(maximum: int, share: float, high: float) -> None:
     rule, caps = Backpressure(maximum, high), []
     for at in range(1, 120):

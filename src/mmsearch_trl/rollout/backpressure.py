@@ -19,6 +19,7 @@ then computes both again. The rule keeps it below that, by a cap on the trajecto
 It starts at the maximum: a batch that fits needs no brake. What it has learned is kept from batch to batch.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from mmsearch_trl.engine.pressure import Pressure
@@ -73,7 +74,8 @@ class Backpressure:
         self._preemptions, self._read_at = reading.preemptions, reading.read_at
         if preempted or reading.kv_usage >= self.high_water:
             if in_flight <= self.cap:
-                self.cap = max(1, int(in_flight * KEPT_BY_A_CUT))
+                # Rounded up: a small cap cut to below three quarters would grow past its mark again, and swing by 2.
+                self.cap = max(1, min(in_flight - 1, math.ceil(in_flight * KEPT_BY_A_CUT)))
         elif reading.kv_usage <= LOW_SHARE * self.high_water and in_flight >= self.cap and not reading.waiting:
             self.cap = min(self.maximum, self.cap + max(1, self.cap // GROWTH_DIVISOR))
         return self.cap
