@@ -10,7 +10,7 @@ from mmsearch_trl.search.image.index import load_encoder, write_image_index
 from mmsearch_trl.search.image.source import read_pictures
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
 from mmsearch_trl.search.index_folder import new_folder
-from mmsearch_trl.search.text.bm25 import write_text_index
+from mmsearch_trl.search.text.bm25_build import write_text_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def build_text_index(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Built:
-    """Build a BM25 index in the new folder `out`.
+    """Build a BM25 index in the new folder `out`; one that was stopped goes on where it was.
 
     Args:
         source: A JSONL of `{"id", "contents"}` (title on the first line) or `{"title"?, "text", "url"?}`; may be
@@ -118,9 +118,6 @@ def build_text_index(
     """
     start = time.perf_counter()
     out = Path(out)
-    with (
-        new_folder(out, overwrite=overwrite) as folder,
-        tqdm(desc="Indexing passages", unit="passage", disable=not progress) as bar,
-    ):
-        manifest = write_text_index(Path(source), folder, language=language, advance=bar.update)
+    with tqdm(desc="Indexing passages", unit="passage", disable=not progress) as bar:
+        manifest = write_text_index(Path(source), out, language=language, overwrite=overwrite, advance=bar.update)
     return Built(out, manifest.count, manifest.fingerprint, time.perf_counter() - start)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmsearch_trl.search.rows import SourceError
+
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
@@ -87,6 +89,31 @@ def check_encoder(folder: Path, manifest: Manifest, fingerprint: str) -> None:
         )
 
 
+def unfinished(out: Path) -> Path:
+    """Where a build that can be gone on with lies until its index is whole."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Make a finished build the index `out`, in the place of what is there."""
+    if out.exists():
+        shutil.rmtree(out)
+    folder.replace(out)
+
+
+def source_stamp(source: Path) -> str:
+    """Changes whenever a source file, by its place, size and time, may have changed.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        stat = source.stat()
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read: {error}") from error
+    return digest_of(str(source.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
+
+
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well and is deleted when it does not.
@@ -101,9 +128,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.replace(out)
+        put_in_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -72,8 +72,8 @@ def _check_built(folder: Path) -> None:
     if not begun:
         raise ValueError(f"{folder} is not there: name a folder made by `mmsearch index`")
     raise ValueError(
-        f"{begun[0]} is half an index{_progress(begun[0])}: let its build end, or start it again (a dense one goes on "
-        "where it was)"
+        f"{begun[0]} is half an index{_progress(begun[0])}: let its build end, or start it again (of passages, it "
+        "goes on where it was)"
     )
 
 

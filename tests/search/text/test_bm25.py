@@ -1,13 +1,18 @@
 import asyncio
 import gzip
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tantivy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch_trl.search.build import build_text_index
+from mmsearch_trl.search.text import bm25_build
 from mmsearch_trl.search.text.bm25 import TextIndex
 
 
@@ -140,3 +145,55 @@ def test_a_folder_without_index_or_with_the_other_kind_is_refused(tmp_path: Path
     (tmp_path / "manifest.json").write_text('{"kind": "image", "count": 1, "fingerprint": "x"}')
     with pytest.raises(ValueError, match="holds a image index where a text index is needed"):
         TextIndex.open(tmp_path)
+
+
+KILLED = """
+import sys, time
+from mmsearch_trl.search.text import bm25_build
+bm25_build.COMMIT_EVERY = 100
+passage_of, seen = bm25_build.passage_of, 0
+def slow(row):
+    global seen
+    seen += 1
+    if seen % 50 == 0:
+        print(seen, flush=True)
+        time.sleep(0.1)
+    return passage_of(row)
+bm25_build.passage_of = slow
+bm25_build.write_text_index(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = source(tmp_path / "c.jsonl", [{"title": f"t{i}", "text": f"word{i % 7} w{i}"} for i in range(1000)])
+    whole = build_text_index(corpus, tmp_path / "whole", progress=False)
+    code = "from pathlib import Path" + KILLED
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(corpus), str(tmp_path / "index")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 450:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    partial = tmp_path / ".index.partial"
+    assert partial.is_dir() and not (tmp_path / "index").exists()
+    kept = tantivy.Index.open(str(partial / "tantivy")).searcher().num_docs
+    assert kept in (300, 400)
+    added: list[object] = []
+    monkeypatch.setattr(tantivy, "Document", lambda document=tantivy.Document: added.append(None) or document())
+    resumed = build_text_index(corpus, tmp_path / "index", progress=False)
+    assert len(added) == 1000 - kept and not partial.exists()
+    assert (resumed.count, resumed.fingerprint) == (whole.count, whole.fingerprint) == (1000, whole.fingerprint)
+    indexes = [TextIndex.open(tmp_path / name) for name in ("whole", "index")]
+    for query in ("word3", "word1 w8", "w999 w0", "t5"):
+        first, second = (index.search_now(query, 50) for index in indexes)
+        assert first == second and first
+
+
+def test_what_was_begun_for_another_corpus_is_not_gone_on_with(tmp_path: Path) -> None:
+    corpus = source(tmp_path / "c.jsonl", [{"text": "old words"}])
+    bm25_build._begin(tmp_path / ".index.partial", corpus, "en")
+    source(corpus, [{"text": "quite new words"}, {"text": "and more"}])
+    assert build_text_index(corpus, tmp_path / "index", progress=False).count == 2
+    assert not (tmp_path / ".index.partial").exists()

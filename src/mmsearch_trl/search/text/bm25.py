@@ -10,25 +10,26 @@ Rules, each learnt from a trap:
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tantivy
 
-from mmsearch_trl.search.index_folder import Manifest, digest_of, read_manifest, write_manifest
-from mmsearch_trl.search.rows import Row, SourceError, read_rows
+from mmsearch_trl.search.index_folder import Manifest, read_manifest
+from mmsearch_trl.search.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
 from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import TextHit
 
 
-_ANALYZER = "mmsearch"
-_TANTIVY = "tantivy"
+ANALYZER = "mmsearch"
+TANTIVY = "tantivy"
 _MAX_QUERY_CHARS = 2000
 _MAX_TERMS = 64
 _TIE_MARGIN = 32
 """Hits fetched beyond k, so that a tie across the border is decided by ordinal and not by tantivy's segments."""
-_REPORT_EVERY = 500
+_MOST_FETCHED = 4096
+"""Where a tie reaches beyond what was fetched, more are fetched up to here."""
 
 
 class TextIndex:
@@ -40,8 +41,8 @@ class TextIndex:
         self.fingerprint = manifest.fingerprint
         self._count = manifest.count
         self._analyzer = make_analyzer(manifest.language)
-        self._index = tantivy.Index.open(str(folder / _TANTIVY))
-        self._index.register_tokenizer(_ANALYZER, self._analyzer)
+        self._index = tantivy.Index.open(str(folder / TANTIVY))
+        self._index.register_tokenizer(ANALYZER, self._analyzer)
         self._schema = self._index.schema
         self._searcher = self._index.searcher()
         if self._searcher.num_docs != manifest.count:
@@ -59,8 +60,8 @@ class TextIndex:
         """
         folder = Path(path)
         manifest = read_manifest(folder, "text")
-        if not tantivy.Index.exists(str(folder / _TANTIVY)):
-            raise ValueError(f"{folder} is damaged: {_TANTIVY}/ is missing; build it again")
+        if not tantivy.Index.exists(str(folder / TANTIVY)):
+            raise ValueError(f"{folder} is damaged: {TANTIVY}/ is missing; build it again")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -78,71 +79,24 @@ class TextIndex:
         should = [
             (tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "words", term, "freq")) for term in terms
         ]
-        found = self._searcher.search(tantivy.Query.boolean_query(should), limit=k + _TIE_MARGIN, count=False).hits
+        found = self._best(tantivy.Query.boolean_query(should), k)
         scored = [(float(score), self._searcher.doc(address)) for score, address in found]
         scored.sort(key=lambda hit: (-hit[0], hit[1].get_first("ordinal")))
         return [_hit(score, document) for score, document in scored[:k]]
+
+    def _best(self, query: tantivy.Query, k: int) -> list[tuple[Any, tantivy.DocAddress]]:
+        """At least the `k` best and all that tie with the last of them, as far as `_MOST_FETCHED`."""
+        limit = k + _TIE_MARGIN
+        while True:
+            found = self._searcher.search(query, limit=limit, count=False).hits
+            if len(found) < limit or found[-1][0] < found[k - 1][0] or limit >= _MOST_FETCHED:
+                return found
+            limit = min(4 * limit, max(_MOST_FETCHED, limit))
 
     def _terms(self, query: str) -> list[str]:
         """The distinct terms of a query in order of first appearance."""
         terms = self._analyzer.analyze(encodable(query[:_MAX_QUERY_CHARS]))
         return list(dict.fromkeys(terms))[:_MAX_TERMS]
-
-
-def write_text_index(
-    source: Path, folder: Path, *, language: str = "en", advance: Callable[[int], object] = lambda count: None
-) -> Manifest:
-    """Index the passages of a JSONL into the existing empty `folder`; `advance` is told of passages done.
-
-    Raises:
-        SourceError: a row is wrong (names file and line), or there is none.
-        ValueError: the language is unknown.
-    """
-    analyzer = make_analyzer(language)
-    (folder / _TANTIVY).mkdir()
-    index = tantivy.Index(_schema(), path=str(folder / _TANTIVY))
-    index.register_tokenizer(_ANALYZER, analyzer)
-    writer = index.writer(num_threads=1)
-    try:
-        count, digest = _add_passages(source, writer, digest_of("bm25", language), advance)
-        writer.commit()
-    finally:  # its thread may still be writing into a folder that is about to be deleted
-        writer.wait_merging_threads()
-    if not count:
-        raise SourceError(f"{source}: no passage was found")
-    manifest = Manifest(kind="text", count=count, fingerprint=digest, language=language)
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _add_passages(
-    source: Path, writer: tantivy.IndexWriter, digest: str, advance: Callable[[int], object]
-) -> tuple[int, str]:
-    """Add every row; returns how many there were, and `digest` continued over them."""
-    count = 0
-    for row in read_rows(source):
-        passage = passage_of(row)
-        stored = json.dumps(passage)
-        document = tantivy.Document()
-        document.add_integer("ordinal", count)
-        document.add_text("words", f"{passage[0]}\n{passage[1]}")
-        document.add_bytes("passage", stored.encode())
-        writer.add_document(document)
-        digest = digest_of(digest, stored)
-        count += 1
-        if count % _REPORT_EVERY == 0:
-            advance(_REPORT_EVERY)
-    advance(count % _REPORT_EVERY)
-    return count, digest
-
-
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    # Signed: tantivy's writer thread panics on Document(ordinal=0) in an unsigned fast field.
-    builder.add_integer_field("ordinal", stored=True)
-    builder.add_text_field("words", tokenizer_name=_ANALYZER, index_option="freq")
-    builder.add_bytes_field("passage", stored=True)
-    return builder.build()
 
 
 def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:

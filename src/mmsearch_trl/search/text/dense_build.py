@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.index_folder import Manifest, check_replaceable, digest_of, write_manifest
+from mmsearch_trl.search.index_folder import (
+    Manifest,
+    check_replaceable,
+    digest_of,
+    put_in_place,
+    source_stamp,
+    unfinished,
+    write_manifest,
+)
 from mmsearch_trl.search.rows import SourceError, read_rows
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
@@ -62,7 +70,7 @@ def write_dense_index(
     """
     check_replaceable(out, overwrite=overwrite)
     index = None if kind == EXACT else _empty_index(kind, encoder.dim)
-    folder = out.with_name(f".{out.name}.partial")
+    folder = unfinished(out)
     progress = _begin(folder, source, encoder)
     vectors = np.lib.format.open_memmap(folder / VECTORS, mode="r+")
     _encode(folder, progress, vectors, encoder, advance)
@@ -73,9 +81,7 @@ def write_dense_index(
         kind="dense", count=progress.count, fingerprint=digest, encoder=encoder.fingerprint, model=encoder.name
     )
     write_manifest(folder, manifest)
-    if out.exists():
-        shutil.rmtree(out)
-    folder.replace(out)
+    put_in_place(folder, out)
     # Last: a build that is killed before it has its place can still go on.
     (out / _PROGRESS).unlink()
     if index is not None:
@@ -85,8 +91,7 @@ def write_dense_index(
 
 def _begin(folder: Path, source: Path, encoder: TextEncoder) -> _Progress:
     """The progress of the build in `folder`, which is begun where it is another's or nobody's."""
-    stat = source.stat()
-    name = digest_of(str(source.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
+    name = source_stamp(source)
     progress = _read_progress(folder)
     if progress is not None and (progress.source, progress.encoder) == (name, encoder.fingerprint):
         return progress
