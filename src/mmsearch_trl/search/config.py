@@ -33,7 +33,7 @@ class SearchConfig:
         default=None,
         metadata={
             "help": "Image search, instead of `image_index`: a published FVQA cache (a pickle, a folder of pickles, "
-            "or a folder of <data_id>/meta.json)."
+            "a folder of <data_id>/meta.json, or the .json file of DeepEyesV2)."
         },
     )
     image_service: str | None = field(

@@ -16,6 +16,7 @@ from mmsearch_trl.search.image.fvqa_cache import (
     FOLDER_NAMES,
     PICKLE_NAMES,
     FvqaFolderCache,
+    FvqaJsonCache,
     FvqaPickleCache,
     open_fvqa_cache,
 )
@@ -23,7 +24,7 @@ from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchE
 
 
 QUERY_IMAGE = Image.new("RGB", (9, 7), "blue")
-Cache = FvqaPickleCache | FvqaFolderCache
+Cache = FvqaPickleCache | FvqaFolderCache | FvqaJsonCache
 
 
 def find(cache: Cache, data_id: str | None, k: int = 5, **names: str) -> list[ImageHit]:
@@ -243,5 +244,44 @@ def test_a_damaged_meta_file_is_a_bad_response(root: Path, meta: str) -> None:
 def test_a_folder_of_questions_alone_is_a_cache_and_an_empty_folder_is_not(root: Path, tmp_path: Path) -> None:
     assert find(open_fvqa_cache(root / FOLDER_NAMES[1]), "fvqa_test_1")[0].title == "a"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty is no FVQA cache: it is neither a pickle nor a folder with"):
+    with pytest.raises(ValueError, match=r"empty is no FVQA cache: it is neither a pickle or \.json file nor"):
         open_fvqa_cache(tmp_path / "empty")
+
+
+def json_cache(tmp_path: Path, titles: list[Any], pictures: list[Any]) -> Path:
+    rows = {"fvqa_train_1": {"tool_returned_web_title": titles, "cached_images_path": pictures}}
+    file = tmp_path / "cache" / "search.json"
+    (file.parent / "fvqa_train_1").mkdir(parents=True)
+    file_image("PNG").save(file.parent / "fvqa_train_1" / "a.png")
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def test_deepeyes_json_gives_titles_and_the_pictures_beside_it(tmp_path: Path) -> None:
+    pictures = ["/home/them/cache/fvqa_train_1/a.png", None, "fvqa_train_1/gone.png", "fvqa_train_1/a.png", 7]
+    cache = open_fvqa_cache(json_cache(tmp_path, ["a", "b", "c", None, "e", "f"], pictures))
+    assert isinstance(cache, FvqaJsonCache) and len(cache) == 1
+    hits = find(cache, "fvqa_train_1", k=9)
+    assert [hit.title for hit in hits] == ["a", "b", "c", "", "e", "f"]
+    assert [hit.thumbnail is not None for hit in hits] == [True, False, False, True, False, False]
+    assert len(find(cache, "fvqa_train_1", k=2)) == 2
+    assert failure(cache, "fvqa_train_2") is FailureKind.NOT_CACHED
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/secret.png", "x/../../secret.png", "link.png", "a" * 999, "a\0.png", "", ".."]
+)
+def test_deepeyes_json_leads_to_no_file_outside_its_folder(tmp_path: Path, path: str) -> None:
+    file_image("PNG").save(tmp_path / "secret.png")
+    file = json_cache(tmp_path, ["a"], [path])
+    (file.parent / "link.png").symlink_to(tmp_path / "secret.png")
+    [hit] = find(open_fvqa_cache(file), "fvqa_train_1")
+    assert hit.thumbnail is None
+
+
+@pytest.mark.parametrize("content", ["no", "[]", '{"a": {}}', '{"a": {"tool_returned_web_title": []}}', "[" * 100_000])
+def test_a_json_file_that_is_no_cache_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "search.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"search\.json is no"):
+        open_fvqa_cache(file)

@@ -1,8 +1,10 @@
-"""Image search answered from the two public caches of FVQA search results; nothing is downloaded.
+"""Image search answered from the public caches of FVQA search results; nothing is downloaded.
 
 * The official pickles of the FVQA release (`FvqaPickleCache`), read by `pickled_cache`.
 * The folder layout of FVQA_Cache (`FvqaFolderCache`): `<root>/<data_id>/meta.json` with `title_list` and `image_urls`,
   or `search_results` of `title` and `image_url`; thumbnails beside it as `img_000.jpg` (or png, webp, gif).
+* The JSON file that DeepEyesV2 reads (`FvqaJsonCache`): `{data_id: {"tool_returned_web_title": [...],
+  "cached_images_path": [path or null, ...]}}`, with its thumbnails as files.
 
 A question is looked up by its `data_id`, else by its image's public address, else by its image's digest, so that a
 cache of one's own needs no ids. A thumbnail that is missing, broken, or only an address gives a hit with title and
@@ -12,8 +14,9 @@ as having found nothing.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -28,6 +31,7 @@ from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchE
 PICKLE_NAMES = ("fvqa_train_image_search_results_cache.pkl", "fvqa_test_image_search_results_cache.pkl")
 FOLDER_NAMES = ("fvqa_train_cache", "fvqa_test_cache")
 
+_JSON_KEYS = ("tool_returned_web_title", "cached_images_path")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 
@@ -110,19 +114,74 @@ class FvqaFolderCache:
         return next((folder / name for folder in routed if (folder / name / "meta.json").is_file()), None)
 
 
-def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache:
-    """Open a cache of either layout, told by what is there.
+class FvqaJsonCache:
+    """DeepEyesV2's layout; a `SearchBackend[ImageQuery]`.
+
+    The paths are those of the machine that made the file. A thumbnail is looked for beside the file, at the longest
+    end of its path under which there is one; nothing outside the file's folder is read.
+
+    Raises:
+        ValueError: the file is no such cache.
+    """
+
+    name = "fvqa-json-cache"
+
+    def __init__(self, file: Path) -> None:
+        content = file.read_bytes()
+        try:
+            self._rows = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON: {error}") from error
+        if not isinstance(self._rows, dict) or not all(map(_is_json_row, self._rows.values())):
+            raise ValueError(f"{file} is no FVQA cache: not every entry has the lists {' and '.join(_JSON_KEYS)}")
+        self._folder = file.resolve().parent
+        self.fingerprint = digest_of(self.name, content)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
+        """The cached results of a question, at most `k`.
+
+        Raises:
+            SearchError: `NOT_CACHED`.
+        """
+        return await call_blocking(self._search, query, k)
+
+    def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
+        row = next((self._rows[name] for name in _names(query) if name in self._rows), None)
+        if row is None:
+            raise _not_cached(query)
+        pairs = zip_longest(*(row[key] for key in _JSON_KEYS))
+        return _useful([ImageHit(_text(title), thumbnail=self._thumbnail(path)) for title, path in pairs])[:k]
+
+    def _thumbnail(self, path: Any) -> Image.Image | None:
+        parts = PurePosixPath(_text(path).replace("\0", "")).parts
+        for first in range(len(parts)):
+            with suppress(OSError):  # such as a name that is too long for a file's
+                file = self._folder.joinpath(*parts[first:]).resolve()
+                if file.is_relative_to(self._folder) and file.is_file():
+                    return _opened(file)
+        return None
+
+
+def _is_json_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(key), list) for key in _JSON_KEYS)
+
+
+def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache | FvqaJsonCache:
+    """Open a cache of any layout, told by what is there.
 
     Args:
-        path: A pickle; a folder with one or both of the release's pickles; a folder with `fvqa_train_cache` or
-            `fvqa_test_cache` in it; or a folder of questions' folders.
+        path: A pickle; a file whose name ends in `.json`; a folder with one or both of the release's pickles; a folder
+            with `fvqa_train_cache` or `fvqa_test_cache` in it; or a folder of questions' folders.
 
     Raises:
         ValueError: there is no such cache at `path`; says what was looked for.
     """
     path = Path(path)
     if path.is_file():
-        return FvqaPickleCache(path)
+        return FvqaJsonCache(path) if path.suffix == ".json" else FvqaPickleCache(path)
     pickles = [path / name for name in PICKLE_NAMES if (path / name).is_file()]
     if pickles:
         return FvqaPickleCache(*pickles)
@@ -132,7 +191,7 @@ def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache:
     if next(path.glob("*/meta.json"), None) is not None:
         return FvqaFolderCache(path, path)
     wanted = f"{PICKLE_NAMES[0]}, {FOLDER_NAMES[0]}/ or <data_id>/meta.json"
-    raise ValueError(f"{path} is no FVQA cache: it is neither a pickle nor a folder with {wanted}")
+    raise ValueError(f"{path} is no FVQA cache: it is neither a pickle or .json file nor a folder with {wanted}")
 
 
 def _names(query: ImageQuery) -> Iterator[str]:
@@ -191,9 +250,13 @@ def _read_thumbnail(folder: Path, number: int) -> Image.Image | None:
     """A failed download was saved as `.html`: it is not looked at."""
     for suffix in _SUFFIXES:
         file = folder / f"img_{number:03d}{suffix}"
-        if file.is_file():
-            try:
-                return load_image(file)
-            except ValueError:
-                continue
+        if file.is_file() and (image := _opened(file)) is not None:
+            return image
     return None
+
+
+def _opened(file: Path) -> Image.Image | None:
+    try:
+        return load_image(file)
+    except ValueError:
+        return None
