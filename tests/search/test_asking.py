@@ -76,7 +76,9 @@ def test_a_pause_holds_for_every_call_to_the_backend() -> None:
     async def run() -> None:
         asker = Asker(Tool.TEXT_SEARCH, backend, CallPolicy(), 3)
         first = asyncio.ensure_future(asker.ask("who"))
-        await asyncio.sleep(0.05)
+        while not backend.times:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
         await asker.ask("what")
         await first
 
@@ -173,7 +175,8 @@ def test_a_cancelled_call_frees_its_slot_and_its_turn_to_probe() -> None:
     async def run() -> Answer:
         asker = Asker(Tool.TEXT_SEARCH, backend, CallPolicy(max_concurrency=1), 3, breaker=breaker)
         task = asyncio.ensure_future(asker.ask("who"))
-        await asyncio.sleep(0.05)
+        while not backend.times:
+            await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait([task])
         return await asker.ask("who")

@@ -61,6 +61,12 @@ def returning(answer: Any, seconds: float = 0.0) -> Backend:
     return Backend(behave)
 
 
+async def begun(backend: Backend, calls: int) -> None:
+    """Wait until the backend was asked so often: on a busy machine, time alone does not tell."""
+    while len(backend.queries) < calls:
+        await asyncio.sleep(0.001)
+
+
 def raising(error: BaseException) -> Backend:
     async def behave(query: Any) -> Answer:
         raise error
@@ -219,15 +225,16 @@ def test_rows_of_one_picture_share_a_call_only_where_pixels_decide() -> None:
 
 def test_cancelling_one_waiter_leaves_the_others_and_cancelling_all_ends_the_call() -> None:
     async def run() -> tuple[Observation, Backend]:
-        backend = returning(HITS, seconds=0.1)
+        backend = returning(HITS, seconds=0.3)
         runtime = text_runtime(backend)
         first, second = (asyncio.ensure_future(runtime.text_search("a")) for _ in range(2))
+        await begun(backend, 1)
         await asyncio.sleep(0.02)
         first.cancel()
         observation = await second
         assert first.cancelled() and backend.cancelled == 0
         alone = asyncio.ensure_future(runtime.text_search("b"))
-        await asyncio.sleep(0.02)
+        await begun(backend, 2)
         alone.cancel()
         await asyncio.wait({alone})
         again = await runtime.text_search("b")
@@ -307,9 +314,10 @@ def test_one_runtime_serves_loops_one_after_another_and_side_by_side() -> None:
 
 def test_closing_ends_calls_in_flight_and_refuses_later_ones() -> None:
     async def run() -> list[Observation]:
-        runtime = text_runtime(returning(HITS, 60))
+        backend = returning(HITS, 60)
+        runtime = text_runtime(backend)
         waiting = asyncio.ensure_future(runtime.text_search("a"))
-        await asyncio.sleep(0.02)
+        await begun(backend, 1)
         runtime.close()
         return [await waiting, await runtime.text_search("b")]
 
