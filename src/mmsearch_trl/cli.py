@@ -6,6 +6,7 @@ in one line), 2 when the command line itself is wrong.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -242,6 +243,8 @@ def _index_info(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from mmsearch_trl.search.config import SearchConfig
         from mmsearch_trl.search.server import serve

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmsearch_trl.search.batching import Batched
 from mmsearch_trl.search.image.descriptor import FloatArray
@@ -33,7 +34,7 @@ _QUERIES = 32
 _ROWS = 16_384
 """Vectors that are compared at once: their scores for all queries of a batch stay in the processor's cache."""
 
-_LEAST_LISTS = 8
+_LEAST_LISTS = 16
 """Lists of an IVF index that are looked through; the root of their number where that is more: 32 of 1024."""
 _LINKS = 64
 """Candidates that a search of HNSW keeps."""
@@ -53,7 +54,8 @@ class DenseIndex:
         if (folder / FAISS).exists():
             self._faiss = read_faiss(folder / FAISS)
         else:
-            self._vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+            # Copy on write: torch takes nothing that is read-only. Nobody writes, so the pages stay the file's.
+            self._vectors = np.load(folder / VECTORS, mmap_mode="c", allow_pickle=False)
         count, width = self._vectors.shape if self._vectors is not None else (self._faiss.ntotal, self._faiss.d)
         if (count, width) != (manifest.count, encoder.dim) or len(self._passages) != manifest.count:
             raise ValueError(
@@ -104,9 +106,10 @@ class DenseIndex:
         assert self._vectors is not None
         best = [BestRows(k) for _ in queries]
         for start in range(0, len(self._vectors), _ROWS):
+            # By torch, which has encoded: waiting threads of two libraries take the cores from each other.
+            scores = torch.from_numpy(queries) @ torch.from_numpy(self._vectors[start : start + _ROWS]).T
             # Rounded, because a matrix product may give equal rows scores that differ in their last bit.
-            scores = np.round(queries @ self._vectors[start : start + _ROWS].T, 6)
-            for found, row in zip(best, scores, strict=True):
+            for found, row in zip(best, np.round(scores.numpy(), 6), strict=True):
                 found.add(start, row)
         return (found.pairs() for found in best)
 
