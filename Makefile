@@ -9,7 +9,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench-rollout
+.PHONY: help setup demo test lint bench-rollout bench-search
 
 help:
 	@echo "make demo           build the world, train, evaluate, show the result  (SEED=$(SEED) OUT=$(OUT))"
@@ -17,6 +17,7 @@ help:
 	@echo "make test           run the tests"
 	@echo "make lint           check style and types"
 	@echo "make bench-rollout  time rollouts on vLLM against TRL's tool loop and a lockstep one  (K=$(K) SEED=$(SEED))"
+	@echo "make bench-search   time the retrieval server on 10^4 to 10^6 passages against a plain one"
 	@echo "make setup          make .venv and install into it (the others do so if needed; PYTHON=$(PYTHON))"
 
 setup: .venv/.installed
@@ -36,3 +37,6 @@ lint: .venv/.installed
 
 bench-rollout: .venv/.installed
 	.venv/bin/python -m benchmarks.rollout --k $(K) --seed $(SEED)
+
+bench-search: .venv/.installed
+	.venv/bin/python -m benchmarks.search
