@@ -291,6 +291,9 @@ def test_it_was_trained_on_and_logged(run: Run, taught: Path) -> None:
     assert len(logged) == 4 and all(math.isfinite(entry["loss"]) for entry in logged)
     names = {"reward/accuracy", "format/valid", "reward/searches", "rewards/search_r1/mean", "search/text_ratio"}
     assert names <= set().union(*logged)
+    cut_short = [t.turns[-1].finish_reason is FinishReason.LENGTH for t in run.trajectories]
+    clipped = [entry["completions/clipped_ratio"] for entry in logged if "completions/clipped_ratio" in entry]
+    assert sum(clipped) / len(clipped) == pytest.approx(sum(cut_short) / len(cut_short)) and sum(cut_short) < 40
 
 
 def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retriever: str, tmp_path: Path) -> None:

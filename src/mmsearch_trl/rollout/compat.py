@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.engine.base import FinishReason, ImageInput
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.trajectory import Part, Trajectory, Turn
 
@@ -64,6 +64,7 @@ def cut_response(trajectory: Trajectory, length: int, chat: ChatEncoder) -> Traj
             replace(
                 turn,
                 token_ids=turn.token_ids[:kept],
+                finish_reason=turn.finish_reason if kept == len(turn.token_ids) else FinishReason.LENGTH,
                 logprobs=turn.logprobs[:kept],
                 text=chat.decode(turn.token_ids[: max(kept - 1, 0)]),
                 reply=reply,

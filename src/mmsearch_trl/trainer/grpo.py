@@ -199,13 +199,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         self._score_mask = pad(
             masks, padding_value=0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
         ).to(device)
-        stop_ids = {*self.eos_token_ids, self.protocol.chat.turn_end_id}
-        metrics, tokens = completion_metrics(
-            self._trajectories,
-            ended=lambda t: bool(t.turns) and not stop_ids.isdisjoint(t.turns[-1].token_ids[-1:]),
-            gather=self.accelerator.gather,
-            device=device,
-        )
+        metrics, tokens = completion_metrics(self._trajectories, gather=self.accelerator.gather, device=device)
         self.append_metrics(metrics)
         if self.model.training:
             self.state.num_input_tokens_seen += tokens

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from mmsearch_trl.engine.base import FinishReason
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.types import Tool
 
@@ -38,11 +39,14 @@ def rollout_metrics(
 
 
 def completion_metrics(
-    trajectories: Sequence[Trajectory], *, ended: Callable[[Trajectory], bool], gather: Gather, device: torch.device
+    trajectories: Sequence[Trajectory], *, gather: Gather, device: torch.device
 ) -> tuple[dict[str, float], int]:
-    """TRL's `completions/*` over sampled tokens, and the tokens of all ranks seen by the model."""
+    """TRL's `completions/*` over sampled tokens, and the tokens of all ranks seen by the model.
+
+    A completion is terminated where the model ended its last turn, by its end of turn or, as in Search-R1, by a tag.
+    """
     lengths = torch.tensor(
-        [[float(sum(t.loss_mask)), float(ended(t)), float(len(t.prompt_ids))] for t in trajectories]
+        [[float(sum(t.loss_mask)), float(_ended(t)), float(len(t.prompt_ids))] for t in trajectories]
     )
     gathered = gather(lengths.to(device)).cpu()
     sampled, terminated = gathered[:, 0], gathered[:, 1].bool()
@@ -57,6 +61,10 @@ def completion_metrics(
         "completions/max_terminated_length": float(whole.max()),
     }
     return metrics, int(gathered[:, 0].sum() + gathered[:, 2].sum())
+
+
+def _ended(trajectory: Trajectory) -> bool:
+    return bool(trajectory.turns) and trajectory.turns[-1].finish_reason is FinishReason.STOP
 
 
 def accuracy_by_search(
