@@ -44,14 +44,18 @@ def measure(url: str, queries: Sequence[str], load: Load, k: int, seconds: float
     return asyncio.run(_measure(url, queries, load, k, seconds))
 
 
+def warm_up(url: str, queries: Sequence[str], load: Load, k: int) -> None:
+    """One request that does not count."""
+    measure(url, queries, Load(1, load.queries), k, 0.0)
+
+
 async def _measure(url: str, queries: Sequence[str], load: Load, k: int, seconds: float) -> Sample:
     sample, following = Sample(load), itertools.cycle(queries)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await _ask(session, url, [next(following) for _ in range(load.queries)], k)
         start = perf_counter()
 
         async def client() -> None:
-            while perf_counter() - start < seconds:
+            while not sample.requests or perf_counter() - start < seconds:
                 begun = perf_counter()
                 await _ask(session, url, [next(following) for _ in range(load.queries)], k)
                 sample.requests.append(perf_counter() - begun)

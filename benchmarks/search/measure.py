@@ -27,6 +27,8 @@ from mmsearch_trl.search.text.encoder import TextEncoder
 
 
 _ARROW = "arrow"
+_QUERIES = 4
+"""Queries that are asked, per query that is judged."""
 _HYBRID_DEPTH = 4
 """Passages that each ranking gives to a joined one, per passage wanted (`search/text/hybrid.py`)."""
 
@@ -47,7 +49,7 @@ class Settings:
     rounds: int = 3
     seconds: float = 1.5
     encoded: int = 10_000
-    judged: int = 200
+    judged: int = 100
     within: int = 10_000
     seed: int = 0
 
@@ -68,7 +70,7 @@ class Size:
         start = perf_counter()
         self._corpus = write_corpus(folder, count, settings.seed)
         self._corpus_s = perf_counter() - start
-        self._queries = queries_of(self._corpus, 2 * settings.judged, settings.within, settings.seed)
+        self._queries = queries_of(self._corpus, _QUERIES * settings.judged, settings.within, settings.seed)
 
     def measure(self) -> dict[str, Any]:
         """The report of this size."""
@@ -133,6 +135,8 @@ class Size:
 
     def _pairs(self, plain: Server, ours: Server, how: Load) -> dict[str, Any]:
         texts, settings = _texts(self._queries), self._settings
+        for server in (plain, ours):
+            load.warm_up(server.url, texts, how, settings.k)
         rounds = [
             tuple(load.measure(server.url, texts, how, settings.k, settings.seconds) for server in (plain, ours))
             for _ in range(settings.rounds)
