@@ -342,6 +342,17 @@ def alone(model: Any, chat: ChatEncoder, trajectory: Trajectory, *, temperature:
     return values[len(trajectory.prompt_ids) - 1 :]
 
 
+def stop_in(completion: Completion, chat: ChatEncoder) -> tuple[str, int]:
+    """A text that a completion holds, and up to how many of its tokens it is complete for the first time.
+
+    It is of ASCII characters: a token that ends inside a character tells its text with the next one only.
+    """
+    words = (chat.decode([token]).strip() for token in completion.token_ids[2:8])
+    stop = next(word for word in words if len(word) > 1 and word.isascii())
+    ends = range(len(completion.token_ids) + 1)
+    return stop, next(n for n in ends if stop in chat.decode(completion.token_ids[:n]))
+
+
 def rollout_batch(trainer: MMSearchGRPOTrainer, rows: Sequence[Mapping[str, Any]]) -> Batch:
     """One generation batch of a trainer, as it trains on it, and its trajectories."""
     seen: list[Trajectory] = []

@@ -107,6 +107,24 @@ def test_a_stop_id_ends_a_turn_and_belongs_to_it(model: Any) -> None:
     assert stopped.finish_reason is FinishReason.STOP
 
 
+def test_a_stop_text_ends_its_own_turn_and_no_other(engine: TransformersEngine) -> None:
+    given = prompts(3)
+    free = [one(engine, prompt, max_tokens=10, seed=i) for i, prompt in enumerate(given)]
+    stop, end = tiny.stop_in(free[0], CHAT)
+    texts = [(stop, "never"), (), ("never",)]
+    samplings = [Sampling(max_tokens=10, seed=i, stops=stops) for i, stops in enumerate(texts)]
+    stopped = together(*(engine.generate(*prompt, how) for prompt, how in zip(given, samplings, strict=True)))
+    assert stopped[0].token_ids == free[0].token_ids[:end] and end < len(free[0].token_ids)
+    assert stopped[0].finish_reason is FinishReason.STOP and len(stopped[0].logprobs) == end
+    assert [c.token_ids for c in stopped[1:]] == [c.token_ids for c in free[1:]]
+
+
+def test_a_stop_text_without_a_way_to_decode_is_a_defect(model: Any) -> None:
+    [prompt] = prompts(1)
+    with pytest.raises(ValueError, match="need an engine that was given `decode`"):
+        one(FAMILY.engine(model, CHAT, decode=None), prompt, stops=("x",))
+
+
 def test_greedy_takes_the_likeliest_allowed_token(engine: TransformersEngine, model: Any) -> None:
     prompt = prompts(1)[0]
     first = one(engine, prompt, temperature=0.0, max_tokens=1)

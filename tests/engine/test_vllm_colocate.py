@@ -73,6 +73,19 @@ def test_a_turn_ends_at_a_stop_id_or_its_budget(engine: ColocatedEngine, family:
     assert stopped.finish_reason is FinishReason.STOP
 
 
+def test_a_stop_text_ends_a_turn_with_the_token_that_completes_it(
+    engine: ColocatedEngine, family: tiny.Family
+) -> None:
+    [prompt] = worker.prompts(family, 1)
+    [free] = worker.rollout(engine, [prompt])
+    stop, end = tiny.stop_in(free, family.protocol().chat)
+    with engine.rollout():
+        sampling = Sampling(max_tokens=10, stops=(stop, "never"))
+        stopped = asyncio.run(engine.generate(*prompt, sampling))
+    assert stopped.token_ids == free.token_ids[:end] and len(stopped.logprobs) == end < len(free.token_ids)
+    assert stopped.finish_reason is FinishReason.STOP
+
+
 def test_a_forbidden_id_is_never_sampled(engine: ColocatedEngine, family: tiny.Family) -> None:
     given = worker.prompts(family, 8)
     free = worker.rollout(engine, given)

@@ -78,6 +78,22 @@ def test_log_probs_are_those_of_the_model(servers: Servers, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_stop_text_ends_a_turn_with_the_token_that_completes_it(servers: Servers) -> None:
+    family = tiny.qwen25()
+    [prompt] = prompts(family, 1)
+
+    async def use(engine: ServerEngine) -> tuple[Completion, Completion, int]:
+        free = await engine.generate(prompt.token_ids, pictures(prompt), sampling())
+        stop, end = tiny.stop_in(free, family.protocol().chat)
+        stopped = await engine.generate(prompt.token_ids, pictures(prompt), sampling(stops=(stop, "never")))
+        return free, stopped, end
+
+    free, stopped, end = run(servers, family, use)
+    assert stopped.token_ids == free.token_ids[:end] and len(stopped.logprobs) == end < len(free.token_ids)
+    assert stopped.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.slow
 def test_an_image_travels_once_however_many_want_it_at_once(servers: Servers) -> None:
     family = tiny.qwen25()
     first, second = prompts(family, 1, 2)

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +28,6 @@ from transformers import AutoModelForCausalLM
 from mmsearch_trl.config import Recipe, load_recipe
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.engine.base import FinishReason
-from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
@@ -197,7 +195,7 @@ def _train(recipe: Recipe) -> Run:
 
 @pytest.fixture(
     scope="module",
-    params=["transformers", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("server", "colocate"))],
+    params=["transformers", pytest.param("colocate", marks=pytest.mark.slow)],
 )
 def run(
     request: pytest.FixtureRequest,
@@ -206,27 +204,18 @@ def run(
     retriever: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Run]:
-    """Four updates from the recipe, on each kind of engine."""
-    with environment(), _engine_options(request.param, taught) as options:
+    """Four updates from the recipe, sampled by the model itself and by vLLM."""
+    vllm = {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_engine_args": ENGINE_ARGS,
+        "vllm_enable_sleep_mode": False,
+    }
+    with environment():
+        options = vllm if request.param == "colocate" else {}
         run = _train(_recipe(taught, rows, retriever, tmp_path_factory.mktemp("run"), **options))
         yield run
         run.trainer.close()
-
-
-@contextmanager
-def _engine_options(kind: str, taught: Path) -> Iterator[dict[str, Any]]:
-    if kind == "transformers":
-        yield {}
-    elif kind == "colocate":
-        yield {
-            "use_vllm": True,
-            "vllm_mode": kind,
-            "vllm_engine_args": ENGINE_ARGS,
-            "vllm_enable_sleep_mode": False,
-        }
-    else:
-        with VLLMProcess(str(taught), taught / "server.log", {"max_model_len": 1024, "max_num_seqs": 64}) as server:
-            yield {"use_vllm": True, "vllm_mode": kind, "vllm_server_base_url": server.url}
 
 
 def test_the_mask_is_0_on_what_the_environment_said_and_1_on_all_else(run: Run) -> None:
