@@ -140,8 +140,9 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
             async def generate(self, *arguments: Any) -> Any:
                 nonlocal asked
                 asked += 1
-                if asked == 20:  # in the second rollout
-                    threading.Thread(target=restart, args=[server]).start()
+                if asked == 20:  # in the second rollout; dead before this turn is asked for, whatever else is under way
+                    await asyncio.to_thread(server.kill)
+                    threading.Thread(target=server.start).start()
                 return await super().generate(*arguments)
 
         tiny.wrap_engine(trainer, Killer)
@@ -152,11 +153,6 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
     assert [entry["rollout/servers_restored"] for entry in logs] == [0, 1, 0]
     assert logs[1]["rollout/engine_retries"] > 0
     assert children_left(children) == []
-
-
-def restart(server: VLLMProcess) -> None:
-    server.kill()
-    server.start()
 
 
 def children_left(before: set[psutil.Process]) -> list[psutil.Process]:
