@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmsearch_trl.cli import main
-from mmsearch_trl.search.build import build_image_index, build_text_index
+from mmsearch_trl.search.index.build import build_image_index, build_text_index
 from mmsearch_trl.search.types import ImageHit, Observation, RawReply, Tool
 from mmsearch_trl.search_command import _show, picture
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.rollout.scenario import Scenario
 
-from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.calls.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.types import ImageHit, ImageQuery, TextHit, Tool

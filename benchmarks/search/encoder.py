@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mmsearch_trl.search.rows import read_rows
+from mmsearch_trl.search.index.rows import read_rows
 from mmsearch_trl.search.text.encoder import TextEncoder
 
 

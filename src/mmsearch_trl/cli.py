@@ -204,7 +204,7 @@ def _data_search_r1(options: argparse.Namespace) -> None:
 
 
 def _index_image(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.build import build_image_index
+    from mmsearch_trl.search.index.build import build_image_index
 
     built = build_image_index(
         options.source, options.out, captions=options.captions, model=options.model, overwrite=options.overwrite
@@ -213,14 +213,14 @@ def _index_image(options: argparse.Namespace) -> None:
 
 
 def _index_text(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.build import build_text_index
+    from mmsearch_trl.search.index.build import build_text_index
 
     built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
     print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
 
 
 def _index_dense(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.build import build_dense_index
+    from mmsearch_trl.search.index.build import build_dense_index
 
     built = build_dense_index(
         options.source,
@@ -234,7 +234,7 @@ def _index_dense(options: argparse.Namespace) -> None:
 
 
 def _index_info(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.index_info import describe_index
+    from mmsearch_trl.search.index.info import describe_index
 
     info = describe_index(options.folder)
     print("\n".join(f"{name:<12}{value}" for name, value in info.lines()))
@@ -291,7 +291,7 @@ def _cache_prefetch(arguments: Sequence[str]) -> None:
     check_versions()
     from mmsearch_trl.config import load_recipe
     from mmsearch_trl.prefetch import prefetch, split_arguments
-    from mmsearch_trl.search.totals import summary_lines
+    from mmsearch_trl.search.calls.totals import summary_lines
 
     queries, keys = split_arguments(arguments)
     outcomes, totals = prefetch(load_recipe(keys), queries)

@@ -34,9 +34,9 @@ from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, sum
 from mmsearch_trl.evaluation.report import save_rows, summary_table
 from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_pictures
 from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.types import Tool
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path

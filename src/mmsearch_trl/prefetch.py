@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.rollout.loop import image_query
+from mmsearch_trl.search.calls.totals import SearchTotals
+from mmsearch_trl.search.calls.watch import SearchLost, SearchWatch
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.totals import SearchTotals
 from mmsearch_trl.search.types import Observation, Tool
-from mmsearch_trl.search.watch import SearchLost, SearchWatch
 
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from rich.style import Style
 from rich.text import Text
 
 from mmsearch_trl.config_values import build
+from mmsearch_trl.search.calls.watch import SearchLost
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import Hit, ImageHit, ImageQuery, Observation, RawReply
-from mmsearch_trl.search.watch import SearchLost
 
 
 _PICTURE_COLUMNS = 28

@@ -24,10 +24,10 @@ from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.run_folder import record_run
+from mmsearch_trl.search.calls.totals import summary_lines
+from mmsearch_trl.search.calls.watch import SearchLost
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.totals import summary_lines
-from mmsearch_trl.search.watch import SearchLost
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.search_calls import gather_totals

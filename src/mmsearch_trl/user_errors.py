@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmsearch_trl.engine.base import EngineError
-from mmsearch_trl.search.watch import SearchLost
+from mmsearch_trl.search.calls.watch import SearchLost
 from mmsearch_trl.versions import VersionError
 
 

@@ -16,17 +16,17 @@ from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampl
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.rollout.trajectory import StopReason
-from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.breaker import CircuitBreaker
-from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.breaker import CircuitBreaker
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.serpapi import KEY_VARIABLE, SerpApi
 from mmsearch_trl.search.text.pages import PageSearch
 from mmsearch_trl.search.text.readers import JinaReader
 from mmsearch_trl.search.text.retriever import Retriever
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.text.summarisers import ChatSummariser
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
 
 
 PROTOCOL = tiny.qwen25().restless()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.addresses import GuardedResolver, check_host, is_public
-from mmsearch_trl.search.fetch import TEXT_TYPES, Fetcher
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.addresses import GuardedResolver, check_host, is_public
+from mmsearch_trl.search.web.fetch import TEXT_TYPES, Fetcher
 
 
 PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "151.101.1.140", "2606:4700:4700::1111", "2a00:1450:4001:81b::200e"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from misbehaving import Answer, Site, Write, redirect, response, serving
 
-from mmsearch_trl.search.addresses import is_public
-from mmsearch_trl.search.fetch import IMAGE_TYPES, MAX_REDIRECTS, TEXT_TYPES, Fetched, Fetcher
 from mmsearch_trl.search.types import Failure, FailureKind, SearchError
+from mmsearch_trl.search.web.addresses import is_public
+from mmsearch_trl.search.web.fetch import IMAGE_TYPES, MAX_REDIRECTS, TEXT_TYPES, Fetched, Fetcher
 
 
 LIMIT = 100_000

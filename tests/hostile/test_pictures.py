@@ -12,11 +12,11 @@ from misbehaving import response, serving
 from PIL import Image
 
 from mmsearch_trl.engine.base import ImageInput
-from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.download import with_thumbnails
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import ImageHit, ImageQuery
+from mmsearch_trl.search.web.fetch import Fetcher
 
 
 PROTOCOL = tiny.qwen25().protocol()

@@ -13,8 +13,8 @@ from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
+from mmsearch_trl.search.index.build import build_image_index, build_text_index
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.types import Tool

@@ -15,12 +15,12 @@ from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampl
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import image_query, run_batch
 from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
-from mmsearch_trl.search.serpapi import KEY_VARIABLE, SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.retriever import Retriever
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
 
 
 PROTOCOL = tiny.qwen25().restless()

@@ -32,7 +32,7 @@ from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.build import build_text_index
+from mmsearch_trl.search.index.build import build_text_index
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.types import Observation, TextHit, Tool
 from mmsearch_trl.traces.files import read_trace_file

@@ -140,7 +140,9 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
             async def generate(self, *arguments: Any) -> Any:
                 nonlocal asked
                 asked += 1
-                if asked == 20:  # in the second rollout; dead before this turn is asked for, whatever else is under way
+                if (
+                    asked == 20
+                ):  # in the second rollout; dead before this turn is asked for, whatever else is under way
                     await asyncio.to_thread(server.kill)
                     threading.Thread(target=server.start).start()
                 return await super().generate(*arguments)

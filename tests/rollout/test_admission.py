@@ -17,7 +17,7 @@ from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.calls.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import FailureKind, Hit, TextHit
 

@@ -18,7 +18,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
 from mmsearch_trl.rollout.stragglers import Unfinished, finish_share
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.calls.asking import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import Hit, ImageQuery, Observation, TextHit, Tool
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mmsearch_trl.search import opening
-from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
+from mmsearch_trl.search.index.build import build_image_index, build_text_index
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, TextHit
 

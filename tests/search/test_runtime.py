@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search.asking import CallPolicy
+from mmsearch_trl.search.calls.asking import CallPolicy
 from mmsearch_trl.search.runtime import Mode, SearchRuntime, normalise_query
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.types import (

@@ -16,9 +16,9 @@ from PIL import Image
 from search.over_http import free_port, get, post, served
 
 from mmsearch_trl.cli import main
-from mmsearch_trl.search.build import build_image_index, build_text_index
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.image.service import ImageService
+from mmsearch_trl.search.index.build import build_image_index, build_text_index
 from mmsearch_trl.search.requests import MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K
 from mmsearch_trl.search.server import MAX_BODY
 from mmsearch_trl.search.text.bm25 import TextIndex

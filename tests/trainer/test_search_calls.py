@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
-from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.types import CallRecord, FailureKind, ImageHit, ImageQuery, SearchError, TextHit, Tool
 from mmsearch_trl.train import print_searches

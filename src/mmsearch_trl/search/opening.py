@@ -10,16 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.fvqa_cache import open_fvqa_cache
 from mmsearch_trl.search.image.index import ImageIndex, load_encoder
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.image.service import ImageService
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
-from mmsearch_trl.search.serpapi import SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.ddgs_search import DdgsSearch
@@ -33,6 +31,8 @@ from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE, Retriever
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.text.summarisers import ChatSummariser, Excerpt
 from mmsearch_trl.search.types import ImageQuery, SearchBackend
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import SerpApi
 
 
 Opener = Callable[[SearchConfig], Any]
@@ -145,7 +145,7 @@ def _pages(config: SearchConfig, cache: AnswerStore | None) -> PageSearch:
 
 
 def _web_reader(config: SearchConfig) -> WebReader:
-    from mmsearch_trl.search.page_text import PageReader
+    from mmsearch_trl.search.web.page_text import PageReader
 
     return WebReader(_fetcher(config), PageReader())
 

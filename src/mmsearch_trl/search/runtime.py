@@ -18,13 +18,14 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.search.asking import Asker, CallPolicy, is_paid
-from mmsearch_trl.search.budget import Budget
-from mmsearch_trl.search.cost import Cost, counting
-from mmsearch_trl.search.flights import FlightCancelled, Flights
+from mmsearch_trl.search.calls.asking import Asker, CallPolicy, is_paid
+from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.cost import Cost, counting
+from mmsearch_trl.search.calls.flights import FlightCancelled, Flights
+from mmsearch_trl.search.calls.threads import call_blocking
+from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
+from mmsearch_trl.search.calls.watch import SearchLost
 from mmsearch_trl.search.store import AnswerStore, answer_key
-from mmsearch_trl.search.threads import call_blocking
-from mmsearch_trl.search.totals import SearchTotals, totals_of
 from mmsearch_trl.search.types import (
     Answer,
     CallRecord,
@@ -38,7 +39,6 @@ from mmsearch_trl.search.types import (
     Tool,
     image_digest,
 )
-from mmsearch_trl.search.watch import SearchLost
 
 
 logger = logging.getLogger(__name__)

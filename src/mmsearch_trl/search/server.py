@@ -26,14 +26,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmsearch_trl.search.asking import call
+from mmsearch_trl.search.calls.asking import call
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.service import png_base64
 from mmsearch_trl.search.opening import open_image, open_text
 from mmsearch_trl.search.requests import ImageRequest, Passage, RerankRequest, RetrieveRequest, document, written
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
-from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import ImageHit, ImageQuery, SearchBackend, SearchError, TextHit
 from mmsearch_trl.search.validation import text_hits
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.search.answer_bytes import FORMAT, pack, unpack
-from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import Answer, Tool
 
 

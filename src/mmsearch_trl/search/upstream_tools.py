@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.types import FailureKind, ImageQuery, RawReply, SearchError
 
 

@@ -31,8 +31,8 @@ from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.search.calls.watch import SearchWatch
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.watch import SearchWatch
 from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmsearch_trl.search.totals import SearchTotals, totals_of
+from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
 from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, Tool
 
 

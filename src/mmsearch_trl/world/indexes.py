@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.search.build import build_image_index, build_text_index
+from mmsearch_trl.search.index.build import build_image_index, build_text_index
 from mmsearch_trl.world.emblems import THUMBNAIL_SIZE, draw
 from mmsearch_trl.world.world import World
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search.build import build_image_index
 from mmsearch_trl.search.image.descriptor import FloatArray, PictureDescriptor
 from mmsearch_trl.search.image.index import ImageIndex
+from mmsearch_trl.search.index.build import build_image_index
 from mmsearch_trl.search.types import ImageQuery
 
 

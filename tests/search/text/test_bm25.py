@@ -11,7 +11,7 @@ import tantivy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.build import build_text_index
+from mmsearch_trl.search.index.build import build_text_index
 from mmsearch_trl.search.text import bm25_build
 from mmsearch_trl.search.text.bm25 import TextIndex
 

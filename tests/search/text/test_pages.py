@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.search.page_text import PageText
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.pages import MAX_PAGE_CHARS, PageSearch
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.web.page_text import PageText
 
 
 class Links:

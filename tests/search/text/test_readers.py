@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from misbehaving import response, serving
 
-from mmsearch_trl.search.fetch import Fetcher
-from mmsearch_trl.search.page_text import PageReader, PageText
 from mmsearch_trl.search.text.readers import JINA_KEY_VARIABLE, JinaReader, WebReader
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.page_text import PageReader, PageText
 
 
 def jina(body: Any) -> Any:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmsearch_trl.search.fetch import IMAGE_TYPES, Fetcher
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, shrink
-from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import ImageHit, SearchError
+from mmsearch_trl.search.web.fetch import IMAGE_TYPES, Fetcher
 
 
 async def with_thumbnails(fetcher: Fetcher, hits: Sequence[tuple[ImageHit, str | None]]) -> list[ImageHit]:

@@ -21,10 +21,10 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.pickled_cache import PICTURES, TITLES, PickledPicture, read_pickle
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, image_digest
 
 

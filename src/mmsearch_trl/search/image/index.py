@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.descriptor import Encoder, FloatArray, PictureDescriptor
 from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.image.source import Picture
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
-from mmsearch_trl.search.index_folder import Manifest, check_encoder, digest_of, read_manifest, write_manifest
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.index.folder import Manifest, check_encoder, digest_of, read_manifest, write_manifest
+from mmsearch_trl.search.index.vectors import best_rows
 from mmsearch_trl.search.types import ImageHit, ImageQuery
-from mmsearch_trl.search.vectors import best_rows
 
 
 VECTORS, HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"

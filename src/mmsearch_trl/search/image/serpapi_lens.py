@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.download import with_thumbnails
 from mmsearch_trl.search.image.thumbnail import shrink
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.serpapi import SerpApi, rows, text
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import ImageHit, ImageQuery
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import SerpApi, rows, text
 
 
 MAX_UPLOAD = 500_000

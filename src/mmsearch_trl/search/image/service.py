@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.service import Service
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError
+from mmsearch_trl.search.web.service import Service
 
 
 _MAX_ANSWER = 40_000_000

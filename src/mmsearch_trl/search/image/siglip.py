@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.weights_digest import weights_digest
+from mmsearch_trl.search.index.weights_digest import weights_digest
 
 
 _BATCH = 32

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.rows import Row, SourceError, read_rows
+from mmsearch_trl.search.index.rows import Row, SourceError, read_rows
 
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}

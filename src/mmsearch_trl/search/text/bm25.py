@@ -15,10 +15,10 @@ from typing import Any
 
 import tantivy
 
-from mmsearch_trl.search.index_folder import Manifest, read_manifest
-from mmsearch_trl.search.rows import Row
+from mmsearch_trl.search.calls.threads import call_blocking
+from mmsearch_trl.search.index.folder import Manifest, read_manifest
+from mmsearch_trl.search.index.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
-from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import TextHit
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tantivy
 
-from mmsearch_trl.search.index_folder import (
+from mmsearch_trl.search.index.folder import (
     Manifest,
     check_replaceable,
     digest_of,
@@ -22,7 +22,7 @@ from mmsearch_trl.search.index_folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.rows import SourceError, read_rows
+from mmsearch_trl.search.index.rows import SourceError, read_rows
 from mmsearch_trl.search.text.analysis import make_analyzer
 from mmsearch_trl.search.text.bm25 import ANALYZER, TANTIVY, passage_of
 

@@ -8,7 +8,7 @@ again, and never kept.
 from collections.abc import Sequence
 from typing import Any
 
-from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsearch_trl.search.batching import Batched
+from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.index_folder import Manifest, check_encoder, read_manifest
+from mmsearch_trl.search.index.folder import Manifest, check_encoder, read_manifest
+from mmsearch_trl.search.index.vectors import BestRows
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.passages import Passages
 from mmsearch_trl.search.types import TextHit
-from mmsearch_trl.search.vectors import BestRows
 
 
 VECTORS, FAISS = "vectors.npy", "faiss.index"

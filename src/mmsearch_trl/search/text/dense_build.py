@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.index_folder import (
+from mmsearch_trl.search.index.folder import (
     Manifest,
     check_replaceable,
     digest_of,
@@ -24,7 +24,7 @@ from mmsearch_trl.search.index_folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.rows import SourceError, read_rows
+from mmsearch_trl.search.index.rows import SourceError, read_rows
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
 from mmsearch_trl.search.text.encoder import TextEncoder

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
-from mmsearch_trl.search.weights_digest import weights_digest
 
 
 MAX_QUERY_TOKENS = 256

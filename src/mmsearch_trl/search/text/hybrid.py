@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from mmsearch_trl.search.asking import call
-from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.calls.asking import call
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import SearchBackend, TextHit
 from mmsearch_trl.search.validation import text_hits
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.calls.per_loop import PerLoop
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 

@@ -10,10 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.stored import hit_of, server_and_name
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.web.service import Service
 
 
 USER_VARIABLE, PASSWORD_VARIABLE = "OPENSEARCH_USER", "OPENSEARCH_PASSWORD"

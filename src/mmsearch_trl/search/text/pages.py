@@ -7,12 +7,12 @@ each stage gave is kept apart, so that another summariser reads the same pages a
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from mmsearch_trl.search.asking import call, is_paid
-from mmsearch_trl.search.index_folder import digest_of
+from mmsearch_trl.search.calls.asking import call, is_paid
+from mmsearch_trl.search.calls.threads import call_blocking
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.readers import Reader
 from mmsearch_trl.search.text.summarisers import Summariser
-from mmsearch_trl.search.threads import call_blocking
 from mmsearch_trl.search.types import Answer, Failure, FailureKind, SearchBackend, SearchError, TextHit
 from mmsearch_trl.search.validation import text_hits
 

@@ -2,20 +2,20 @@
 
 Of Qdrant's REST contract three calls are needed: what a collection is (`GET /collections/NAME`), one of its points
 (`POST .../points/scroll`), the nearest ones (`POST .../points/query`, Qdrant 1.10 and later). They go through
-`search/service.py`, whose failures are typed and whose answers are bounded; the official client would bring gRPC and
-failures of its own for the same three.
+`search/web/service.py`, whose failures are typed and whose answers are bounded; the official client would bring gRPC
+and failures of its own for the same three.
 """
 
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmsearch_trl.search.batching import Batched
+from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.image.descriptor import FloatArray
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.stored import hit_of, server_and_name
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.web.service import Service
 
 
 if TYPE_CHECKING:  # torch is imported only where an encoder is asked for

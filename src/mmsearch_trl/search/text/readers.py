@@ -3,10 +3,10 @@
 import os
 from typing import Protocol
 
-from mmsearch_trl.search.fetch import TEXT_TYPES, Fetcher
-from mmsearch_trl.search.page_text import PageReader, PageText
-from mmsearch_trl.search.service import Service
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.fetch import TEXT_TYPES, Fetcher
+from mmsearch_trl.search.web.page_text import PageReader, PageText
+from mmsearch_trl.search.web.service import Service
 
 
 JINA_URL = "https://r.jina.ai"

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from mmsearch_trl.search.batching import Batched
+from mmsearch_trl.search.calls.batching import Batched
+from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
-from mmsearch_trl.search.weights_digest import weights_digest
 
 
 _MAX_TOKENS = 512

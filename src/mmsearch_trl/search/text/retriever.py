@@ -9,9 +9,9 @@ scores out, and rerankers give a document as bare text; both are understood.
 from collections.abc import Sequence
 from typing import Any
 
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
+from mmsearch_trl.search.web.service import Service
 
 
 TOKEN_VARIABLE = "MMSEARCH_RETRIEVER_TOKEN"

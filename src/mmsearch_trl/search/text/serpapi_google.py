@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.serpapi import SerpApi, rows, text
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import TextHit
+from mmsearch_trl.search.web.serpapi import SerpApi, rows, text
 
 
 class SerpApiGoogle:

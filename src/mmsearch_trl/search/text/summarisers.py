@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from typing import Protocol
 
-from mmsearch_trl.search.index_folder import digest_of
-from mmsearch_trl.search.service import Service
+from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.service import Service
 
 
 OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"

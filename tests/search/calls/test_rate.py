@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.rate import TokenBucket
+from mmsearch_trl.search.calls.rate import TokenBucket
 
 
 def test_calls_at_once_are_spread_over_time() -> None:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from mmsearch_trl.search.addresses import GuardedResolver, Lookup, check_host, is_public
-from mmsearch_trl.search.cost import received
-from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.calls.cost import received
+from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, check_host, is_public
 
 
 TEXT_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "text/markdown")

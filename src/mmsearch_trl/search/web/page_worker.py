@@ -1,4 +1,4 @@
-"""A process that turns HTML into text: `python -m mmsearch_trl.search.page_worker`, started by `page_text.py`.
+"""A process that turns HTML into text: `python -m mmsearch_trl.search.web.page_worker`, started by `page_text.py`.
 
 Parsers of other people's HTML can burn a processor for minutes and gigabytes of memory. Here that hurts nobody: the
 process may take so much memory and no more, has no key in its environment, and is killed when it is late.

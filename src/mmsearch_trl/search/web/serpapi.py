@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from mmsearch_trl.search.service import Service
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.service import Service
 
 
 URL = "https://serpapi.com"

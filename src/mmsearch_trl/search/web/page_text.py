@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from mmsearch_trl.search.fetch import Fetched
-from mmsearch_trl.search.page_worker import job, receive, send
-from mmsearch_trl.search.per_loop import PerLoop
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.calls.per_loop import PerLoop
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web.fetch import Fetched
+from mmsearch_trl.search.web.page_worker import job, receive, send
 
 
 MAX_HTML = 1_000_000
@@ -98,7 +98,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mmsearch_trl.search.page_worker"],
+            [sys.executable, "-m", "mmsearch_trl.search.web.page_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -13,21 +13,21 @@ import pytest
 from misbehaving import Answer, Site, response, serving
 from PIL import Image
 
-from mmsearch_trl.search.asking import CallPolicy
-from mmsearch_trl.search.budget import Budget
-from mmsearch_trl.search.fetch import Fetcher
+from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines, totals_of
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
-from mmsearch_trl.search.page_text import PageReader
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.serpapi import KEY_VARIABLE, SerpApi
 from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.pages import PageSearch
 from mmsearch_trl.search.text.readers import WebReader
 from mmsearch_trl.search.text.retriever import Retriever
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.text.summarisers import Excerpt
-from mmsearch_trl.search.totals import SearchTotals, summary_lines, totals_of
 from mmsearch_trl.search.types import CallRecord, FailureKind, ImageHit, ImageQuery, Observation, TextHit, Tool
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.page_text import PageReader
+from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
 
 
 KEY = "sesame-open"

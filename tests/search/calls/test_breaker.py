@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.breaker import CircuitBreaker
+from mmsearch_trl.search.calls.breaker import CircuitBreaker
 
 
 def test_it_opens_after_failures_in_a_row_and_lets_one_call_see_whether_the_backend_is_back() -> None:

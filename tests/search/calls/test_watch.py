@@ -1,8 +1,8 @@
 import pytest
 
-from mmsearch_trl.search.budget import Budget
+from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.watch import SearchWatch
 from mmsearch_trl.search.types import FailureKind, SearchError
-from mmsearch_trl.search.watch import SearchWatch
 
 
 def test_a_share_over_the_window_ends_the_run_and_says_what_failed() -> None:

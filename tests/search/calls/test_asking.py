@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.search.asking import Asker, CallPolicy
-from mmsearch_trl.search.breaker import CircuitBreaker
-from mmsearch_trl.search.cost import counting
+from mmsearch_trl.search.calls.asking import Asker, CallPolicy
+from mmsearch_trl.search.calls.breaker import CircuitBreaker
+from mmsearch_trl.search.calls.cost import counting
 from mmsearch_trl.search.types import Answer, FailureKind, SearchError, TextHit, Tool
 
 

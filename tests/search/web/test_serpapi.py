@@ -11,11 +11,11 @@ import pytest
 from misbehaving import Site, response, serving
 from PIL import Image
 
-from mmsearch_trl.search.fetch import Fetcher
 from mmsearch_trl.search.image.serpapi_lens import MAX_UPLOAD, SerpApiLens, encoded
-from mmsearch_trl.search.serpapi import KEY_VARIABLE, SerpApi
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, TextHit
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
 
 
 KEY = "sesame-open"

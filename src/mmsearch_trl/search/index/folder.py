@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmsearch_trl.search.rows import SourceError
+from mmsearch_trl.search.index.rows import SourceError
 
 
 FORMAT = 2

@@ -9,10 +9,10 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from mmsearch_trl.search import page_text
-from mmsearch_trl.search.fetch import Fetched
-from mmsearch_trl.search.page_text import PageReader, PageText
 from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.search.web import page_text
+from mmsearch_trl.search.web.fetch import Fetched
+from mmsearch_trl.search.web.page_text import PageReader, PageText
 
 
 ResultT = TypeVar("ResultT")
@@ -137,7 +137,7 @@ def test_a_worker_has_no_key_in_its_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_workers_take_no_more_memory_than_they_may() -> None:
-    from mmsearch_trl.search import page_worker
+    from mmsearch_trl.search.web import page_worker
 
     assert page_worker._MEMORY <= 1 << 30
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsearch_trl.search.index_folder import Manifest, read_any_manifest
+from mmsearch_trl.search.index.folder import Manifest, read_any_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.vectors import BestRows, best_rows
+from mmsearch_trl.search.index.vectors import BestRows, best_rows
 
 
 SCORES = st.lists(st.integers(-3, 3), max_size=40).map(lambda values: np.array(values, np.float32) / 4)

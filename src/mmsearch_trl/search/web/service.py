@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from mmsearch_trl.search.cost import received
-from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.calls.cost import received
+from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.types import FailureKind, SearchError
 
 

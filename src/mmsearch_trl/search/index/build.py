@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from mmsearch_trl.search.image.index import load_encoder, write_image_index
 from mmsearch_trl.search.image.source import read_pictures
 from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
-from mmsearch_trl.search.index_folder import new_folder
+from mmsearch_trl.search.index.folder import new_folder
 from mmsearch_trl.search.text.bm25_build import write_text_index
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from search.text.encoders import save_encoder
 
 from mmsearch_trl.cli import main
-from mmsearch_trl.search.build import build_dense_index, build_image_index, build_text_index
-from mmsearch_trl.search.index_folder import FORMAT, read_any_manifest
-from mmsearch_trl.search.index_info import describe_index
+from mmsearch_trl.search.index.build import build_dense_index, build_image_index, build_text_index
+from mmsearch_trl.search.index.folder import FORMAT, read_any_manifest
+from mmsearch_trl.search.index.info import describe_index
 from mmsearch_trl.search.text import dense_build
 from mmsearch_trl.search.text.encoder import TextEncoder
 

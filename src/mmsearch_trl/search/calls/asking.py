@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mmsearch_trl.search.breaker import CircuitBreaker
-from mmsearch_trl.search.budget import Budget
-from mmsearch_trl.search.cost import asked
-from mmsearch_trl.search.per_loop import PerLoop
-from mmsearch_trl.search.rate import TokenBucket
-from mmsearch_trl.search.threads import call_blocking
+from mmsearch_trl.search.calls.breaker import CircuitBreaker
+from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.cost import asked
+from mmsearch_trl.search.calls.per_loop import PerLoop
+from mmsearch_trl.search.calls.rate import TokenBucket
+from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.types import Answer, FailureKind, SearchBackend, SearchError, Tool
 from mmsearch_trl.search.validation import checked_answer
 

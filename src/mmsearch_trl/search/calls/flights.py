@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mmsearch_trl.search.per_loop import PerLoop
+from mmsearch_trl.search.calls.per_loop import PerLoop
 
 
 ResultT = TypeVar("ResultT")
