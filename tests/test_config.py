@@ -239,6 +239,11 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),
         ({"protocol": "search_r1", "reward": {}, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
         (
+            {"protocol": "search_r1", "reward": {}, "rollout.image_search_limit": 2},
+            r"rollout\.image_search_limit: protocol search_r1 has no image search",
+        ),
+        ({"model_revision": "v2", "beta": 0.1}, "the reference would be of the main revision"),
+        (
             {"protocol": "search_r1", "reward": {}, "rollout.text_search_limit": 0},
             r"offers text search \(</search>\), but rollout\.text_search_limit is 0",
         ),
@@ -266,8 +271,12 @@ def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path
     recipe = load_recipe(write(), {"protocol": "search_r1", "reward": {"rule": "structure"}})
     recipe.validate()
     assert recipe.reward == SearchR1RewardConfig(rule="structure")
-    with pytest.raises(RecipeError, match=r"reward\.search_penalty"):
+    with pytest.raises(
+        RecipeError, match="search_penalty is a key of protocol mmsearch_r1, and protocol is search_r1"
+    ):
         load_recipe(write(), {"protocol": "search_r1"})
+    with pytest.raises(RecipeError, match=r"reward\.rule is a key of protocol search_r1, and protocol is mmsearch_r1"):
+        load_recipe(write(), {"reward.rule": "em"})
     with pytest.raises(RecipeError, match="`protocol` must be one of 'mmsearch_r1', 'search_r1'"):
         load_recipe(write(), {"protocol": "searchr1"})
     with pytest.raises(RecipeError, match="reply_wording is a text of protocol mmsearch_r1"):

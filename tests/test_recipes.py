@@ -87,8 +87,8 @@ def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     per_micro_batch = trainer.per_device_train_batch_size * 8
     assert (trainer.num_generations, per_micro_batch) == (5, 64)
     assert per_micro_batch * trainer.steps_per_generation == 512 * 5
-    assert per_micro_batch * trainer.gradient_accumulation_steps == 256 * 5
-    assert (trainer.max_steps, trainer.warmup_steps) == (2 * 1005, 0.285)
+    assert per_micro_batch * trainer.gradient_accumulation_steps == 256
+    assert (trainer.max_steps, trainer.warmup_steps, trainer.entropy_coef) == (10 * 1005, 0.285, 0.001)
     assert trainer.learning_rate == (5e-7 if name.endswith("structure") else 1e-6)
     assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.temperature) == ("bnpo", 0.001, 0.2, 1.0)
     assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_observation_tokens) == (4, 500, 500)

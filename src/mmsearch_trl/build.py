@@ -43,7 +43,11 @@ def load_processor(model: ModelConfig) -> Processor:
     Raises:
         OSError: there is none.
     """
-    return AutoProcessor.from_pretrained(str(model.model_name_or_path), revision=model.model_revision)
+    processor = AutoProcessor.from_pretrained(str(model.model_name_or_path), revision=model.model_revision)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:  # as TRL does it in training
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
 
 
 def load_model(model: ModelConfig) -> PreTrainedModel:

@@ -74,12 +74,16 @@ class Recipe:
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
         self._check_protocol()
+        self._check_reference()
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
 
     def _check_protocol(self) -> None:
-        """The keys of one protocol are not set under the other."""
+        """Keys that have no meaning under a protocol are not set."""
         search_r1 = self.data.protocol == "search_r1"
+        for key in ("image_search_limit", "image_search_first_turn_only"):
+            if search_r1 and key in (self.values.get("rollout") or {}):
+                raise RecipeError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
         if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
             raise RecipeError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
         if search_r1 and self.rollout.compat:
@@ -88,6 +92,15 @@ class Recipe:
             raise RecipeError(
                 f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
                 "is never cut (rollout.on_overflow says what happens to one that does not fit)"
+            )
+
+    def _check_reference(self) -> None:
+        """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""
+        revised = self.model.model_revision not in (None, "main")
+        if isinstance(self.trainer, MMSearchGRPOConfig) and revised and self.trainer.beta and not self.model.use_peft:
+            raise RecipeError(
+                f"{self.path}: model_revision with beta > 0: the reference would be of the main revision; save this "
+                "revision to a folder and name that"
             )
 
     def _check_files(self, keys: Sequence[str]) -> None:
@@ -225,7 +238,9 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
     classes = (ModelConfig, DataConfig, _TRAINERS[kind])
     names = [{field.name for field in fields(cls) if field.init} for cls in classes]
     # A protocol that is not known is refused by `DataConfig`, with the ones that are.
-    known_sections = _SECTIONS | {"reward": _REWARDS.get(str(values.get("protocol", "mmsearch_r1")), RewardConfig)}
+    protocol = str(values.get("protocol", "mmsearch_r1"))
+    known_sections = _SECTIONS | {"reward": _REWARDS.get(protocol, RewardConfig)}
+    _check_reward_keys(values.get("reward"), protocol, where)
     sections = known_sections if kind == "grpo" else {}
     for key in values:
         if key not in sections and not any(key in known for known in names):
@@ -246,6 +261,19 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
         trainer=build(_TRAINERS[kind], trainer_values, where),
         **built,
     )
+
+
+def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:
+    """Say of a key that the reward of another protocol has whose it is."""
+    keys = {name: {field.name for field in fields(cls)} for name, cls in _REWARDS.items()}
+    if protocol not in keys:
+        return
+    for key in values if isinstance(values, dict) else ():
+        others = [name for name, known in keys.items() if key in known]
+        if key not in keys[protocol] and others:
+            raise RecipeError(
+                f"{where(f'reward.{key}')}: reward.{key} is a key of protocol {others[0]}, and protocol is {protocol}"
+            )
 
 
 def _section(cls: type, values: Any, name: str, where: Where) -> Any:

@@ -29,11 +29,13 @@ from mmsearch_trl.config_values import RecipeError
 from mmsearch_trl.data.rows import DataError
 from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import read_tasks
+from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, summarize
 from mmsearch_trl.evaluation.report import save_rows, summary_table
 from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_pictures
 from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.opening import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -93,6 +95,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
 
     Raises:
         DataError: a data file, or a row of it, cannot be used.
+        EngineError: no rollout of a file could be finished.
         RecipeError: it was launched on several processes.
     """
     args = recipe.trainer
@@ -131,6 +134,8 @@ def _fitting_rows(recipe: Recipe, file: str, protocol: TurnProtocol) -> list[int
     fitting, count = [], 0
     for number, task in enumerate(tqdm(_tasks(recipe, file), desc=f"Checking {Path(file).name}", unit="row")):
         count += 1
+        if task.images and not protocol.chat.sees_images:
+            raise DataError(f"{file}: question {task.id} has a picture, and the model is a language model")
         if limit is None or len(protocol.prompt(task).token_ids) <= limit:
             fitting.append(number)
     if not fitting:
@@ -181,10 +186,24 @@ async def _evaluate_file(recipe: Recipe, agent: _Agent, file: str, rows: Sequenc
             saved += [evaluation_row(item, tokenizer, step=0) for item in scored]
             kept += [_without_pictures(item) for item in scored]
             bar.update(len(chunk))
+    _check_finished(name, kept)
     save_rows(saved, _folder(recipe) / f"{name}_{len(saved)}.json")
     parts = [reward_parts(item) for item in kept]
     max_searches = max(recipe.rollout.max_turns - 1, 1)
     return summarize([item.trajectory for item in kept], parts, max_searches=max_searches)
+
+
+def _check_finished(name: str, scored: Sequence[ScoredTrajectory]) -> None:
+    """Refuse to report 0 % of a model that never got to answer.
+
+    Raises:
+        EngineError: no rollout could be finished; says why the first could not.
+    """
+    failures = [item.trajectory.failure for item in scored if item.trajectory.stop is StopReason.FAILED]
+    if len(failures) == len(scored) and failures[0] is not None:
+        raise EngineError(
+            f"{name}: none of {len(scored)} rollouts could be finished; the first: {failures[0].message}"
+        )
 
 
 def _chunks(tasks: Iterator[Task], size: int) -> Iterator[list[Task]]:

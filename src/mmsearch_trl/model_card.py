@@ -139,7 +139,7 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         *protocol,
         f"limits = {_call(limits)}",
         "",
-        "# Your own indexes, from `mmsearch index image FOLDER --out image_index` and `mmsearch index text ...`.",
+        "# Your own, made by `mmsearch index text PASSAGES --out text_index`, and `mmsearch index image`.",
         f"search = build_runtime({_arguments('SearchConfig', search)})",
         "",
         *(
@@ -209,14 +209,21 @@ def _result_counts(trainer: MMSearchGRPOTrainer) -> dict[str, int]:
     search = trainer.search
     if not isinstance(search, SearchRuntime):
         return {}
-    return {"image_top_k": search.k[Tool.IMAGE_SEARCH], "text_top_k": search.k[Tool.TEXT_SEARCH]}
+    tools = {"image_top_k": Tool.IMAGE_SEARCH, "text_top_k": Tool.TEXT_SEARCH}
+    return {name: search.k[tool] for name, tool in tools.items() if _means_something(name, trainer)}
 
 
 def _settings(trainer: MMSearchGRPOTrainer) -> list[tuple[str, Any, str]]:
     """Name, value and meaning of what bounds a search."""
-    rows = [(field.name, getattr(trainer.limits, field.name), str(field.metadata["help"])) for field in fields(Limits)]
+    known = [field for field in fields(Limits) if _means_something(field.name, trainer)]
+    rows = [(field.name, getattr(trainer.limits, field.name), str(field.metadata["help"])) for field in known]
     results = {"image_top_k": "Most results of an image search.", "text_top_k": "Most results of a text search."}
     return rows + [(name, value, results[name]) for name, value in _result_counts(trainer).items()]
+
+
+def _means_something(setting: str, trainer: MMSearchGRPOTrainer) -> bool:
+    """Search-R1's protocol searches no images."""
+    return not (setting.startswith("image_") and isinstance(trainer.protocol, SearchR1Protocol))
 
 
 def _rewards(trainer: MMSearchGRPOTrainer) -> list[str]:

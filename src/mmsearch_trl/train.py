@@ -18,7 +18,7 @@ from trl import get_peft_config
 
 from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.config import Recipe, load_recipe
-from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows
+from mmsearch_trl.data.dataset import check_without_pictures, drop_long_prompts, load_dataset_rows
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.base import TurnProtocol
@@ -116,6 +116,8 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> D
     data = recipe.data
     with PartialState().main_process_first():
         rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
+        if not protocol.chat.sees_images:
+            check_without_pictures(rows, files)
         if data.max_prompt_length is None:
             return rows
         return drop_long_prompts(

@@ -102,6 +102,14 @@ def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest
     (flashrag / "nq" / "train.jsonl").write_text('{"id": "0", "question": "who"}\n', encoding="utf-8")
     assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
     assert "train.jsonl, line 1: not a row of FlashRAG: KeyError('golden_answers')" in capsys.readouterr().err
+    for line in (
+        '{"id": "0", "question": "who", "golden_answers": []}',
+        '{"id": "0", "question": null, "golden_answers": ["a"]}',
+    ):
+        (flashrag / "nq" / "train.jsonl").write_text("\n" + line + "\n", encoding="utf-8")
+        assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
+        assert "train.jsonl, line 2: not a row of FlashRAG" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
     (flashrag / "musique" / "test.jsonl").unlink()
     (flashrag / "musique" / "dev.jsonl").unlink()
     (flashrag / "musique" / "train.jsonl").unlink()

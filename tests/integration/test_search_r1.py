@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,16 @@ import pyarrow.parquet as pq
 import pytest
 import small_lm
 import torch
+from PIL import Image
 from search.over_http import served
 from servers import ENGINE_ARGS, environment
 from transformers import AutoModelForCausalLM
 
 from mmsearch_trl.config import Recipe, load_recipe
+from mmsearch_trl.data.rows import DataError
 from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason
+from mmsearch_trl.engine.base import EngineError, FinishReason
+from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
@@ -36,7 +40,7 @@ from mmsearch_trl.search.index.build import build_text_index
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.types import Observation, TextHit, Tool
 from mmsearch_trl.traces.files import read_trace_file
-from mmsearch_trl.train import build_trainer
+from mmsearch_trl.train import build_trainer, load_rows
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
@@ -236,7 +240,7 @@ def test_the_mask_is_0_on_what_the_environment_said_and_1_on_all_else(run: Run) 
 
 def test_results_are_cut_to_the_limit_and_closed(run: Run) -> None:
     searches = [turn for t in run.trajectories for turn in t.turns if turn.observation]
-    assert len(searches) > 20
+    assert len(searches) >= 5
     for turn in searches:
         text = "".join(map(str, turn.reply))
         assert len(turn.reply_ids) <= LIMIT and INFORMATION.fullmatch(text)
@@ -285,6 +289,55 @@ def test_it_was_trained_on_and_logged(run: Run, taught: Path) -> None:
     assert sum(clipped) / len(clipped) == pytest.approx(sum(cut_short) / len(cut_short)) and sum(cut_short) < 40
 
 
+def test_a_picture_for_a_language_model_is_refused_before_training(taught: Path, rows: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    lines = [
+        {"question": "who?", "answers": ["a"]},
+        {"id": "7", "question": "who?", "answers": ["a"], "image": "a.png"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    recipe = _recipe(taught, file, "http://127.0.0.1:1", tmp_path / "run")
+    with pytest.raises(DataError, match=r"rows\.jsonl: question 7 has a picture, and the model is a language model"):
+        load_rows(recipe, [str(file)], small_lm.build_protocol(WORDS))
+    evaluation = _recipe(taught, rows, "http://127.0.0.1:1", tmp_path / "run", eval_files=[str(file)])
+    with pytest.raises(DataError, match="question 7 has a picture"):
+        evaluate(evaluation)
+
+
+def test_a_vision_tower_that_is_not_there_cannot_be_frozen(
+    taught: Path, rows: Path, retriever: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="freeze_vision: the model has no vision tower"):
+        build_trainer(_recipe(taught, rows, retriever, tmp_path, freeze_vision=True))
+
+
+def test_a_tokenizer_without_padding_evaluates_all_the_same(
+    taught: Path, rows: Path, retriever: str, tmp_path: Path
+) -> None:
+    """Llama's have none; TRL gives them one in training."""
+    model = tmp_path / "model"
+    shutil.copytree(taught, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    report = evaluate(_recipe(model, rows, retriever, tmp_path / "run", eval_files=[str(rows)]))
+    assert report.data["train"].overall.rollout_failure_ratio == 0.0
+
+
+def test_an_evaluation_without_a_finished_rollout_is_an_error(
+    taught: Path, rows: Path, retriever: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(TransformersEngine, "_generate", broken)
+    with pytest.raises(
+        EngineError, match="train: none of 8 rollouts could be finished; the first: MemoryError: no room"
+    ):
+        evaluate(_recipe(taught, rows, retriever, tmp_path, eval_files=[str(rows)]))
+
+
 def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retriever: str, tmp_path: Path) -> None:
     recipe = _recipe(taught, rows, retriever, tmp_path, eval_files=[str(rows)])
     report = evaluate(recipe)
@@ -303,6 +356,7 @@ def test_the_quick_start_of_the_card_searches_and_answers(run: Run, index: Path,
     run.trainer.create_model_card()
     card = (tmp_path / "agent" / "README.md").read_text()
     assert "2503.09516" in card and "2506.20670" not in card and "pipeline_tag: text-generation" in card
+    assert "image_" not in card
     (tmp_path / "text_index").symlink_to(index)
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -55,10 +55,7 @@ def test_an_upstream_prompt_is_read_from_its_pickle_and_the_question_follows_its
     text = "Look. {not a slot} Here is the image and the question:\n<image> "
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(text, protocol=protocol))
     prompts = Prompts.load(first_turn=tmp_path / "p.pkl")
-    assert prompts.first_turn_parts("Who?") == (
-        "Look. {not a slot} Here is the image and the question:\n",
-        " Who?",
-    )
+    assert prompts.first_turn == "Look. {not a slot} Here is the image and the question:\n{image} {question}"
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
@@ -105,10 +102,3 @@ def test_a_first_prompt_without_both_slots_once_is_refused(tmp_path: Path, text:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(PromptFileError, match=r"p\.txt.*exactly once"):
         Prompts.load(first_turn=tmp_path / "p.txt")
-
-
-@given(question=st.text())
-def test_a_question_stands_in_the_prompt_letter_by_letter(question: str) -> None:
-    before, after = Prompts.load().first_turn_parts(question)
-    assert before.endswith("question:\n")
-    assert after == f" {question}"

@@ -141,6 +141,11 @@ def test_long_results_keep_their_closing_tag_and_whole_characters(text: str, lim
     assert whole.startswith(reply.parts[0].removesuffix("</information>\n\n"))
 
 
+def test_a_limit_that_holds_no_result_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_observation_tokens is 5, and the tags alone take"):
+        SearchR1Protocol(CHAT, max_observation_tokens=5)
+
+
 def test_results_that_fit_to_the_token_are_not_cut() -> None:
     whole = PROTOCOL.reply(observed(hits=(TextHit("title", "word " * 40),)), TASK, ())
     protocol = SearchR1Protocol(CHAT, max_observation_tokens=len(whole.token_ids))
@@ -164,6 +169,13 @@ def test_a_prompt_file_has_one_question(tmp_path: Path) -> None:
     file.write_text("Q", encoding="utf-8")
     with pytest.raises(PromptFileError, match=r"p\.txt: .* exactly once, this one 0 times"):
         load_search_r1_prompt(file)
+
+
+def test_a_model_without_a_chat_template_is_refused_in_words() -> None:
+    tokenizer = small_lm.build_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template: take its instruct variant"):
+        ChatEncoder(tokenizer)
 
 
 @given(st.lists(st.integers(0, 255), max_size=60), st.integers(0, 60))

@@ -88,6 +88,20 @@ def load_dataset_rows(
     return dataset
 
 
+def check_without_pictures(dataset: datasets.Dataset, files: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: a question has a picture, which a language model cannot be shown; names the row.
+    """
+    rows = cast("Iterable[dict[str, Any]]", dataset.select_columns(["id", "image_sizes"]))
+    for row in rows:
+        if row["image_sizes"]:
+            raise DataError(
+                f"{', '.join(files)}: question {row['id']} has a picture, and the model is a language model: name a "
+                "vision-language model, or data without pictures"
+            )
+
+
 def row_to_task(row: Mapping[str, Any], *, resize: bool = False) -> Task:
     """The task of one dataset row; its images are decoded now, and resized as MMSearch-R1 does if `resize`."""
     images = tuple(load_prompt_image(image) for image in row["images"])

@@ -69,7 +69,7 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
             id=str(cells.get("id", default_id)),
             question=_text(cells, "question"),
             images=tuple(image_source(image, path.parent) for image in _images(cells.get("image"))),
-            answers=gold_answers(cells.get("answers", cells.get("golden_answers"))),
+            answers=gold_answers(cells.get("answers") or cells.get("golden_answers")),
             data_source=cells.get("data_source") or path.stem,
             image_url=cells.get("image_url"),
             category=cells.get("category"),

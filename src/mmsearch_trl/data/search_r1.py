@@ -48,7 +48,7 @@ def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
         source = cells.get("data_source") or path.stem
         return Row(
             place=place,
-            id=f"{source}-{cells.get('id') or number}",
+            id=f"{source}-{number if cells.get('id') is None else cells['id']}",
             question=_question(cells),
             images=(),
             answers=gold_answers(truth.get("target")),
@@ -62,7 +62,9 @@ def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
 def _question(cells: Mapping[str, Any]) -> str:
     question = cells.get("question")
     if question is None and cells.get("prompt"):
-        _instructions, mark, question = str(cells["prompt"][0].get("content")).rpartition(_QUESTION_MARK)
+        prompt = cells["prompt"]
+        text = prompt if isinstance(prompt, str) else str(prompt[0].get("content"))
+        _instructions, mark, question = text.rpartition(_QUESTION_MARK)
         if not mark:
             raise ValueError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")
     if not isinstance(question, str) or not question.strip():

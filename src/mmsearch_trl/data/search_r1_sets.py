@@ -12,7 +12,7 @@ import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from tqdm import tqdm
 
-from mmsearch_trl.data.rows import DataError
+from mmsearch_trl.data.rows import DataError, gold_answers
 
 
 TRAINING_SETS = ("nq", "hotpotqa")
@@ -37,12 +37,15 @@ def write_search_r1_sets(out: Path, source: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for target, parts in tqdm(wanted.items(), desc="Writing", unit="file"):
         count, unfinished = 0, out / f"{target}.jsonl.tmp"
-        with unfinished.open("w", encoding="utf-8") as lines:
-            for name, split in parts:
-                for row in _rows(name, files.path(name, split)):
-                    lines.write(row)
-                    count += 1
-        unfinished.replace(out / f"{target}.jsonl")
+        try:
+            with unfinished.open("w", encoding="utf-8") as lines:
+                for name, split in parts:
+                    for row in _rows(name, files.path(name, split)):
+                        lines.write(row)
+                        count += 1
+            unfinished.replace(out / f"{target}.jsonl")
+        finally:
+            unfinished.unlink(missing_ok=True)
         counts[f"{target}.jsonl"] = count
     return counts
 
@@ -78,14 +81,22 @@ class _Files:
 def _rows(name: str, path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 cells = json.loads(line)
                 row = {
                     "id": f"{name}-{cells['id']}",
-                    "question": cells["question"],
-                    "answers": cells["golden_answers"],
+                    "question": _question(cells["question"]),
+                    "answers": gold_answers(cells["golden_answers"]),
                     "data_source": name,
                 }
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number}: not a row of FlashRAG: {error!r}") from error
             yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _question(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("the question is empty")
+    return value

@@ -40,11 +40,19 @@ class ChatEncoder:
             or the tokenizer of a language model, which is shown no pictures.
         upstream_framing: Leave out the line break between the end of the assistant's turn and the reply, as
             MMSearch-R1 does.
+
+    Raises:
+        ValueError: there is no chat template.
     """
 
     def __init__(self, processor: Any, *, upstream_framing: bool = False) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
+            raise ValueError(
+                f"{self.tokenizer.name_or_path or 'the model'} has no chat template: take its instruct variant, or "
+                "put a chat_template.jinja beside the model"
+            )
         self.sees_images = self.tokenizer is not processor
         self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)

@@ -69,11 +69,6 @@ class Prompts:
             forced_answer=load_prompt(forced_answer, "forced_answer"),
         )
 
-    def first_turn_parts(self, question: str) -> tuple[str, str]:
-        """The first message around its image: the text before it and the text after it, the question filled in."""
-        before, after = self.first_turn.split(IMAGE_SLOT)
-        return before.replace(QUESTION_SLOT, question), after.replace(QUESTION_SLOT, question)
-
 
 def load_prompt(path: str | Path | None, default_name: str) -> str:
     """Read one prompt: a UTF-8 `.txt` file, or a `.pkl` file that holds one `str`; None reads the shipped default.

@@ -46,6 +46,9 @@ class SearchR1Protocol:
     Args:
         prompt: The first user message, with one `{question}`; default: the shipped one (`load_search_r1_prompt`).
         max_observation_tokens: Most tokens of a reply, its tags included; None for any number.
+
+    Raises:
+        ValueError: that is too few for the tags alone.
     """
 
     stops: tuple[str, ...] = (SEARCH_END, ANSWER_END)
@@ -56,6 +59,9 @@ class SearchR1Protocol:
         self.chat = chat
         self.prompt_text = prompt or load_search_r1_prompt()
         self.max_observation_tokens = max_observation_tokens
+        tags = len(chat.continuation(OPENING + CLOSING).token_ids)
+        if max_observation_tokens is not None and max_observation_tokens < 2 * tags:
+            raise ValueError(f"max_observation_tokens is {max_observation_tokens}, and the tags alone take {tags}")
 
     def prompt(self, task: Task) -> Encoded:
         """The first user message: the task's pictures, if it has any, then the text with the question in it.

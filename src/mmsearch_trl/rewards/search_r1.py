@@ -12,8 +12,9 @@ upstream's v0.3 scripts; with s, f and r for `structure_score`, `invalid_score` 
 The structure is valid when the transcript is one `<think>`, then any number of `<search>`, `<information>`, `<think>`,
 then one `<answer>`, with nothing but white space between them. Only the model's own turns are read for an answer.
 
-`score_prompt` reads as upstream does: answers are looked for in the prompt as well, whose instructions hold two, so
-that a transcript without an answer answers "Beijing", the second.
+`score_prompt` reads as upstream does: answers are looked for in all that stands there, the instructions of the prompt
+and the notice to a turn without an action included. A transcript without an answer then answers "Beijing", the second
+of the two in the instructions, or "and", behind a notice.
 
 Sources: `qa_em.py` and `qa_em_format.py` of PeterGriffinJin/Search-R1; paper arXiv 2503.09516 §3.4.
 """
@@ -82,7 +83,7 @@ class SearchR1RewardConfig:
     score_prompt: bool = field(
         default=False,
         metadata={
-            "help": 'As upstream: look for answers in the prompt\'s instructions too, so that no answer is "Beijing".'
+            "help": 'As upstream: look for answers in instructions and notices too, so that no answer is "Beijing".'
         },
     )
 
@@ -98,7 +99,8 @@ class SearchR1RewardConfig:
 
     def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
         """Score a transcript; `step` changes nothing."""
-        answer = extract_answer(assistant_turns(messages), prompt=self.score_prompt)
+        texts = [message["content"] for message in messages] if self.score_prompt else assistant_turns(messages)
+        answer = extract_answer(texts, prompt=self.score_prompt)
         transcript = "".join(message["content"] for message in messages)
         matches = exact_match if self.reward_mode == "EM" else substring_match
         right = answer is not None and matches(answer, answers)
@@ -124,7 +126,7 @@ def extract_answer(turns: Sequence[str], *, prompt: bool = False) -> str | None:
     """The stripped content of the last `<answer>...</answer>`, or None without one.
 
     Args:
-        turns: The model's own.
+        turns: The texts to look in.
         prompt: Take the instructions' answers for the first ones, as upstream does.
     """
     answers = [found for turn in turns for found in _ANSWER.findall(turn)]

@@ -112,9 +112,11 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         check_processor(self.model, self._is_vlm)
         check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
-            for name, parameter in self.model.named_parameters():
-                if ".visual." in name:
-                    parameter.requires_grad_(False)
+            vision = [parameter for name, parameter in self.model.named_parameters() if ".visual." in name]
+            if not vision:
+                raise ValueError("freeze_vision: the model has no vision tower (no parameter is named .visual.)")
+            for parameter in vision:
+                parameter.requires_grad_(False)
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search

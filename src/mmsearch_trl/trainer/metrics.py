@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from mmsearch_trl.engine.base import FinishReason
+from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.types import Tool
 
@@ -43,7 +44,8 @@ def completion_metrics(
 ) -> tuple[dict[str, float], int]:
     """TRL's `completions/*` over sampled tokens, and the tokens of all ranks seen by the model.
 
-    A completion is terminated where the model ended its last turn, by its end of turn or, as in Search-R1, by a tag.
+    A completion is terminated where the model ended its last turn, by its end of turn or, as in Search-R1, by a tag,
+    and not for want of tokens to go on with.
     """
     lengths = torch.tensor(
         [[float(sum(t.loss_mask)), float(_ended(t)), float(len(t.prompt_ids))] for t in trajectories]
@@ -64,7 +66,9 @@ def completion_metrics(
 
 
 def _ended(trajectory: Trajectory) -> bool:
-    return bool(trajectory.turns) and trajectory.turns[-1].finish_reason is FinishReason.STOP
+    if not trajectory.turns or trajectory.stop is StopReason.TOKEN_LIMIT:
+        return False
+    return trajectory.turns[-1].finish_reason is FinishReason.STOP
 
 
 def accuracy_by_search(
@@ -87,6 +91,8 @@ _COLUMNS = (
     "search/image_ratio",
     "search/text_ratio",
     "rollout/turns",
+    "rollout/answered",
+    "rollout/turns_without_action",
     "rollout/failed",
     "rollout/stragglers",
 )
@@ -99,6 +105,8 @@ def _row(trajectory: Trajectory) -> list[float]:
         float(Tool.IMAGE_SEARCH in tools),
         float(Tool.TEXT_SEARCH in tools),
         float(len(trajectory.turns)),
+        float(trajectory.stop is StopReason.ANSWERED),
+        float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),
         float(trajectory.stop is StopReason.FAILED),
         float(trajectory.stop is StopReason.STRAGGLER),
     ]
