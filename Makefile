@@ -28,6 +28,8 @@ setup: .venv/.installed
 demo: .venv/.installed
 	.venv/bin/python -m mmsearch_trl.world.demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)
 
+# The tests' models are tiny: a second thread of a matrix product costs more than it saves.
+test: export OMP_NUM_THREADS ?= 1
 test: .venv/.installed
 	.venv/bin/python -m pytest
 
