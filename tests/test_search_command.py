@@ -46,6 +46,30 @@ def test_a_picture_is_looked_up_on_the_backend_of_a_recipe_and_keys(
     assert "1. red" in shown and "(a picture of 40 x 20 pixels)" in shown and "2." not in shown
 
 
+def test_an_index_is_queried_by_its_folder_alone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "query", str(home / "texts"), "tower"]) == 0
+    assert "1. Velm [town]" in capsys.readouterr().out
+    picture = str(home / "pictures" / "noise.png")
+    assert main(["index", "query", str(home / "images"), "--image", picture]) == 0
+    assert "1. noise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["texts", "--image", "a.png"], "holds an index of kind text: it is searched by one TEXT"),
+        (["texts"], "holds an index of kind text: it is searched by one TEXT"),
+        (["images", "tower"], "holds an index of kind image: it is searched by --image FILE"),
+        (["gone", "tower"], "gone holds no index"),
+    ],
+)
+def test_an_index_is_queried_by_what_it_holds(
+    home: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", "query", str(home / words[0]), *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_nothing_found_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "zebra", "--text_index", str(home / "texts")]) == 0
     assert "searched, and found nothing" in capsys.readouterr().out

@@ -6,13 +6,12 @@ in one line), 2 when the command line itself is wrong.
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from mmsearch_trl import __version__
+from mmsearch_trl.index_command import add_index, add_serve
 from mmsearch_trl.user_errors import run_script
 from mmsearch_trl.versions import check_versions
 
@@ -23,8 +22,6 @@ RUNNERS = ("train", "sft", "eval", "search", "demo", "vllm")
 WORLD_DEMONSTRATIONS = 6000
 FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
 """The data set on the Hub from which Search-R1 takes its questions."""
-RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
-"""Search-R1's."""
 
 _HELP = {
     "train": "train with GRPO: --config RECIPE [--key value ...]",
@@ -72,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--out", type=Path, required=True, metavar="DIR")
     world.add_argument("--demonstrations", type=int, default=WORLD_DEMONSTRATIONS, metavar="N")
-    _add_index(add("index", "build a search index"))
-    _add_serve(add("serve", "serve an index to other processes and machines"))
+    add_index(add("index", "build, inspect and query search indexes"))
+    add_serve(add("serve", "serve an index to other processes and machines"))
     _add_data(add("data", "write the data files of a published method"))
     _add_cache(add("cache", "look after kept search answers, and fill them before a run"))
     merge = add("merge", "merge a LoRA adapter into its base model", _merge)
@@ -87,49 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", type=Path, metavar="FILE")
     add("doctor", "say what is installed, what is missing, and how to install it", _doctor)
     return parser
-
-
-def _add_index(index: argparse.ArgumentParser) -> None:
-    kinds = index.add_subparsers(title="kinds", metavar="image|text|dense|info", required=True)
-    image = kinds.add_parser("image", help="of pictures: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
-    image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of pictures, .jsonl")
-    image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
-    image.set_defaults(action=_index_image)
-    text = kinds.add_parser("text", help="of passages: a .jsonl of {title?, text, url?} or {id, contents}")
-    text.add_argument("--language", default="en", metavar="CODE")
-    text.set_defaults(action=_index_text)
-    dense = kinds.add_parser("dense", help="of passages, by their meaning; one that was stopped goes on")
-    dense.add_argument("--model", required=True, metavar="M", help="the encoder, such as intfloat/e5-base-v2")
-    dense.add_argument("--kind", default="exact", help="exact, or a FAISS index such as HNSW64 or IVF4096,SQ8")
-    dense.add_argument("--device", default="cpu", help="where the encoder runs")
-    dense.set_defaults(action=_index_dense)
-    for kind in (image, text, dense):
-        kind.add_argument("source", type=Path, metavar="SOURCE")
-        kind.add_argument("--out", type=Path, required=True, metavar="DIR")
-        kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
-
-    info = kinds.add_parser("info", help="what a folder holds, and whether it is whole; exit status 1 where it is not")
-    info.add_argument("folder", type=Path, metavar="DIR")
-    info.set_defaults(action=_index_info)
-
-
-def _add_serve(serve: argparse.ArgumentParser) -> None:
-    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
-    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
-    retriever.add_argument("--text_index", metavar="DIR", help="by words: folder made by `mmsearch index text`")
-    retriever.add_argument("--text_dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
-    retriever.add_argument("--text_encoder", metavar="M", help="encoder of --text_dense, where it has moved")
-    retriever.add_argument(
-        "--reranker", nargs="?", const=RERANKER, metavar="M", help=f"POST /rerank by a cross-encoder: M, or {RERANKER}"
-    )
-    retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
-    images = kinds.add_parser("images", help="an image index: POST /image_search")
-    images.add_argument("--image_index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
-    images.add_argument("--image_encoder", metavar="M", help="encoder of --image_index, where it has moved")
-    for kind, port in ((retriever, 8000), (images, 8001)):
-        kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
-        kind.add_argument("--port", type=int, default=port)
-        kind.set_defaults(action=_serve)
 
 
 def _add_data(data: argparse.ArgumentParser) -> None:
@@ -201,59 +155,6 @@ def _data_search_r1(options: argparse.Namespace) -> None:
 
     for name, count in write_search_r1_sets(options.out, options.source).items():
         print(f"{options.out / name}: {count} rows")
-
-
-def _index_image(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.index.build import build_image_index
-
-    built = build_image_index(
-        options.source, options.out, captions=options.captions, model=options.model, overwrite=options.overwrite
-    )
-    print(f"{built.path}: {built.count} pictures in {built.seconds:.1f} s")
-
-
-def _index_text(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.index.build import build_text_index
-
-    built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
-    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
-
-
-def _index_dense(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.index.build import build_dense_index
-
-    built = build_dense_index(
-        options.source,
-        options.out,
-        model=options.model,
-        kind=options.kind,
-        device=options.device,
-        overwrite=options.overwrite,
-    )
-    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
-
-
-def _index_info(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.index.info import describe_index
-
-    info = describe_index(options.folder)
-    print("\n".join(f"{name:<12}{value}" for name, value in info.lines()))
-    if info.missing:
-        raise ValueError(f"{options.folder} is damaged: build it again")
-
-
-def _serve(options: argparse.Namespace) -> None:
-    # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from mmsearch_trl.search.config import SearchConfig
-        from mmsearch_trl.search.server import serve
-    except ImportError as error:
-        raise ValueError(f"serving needs mmsearch-trl[serve] ({error})") from error
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    config = SearchConfig(**{field.name: given[field.name] for field in fields(SearchConfig) if field.name in given})
-    more = {name: given[name] for name in ("top_k", "reranker") if name in given}
-    serve(config, host=options.host, port=options.port, **more)
 
 
 def _cache_stats(options: argparse.Namespace) -> None:
