@@ -21,9 +21,11 @@ def test_rollout_protocol_search_and_rewards_never_import_trl() -> None:
         "rollout.loop",
         "rollout.compat",
         "protocol.mmsearch",
+        "protocol.search_r1",
         "search.config",
-        "search.build",
+        "search.index.build",
         "rewards.mmsearch",
+        "rewards.search_r1",
     ]
     code = f"import sys; [__import__('mmsearch_trl.' + m) for m in {modules}]; print('trl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

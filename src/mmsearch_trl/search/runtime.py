@@ -2,9 +2,9 @@
 
 1. A failure is a value: whatever a backend does (raise, hang, return nonsense), the caller gets a typed `Failure`.
    Only the caller's own cancellation is raised.
-2. Identical calls in flight are one call (`flights.py`).
+2. Identical calls in flight are one call (`calls/flights.py`).
 3. Answers are kept in an `AnswerStore`, failures never. With `Mode.REPLAY` they come from there alone.
-4. What is asked of a backend is asked in time, at a rate, and again where that helps (`asking.py`). A backend whose
+4. What is asked of a backend is asked in time, at a rate, and again where that helps (`calls/asking.py`). A backend whose
    `search` is a plain function runs on a daemon thread.
 """
 
