@@ -4,8 +4,8 @@
    Only the caller's own cancellation is raised.
 2. Identical calls in flight are one call (`calls/flights.py`).
 3. Answers are kept in an `AnswerStore`, failures never. With `Mode.REPLAY` they come from there alone.
-4. What is asked of a backend is asked in time, at a rate, and again where that helps (`calls/asking.py`). A backend whose
-   `search` is a plain function runs on a daemon thread.
+4. What is asked of a backend is asked in time, at a rate, and again where that helps (`calls/asking.py`). A backend
+   whose `search` is a plain function runs on a daemon thread.
 """
 
 import asyncio
