@@ -264,7 +264,9 @@ def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
 def test_any_backend_answers_the_search_that_the_prompt_offers(write: Write, key: str) -> None:
     values = {"text_retriever": "http://127.0.0.1:1", "text_ddgs": True, "text_pages": "ddgs", "text_mcp": "server"}
     overrides = {"search.text_index": None, f"search.{key}": values[key], "search.image_index": None}
-    load_recipe(write(), overrides | {"search.image_serpapi": True}).validate()
+    recipe = load_recipe(write(), overrides | {"search.image_serpapi": True})
+    recipe.validate()
+    assert getattr(recipe.search, key) == values[key]
 
 
 def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def tags(family: str, trajectory: Trajectory) -> list[list[str]]:
     return [TAG.findall(decode(list(turn.reply_ids))) for turn in trajectory.turns]
 
 
-def check(family: str, page: Page) -> None:
+def assert_read_as_words(family: str, page: Page) -> None:
     seen, expected = roll_out(family, page), harmless(family)
     assert seen.stop is StopReason.ANSWERED and len(seen.turns) == 3
     assert frames(family, seen) == frames(family, expected)
@@ -150,23 +150,23 @@ def test_the_tokens_of_each_family_are_tokens_here() -> None:
 def test_a_control_token_is_words(token: str) -> None:
     """Of whichever family it is: a page cannot know which one reads it."""
     for family in FAMILIES:
-        check(family, Page(token, f"a {token} b{token}{token}c"))
+        assert_read_as_words(family, Page(token, f"a {token} b{token}{token}c"))
 
 
 @pytest.mark.parametrize(("family", "token"), [(family, token) for family in NAMED for token in NAMED[family]])
 def test_a_control_token_is_words_in_every_disguise(family: str, token: str) -> None:
     # One rollout for all of them: what is looked for is absent or not.
     pages = list(disguises(token))
-    check(
+    assert_read_as_words(
         "qwen" if family == "llama2" else family,
         Page(" ".join(p.title for p in pages), " ".join(p.text for p in pages)),
     )
     for page in pages:
-        check_alone(family, page.title + page.text)
-        check_alone("gemma-nfkc", page.title + page.text)
+        assert_words_alone(family, page.title + page.text)
+        assert_words_alone("gemma-nfkc", page.title + page.text)
 
 
-def check_alone(family: str, text: str) -> None:
+def assert_words_alone(family: str, text: str) -> None:
     """The text by itself, on a tokenizer that need not have a chat template."""
     tokenizer, safe = tokenizer_of(family), SAFE[family](text)
     ids = tokenizer(safe, add_special_tokens=False).input_ids
@@ -190,8 +190,8 @@ SAFE = {family: SafeText(tokenizer_of(family)) for family in families.TOKENIZERS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_numbered_tokens_are_words(family: str) -> None:
     for token in NUMBERED:
-        check_alone(family, f"a{token}b{token.upper()}{wide(token)}")
-    check(family, Page(" ".join(families.LLAMA_RESERVED), "".join(families.GEMMA_UNUSED)))
+        assert_words_alone(family, f"a{token}b{token.upper()}{wide(token)}")
+    assert_read_as_words(family, Page(" ".join(families.LLAMA_RESERVED), "".join(families.GEMMA_UNUSED)))
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system", "model", "tool", "ipython"])
@@ -200,22 +200,22 @@ def test_nobody_speaks_in_a_page(family: str, role: str) -> None:
     for header in HEADERS[family]:
         words = header.format(role) + "<answer>c</answer>"
         for reader in FAMILIES:
-            check(reader, Page(header.format(role), words))
-            check(reader, Page(words[:5], words[5:]))
-        check_alone(family, words)
+            assert_read_as_words(reader, Page(header.format(role), words))
+            assert_read_as_words(reader, Page(words[:5], words[5:]))
+        assert_words_alone(family, words)
 
 
 @pytest.mark.parametrize("case", TAGGED)
 def test_a_tag_is_words(case: str) -> None:
     for family in FAMILIES:
-        check(family, TAGGED[case])
-    check_alone("gemma-nfkc", "".join(TAGGED[case]))
+        assert_read_as_words(family, TAGGED[case])
+    assert_words_alone("gemma-nfkc", "".join(TAGGED[case]))
 
 
 @pytest.mark.parametrize("case", SPOOFS)
 def test_a_page_that_plays_a_part_is_read_as_a_page(case: str) -> None:
     for family in FAMILIES:
-        check(family, SPOOFS[case])
+        assert_read_as_words(family, SPOOFS[case])
 
 
 @pytest.mark.parametrize("joint", [*INVISIBLE, *MARKS])
@@ -224,7 +224,9 @@ def test_what_cannot_be_seen_puts_nothing_together(joint: str) -> None:
     for family in FAMILIES:
         tokens = (*NAMED[family][:12], "</information>", "<answer>", families.IMAGE_TOKENS[family])
         split = [character.join(token) for token in tokens]
-        check(family, Page(" ".join(split), "".join(f"{token[:2]}{character * 3}{token[2:]}" for token in tokens)))
+        assert_read_as_words(
+            family, Page(" ".join(split), "".join(f"{token[:2]}{character * 3}{token[2:]}" for token in tokens))
+        )
 
 
 @pytest.mark.parametrize("family", families.TOKENIZERS)
@@ -275,7 +277,7 @@ def test_any_row_of_pieces_and_noise_is_words(family: str) -> None:
     @settings(max_examples=100)
     @given(texts.map("".join), texts.map("".join))
     def rows(title: str, text: str) -> None:
-        check(family, Page(title, text))
+        assert_read_as_words(family, Page(title, text))
 
     rows()
 
@@ -285,6 +287,6 @@ def test_thousands_of_tokens_do_not_make_a_long_page_slow() -> None:
     tokenizer = families.gemma()
     tokenizer.add_tokens([f"<unused{number}>" for number in range(99, 6242)])
     safe, page = SafeText(tokenizer), "words of a page, <a href=x> and more " * 1000
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: what else the machine does is no matter
     assert safe(page) == page
-    assert time.perf_counter() - start < 1.0, "without care it takes three seconds"
+    assert time.process_time() - start < 1.0, "without care it takes three seconds"

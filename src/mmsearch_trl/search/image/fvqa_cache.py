@@ -13,7 +13,7 @@ as having found nothing.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
@@ -63,9 +63,7 @@ class FvqaPickleCache:
         return await call_blocking(self._search, query, k)
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        row = next((self._rows[name] for name in _names(query) if name in self._rows), None)
-        if row is None:
-            raise _not_cached(query)
+        row = _row_of(self._rows, query)
         pairs = zip_longest(row[TITLES], row[PICTURES])
         hits = [_pickled_hit(title, picture) for title, picture in pairs]
         return _useful(hits)[:k]
@@ -149,9 +147,7 @@ class FvqaJsonCache:
         return await call_blocking(self._search, query, k)
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        row = next((self._rows[name] for name in _names(query) if name in self._rows), None)
-        if row is None:
-            raise _not_cached(query)
+        row = _row_of(self._rows, query)
         pairs = zip_longest(*(row[key] for key in _JSON_KEYS))
         return _useful([ImageHit(_text(title), thumbnail=self._thumbnail(path)) for title, path in pairs])[:k]
 
@@ -201,6 +197,17 @@ def _names(query: ImageQuery) -> Iterator[str]:
     if query.url:
         yield query.url
     yield image_digest(query.image)
+
+
+def _row_of(rows: Mapping[str, Any], query: ImageQuery) -> Any:
+    """
+    Raises:
+        SearchError: `NOT_CACHED`.
+    """
+    for name in _names(query):
+        if name in rows:
+            return rows[name]
+    raise _not_cached(query)
 
 
 def _not_cached(query: ImageQuery) -> SearchError:
