@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.engine.base import Completion, ImageInput
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.protocol.safe_text import SafeText
 from mmsearch_trl.rollout.trajectory import Part
@@ -108,6 +108,14 @@ class ChatEncoder:
             ValueError: a control token would come of it.
         """
         return Encoded((text,), self._expand(self._ids(text), (text,), 0))
+
+    def sampleable(self, completion: Completion) -> list[tuple[int, float]]:
+        """The ids of a completion that a model may sample, with their log-probs; an engine may not have forbidden all."""
+        return [
+            (token, logprob)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
+            if token not in self.vision_ids and token < self.vocabulary_size
+        ]
 
     def without_end(self, sampled: Sequence[int]) -> int:
         """How many of the sampled ids remain without the control tokens at their end."""

@@ -92,11 +92,7 @@ class MMSearchProtocol:
         a turn without the turn-end token has its last id overwritten by it, as upstream does.
         """
         chat = self.chat
-        kept = [
-            (token, logprob)
-            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
-            if token not in chat.vision_ids and token < chat.vocabulary_size
-        ]
+        kept = chat.sampleable(completion)
         if self._compat and kept and chat.turn_end_id not in (token for token, _ in kept):
             kept[-1] = (chat.turn_end_id, kept[-1][1])
         if len(kept) == len(completion.token_ids) and not self._compat:

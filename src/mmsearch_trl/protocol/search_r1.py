@@ -81,11 +81,7 @@ class SearchR1Protocol:
     def sampled(self, completion: Completion) -> Completion:
         """The completion cut behind its action; without one, also without the end of turn, for the turn goes on."""
         chat = self.chat
-        kept = [
-            (token, logprob)
-            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
-            if token not in chat.vision_ids and token < chat.vocabulary_size
-        ]
+        kept = chat.sampleable(completion)
         ids = [token for token, _ in kept]
         end = end_of_stop(ids, (SEARCH_END,), chat.decode) or end_of_stop(ids, (ANSWER_END,), chat.decode)
         reason = completion.finish_reason if end is None else FinishReason.STOP

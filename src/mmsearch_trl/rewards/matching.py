@@ -9,7 +9,10 @@ import json
 import re
 import string
 from collections.abc import Iterable
+from typing import Literal
 
+
+RewardMode = Literal["EM", "SubEM"]
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -31,6 +34,12 @@ def substring_match(answer: str, golds: Iterable[str]) -> bool:
     """True when any normalised gold occurs in the normalised answer; a gold that normalises to "" occurs in all."""
     normalized = normalize_answer(answer)
     return any(normalize_answer(gold) in normalized for gold in golds)
+
+
+def is_right(answer: str | None, golds: Iterable[str], mode: RewardMode) -> bool:
+    """Whether there is an answer and it matches a gold one, in whole (EM) or in part (SubEM)."""
+    matches = exact_match if mode == "EM" else substring_match
+    return answer is not None and matches(answer, golds)
 
 
 def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | None = None) -> tuple[str, ...]:

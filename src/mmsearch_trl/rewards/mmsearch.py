@@ -16,11 +16,10 @@ from typing import Literal, get_args
 
 from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards.checks import check_choice, check_range
-from mmsearch_trl.rewards.matching import exact_match, substring_match
+from mmsearch_trl.rewards.matching import RewardMode, is_right
 from mmsearch_trl.rewards.rule_reward import Message, RewardParts, assistant_turns
 
 
-RewardMode = Literal["EM", "SubEM"]
 FormatRule = Literal["any_rounds", "three_rounds"]
 Formula = Literal["multiplicative", "subtractive"]
 
@@ -112,7 +111,7 @@ def score(
     if options.formula == "subtractive":
         return _subtractive(responses, answers, options, penalty)
     answer = form.extract_answer(responses[-1]) if responses else None
-    accuracy = _accuracy(answer, answers, options.reward_mode)
+    accuracy = float(is_right(answer, answers, options.reward_mode))
     valid = form.any_rounds_valid if options.format_rule == "any_rounds" else form.three_rounds_valid
     form_score = float(valid(responses))
     searches = form.count_searches(responses)
@@ -126,15 +125,10 @@ def _subtractive(
 ) -> RewardParts:
     transcript = "".join(responses)
     answer = form.extract_answer(transcript)
-    accuracy = _accuracy(answer, answers, options.reward_mode)
+    accuracy = float(is_right(answer, answers, options.reward_mode))
     form_score = float(form.single_search_valid(transcript))
     reward = _weigh(accuracy - penalty * form.asks_search(transcript), form_score, options)
     return RewardParts(reward, accuracy, form_score, form.count_searches(responses), answer)
-
-
-def _accuracy(answer: str | None, answers: Sequence[str], mode: RewardMode) -> float:
-    matches = exact_match if mode == "EM" else substring_match
-    return float(answer is not None and matches(answer, answers))
 
 
 def _weigh(answer_score: float, form_score: float, options: RewardConfig) -> float:

@@ -25,12 +25,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mmsearch_trl.rewards.checks import check_choice, check_range
-from mmsearch_trl.rewards.matching import exact_match, normalize_answer, substring_match
+from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
 from mmsearch_trl.rewards.rule_reward import Message, RewardParts, assistant_turns
 
 
 RewardRule = Literal["em", "structure"]
-RewardMode = Literal["EM", "SubEM"]
 
 _TEXT = r"(?:(?!</?(?:think|search|information|answer)>).)*"
 _VALID = re.compile(
@@ -102,8 +101,7 @@ class SearchR1RewardConfig:
         texts = [message["content"] for message in messages] if self.score_prompt else assistant_turns(messages)
         answer = extract_answer(texts, prompt=self.score_prompt)
         transcript = "".join(message["content"] for message in messages)
-        matches = exact_match if self.reward_mode == "EM" else substring_match
-        right = answer is not None and matches(answer, answers)
+        right = is_right(answer, answers, self.reward_mode)
         valid = structure_valid(transcript)
         searches = sum(bool(_SEARCH.search(turn)) for turn in assistant_turns(messages))
         reward = self._reward(answer, right, valid, transcript, answers)
