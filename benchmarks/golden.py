@@ -43,7 +43,13 @@ RUNS: Mapping[str, Keys] = {
     "filtered": {**_SMALL, "filter_zero_variance_groups": True},
     "compat": {**_SMALL, "rollout.compat": "mmsearch_r1"},
     "two_processes": {**_SMALL, "per_device_train_batch_size": 8, "ddp_backend": "gloo"},
-    "interrupted": {**_SMALL, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"},
+    "interrupted": {
+        **_SMALL,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "lr_scheduler_type": "constant",
+    },
 }
 """Keys over `recipes/world/grpo.yaml`; `interrupted` is then resumed from its second step and must end the same."""
 
@@ -109,7 +115,8 @@ def _train(out: Path, folder: Path, overrides: Keys, processes: int) -> None:
     }
     for prompt in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
         keys[f"{prompt}_prompt"] = world / "prompts" / f"{prompt}.txt"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
+    launch += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]  # gloo, by `use_cpu`
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [sys.executable, *launch, "-m", "mmsearch_trl.train", "--config", "recipes/world/grpo.yaml"]
     command += [f"--{key}={value}" for key, value in (keys | dict(overrides)).items()]

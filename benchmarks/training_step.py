@@ -3,7 +3,7 @@
     python -m benchmarks.training_step [--out runs/bench/training_step.json] [--repeats 5] [--micro 4] [--scale 0.25]
 
 A random Qwen2.5-VL of some tens of millions of parameters, fp32, on a processor with one thread. 32 rows of 4 prompts,
-with lengths and pictures as in `benchmarks/gpu/rows.py`, all `--scale` as long. TRL shuffles and cuts them into
+with lengths and images as in `benchmarks/gpu/rows.py`, all `--scale` as long. TRL shuffles and cuts them into
 micro-batches; this trainer deals the same rows anew. Timed in turns: the pass that takes old log-probs, and the loss
 with its gradient over all micro-batches. Seconds are the process's own on the processor, so that what else the machine
 does counts for little. Log-probs and gradients of both are compared. The table is printed, and written with machine

@@ -27,7 +27,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.vllm_process import VLLMProcess
@@ -133,7 +133,7 @@ class Colocated:
 
     async def next_token(self) -> tuple[int, float]:
         with self._engine.rollout():
-            turn = await self._engine.generate(PROMPT, [], Sampling(max_tokens=1, temperature=0.0))
+            turn = await self._engine.generate(PROMPT, [], SamplingParams(max_tokens=1, temperature=0.0))
         return turn.token_ids[0], turn.logprobs[0]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mmsearch_trl.search.types import Tool
+from mmsearch_trl.core.action import Tool
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.world.demo import WARM_START_STEPS, evaluate_groups, make_trainer, make_warm_start, results

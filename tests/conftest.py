@@ -59,7 +59,7 @@ def build(request: pytest.FixtureRequest, servers: "Servers") -> Iterator["Train
 @pytest.fixture(scope="session")
 def world_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `mmsearch world` writes: `world/` and the untrained `model/`; not to be changed."""
-    from mmsearch_trl.cli import main
+    from mmsearch_trl.commands.main import main
 
     home = tmp_path_factory.mktemp("home")
     assert main(["world", "--seed", "0", "--out", str(home), "--demonstrations", "40"]) == 0

@@ -58,5 +58,5 @@ def _arguments(recipe: str, home: Path, values: dict[str, Any]) -> list[str]:
     prompts = home / "world" / "prompts"
     names = ("first_turn", "after_image_search", "after_text_search", "forced_answer")
     values = {f"{name}_prompt": prompts / f"{name}.txt" for name in names} | values
-    values = {"reply_wording": prompts / "wording.yaml"} | values
+    values = {"reply_templates": prompts / "wording.yaml"} | values
     return ["--config", str(RECIPES / recipe), *(f"--{key}={value}" for key, value in values.items())]

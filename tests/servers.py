@@ -15,7 +15,7 @@ from typing import Any
 import tiny
 import torch
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.engine.vllm_requests import Vocabulary
 from mmsearch_trl.protocol.chat import ChatEncoder

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.cli import RUNNERS
-from mmsearch_trl.cli import main as command_line
-from mmsearch_trl.config import load_recipe, parse_arguments
-from mmsearch_trl.prefetch import split_arguments
-from mmsearch_trl.search_command import parser as search_parser
+from mmsearch_trl.commands.main import RUNNERS
+from mmsearch_trl.commands.main import main as command_line
+from mmsearch_trl.commands.prefetch import split_arguments
+from mmsearch_trl.commands.search import parser as search_parser
+from mmsearch_trl.recipe.recipe import load_recipe, parse_arguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ _CODE = re.compile(r"`([^`\n]+)`")
 
 
 def text_of(page: Path) -> str:
-    """A page as a reader sees it: a picture that is not there yet may be named in a comment."""
+    """A page as a reader sees it: an image that is not there yet may be named in a comment."""
     return _COMMENT.sub("", page.read_text(encoding="utf-8"))
 
 

@@ -6,9 +6,10 @@ import pytest
 from runs import grpo_arguments, write_jsonl
 
 from mmsearch_trl import evaluate as script
-from mmsearch_trl.cli import main
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.evaluation.rollouts import evaluate_tasks
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rewards.mmsearch import RewardConfig
@@ -28,14 +29,14 @@ class AlwaysKelso:
     def __init__(self, protocol: MMSearchProtocol) -> None:
         text = "<reason> it is new</reason><answer> Kelso</answer>"
         self._turn = (*protocol.chat.tokenizer(text)["input_ids"], protocol.chat.turn_end_id)
-        self.samplings: list[Sampling] = []
+        self.samplings: list[SamplingParams] = []
 
-    async def generate(self, token_ids: object, images: list[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(self, token_ids: object, images: list[ImageInput], sampling: SamplingParams) -> Completion:
         self.samplings.append(sampling)
         return Completion(self._turn, (0.0,) * len(self._turn), FinishReason.STOP)
 
 
-def evaluated(tasks: list[Task], **options: float) -> tuple[list[float | None], list[Sampling]]:
+def evaluated(tasks: list[Task], **options: float) -> tuple[list[float | None], list[SamplingParams]]:
     """Rewards and samplings of an evaluation with `AlwaysKelso`."""
     engine = AlwaysKelso(PROTOCOL)
     tools = SearchRuntime(None, None)

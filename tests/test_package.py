@@ -23,7 +23,7 @@ def test_rollout_protocol_search_and_rewards_never_import_trl() -> None:
         "protocol.mmsearch",
         "protocol.search_r1",
         "search.config",
-        "search.index.build",
+        "search.index_build",
         "rewards.mmsearch",
         "rewards.search_r1",
     ]

@@ -5,8 +5,8 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from trl import SFTConfig
 
-from mmsearch_trl.config import Recipe, load_recipe
-from mmsearch_trl.config_values import RecipeError
+from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.values import RecipeError
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 

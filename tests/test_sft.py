@@ -8,17 +8,17 @@ from PIL import Image
 from runs import lessons, sft_arguments, write_jsonl
 
 from mmsearch_trl import sft
-from mmsearch_trl.config import load_recipe
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.rows import DataError, RowError
-from mmsearch_trl.engine.base import Sampling
 from mmsearch_trl.engine.scripted import ScriptedEngine
+from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.opening import build_runtime
-from mmsearch_trl.traces.build import ScoredTrajectory
+from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.traces.files import TraceWriter
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.world.protocol import build_protocol
@@ -40,7 +40,7 @@ def rolled_out(home: Path, *texts: str, limits: Limits | None = None) -> Traject
     world = home / "world"
     tools = build_runtime(SearchConfig(image_index=str(world / "image_index"), text_index=str(world / "text_index")))
     engine = ScriptedEngine(turns, [chat.turn_end_id])
-    sampling = Sampling(max_tokens=64)
+    sampling = SamplingParams(max_tokens=64)
     return asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, limits or Limits(), sampling))
 
 

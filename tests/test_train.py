@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 import pytest
 from runs import QUICK, grpo_arguments, write_jsonl
 
-from mmsearch_trl import train, versions
-from mmsearch_trl.cli import main
-from mmsearch_trl.config import load_recipe
+from mmsearch_trl import train
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.core import versions
+from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.traces.files import read_traces
 
 
@@ -28,7 +29,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def some_rows(home: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of the world's training data with absolute paths of their pictures."""
+    """Rows of the world's training data with absolute paths of their images."""
     lines = (home / "world" / "train.jsonl").read_text().splitlines()[:count]
     return [row | {"image": str(home / "world" / row["image"])} for row in map(json.loads, lines)]
 

@@ -22,20 +22,22 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import FEATURES
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
 from mmsearch_trl.engine.transformers import TransformersEngine
-from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.types import CallRecord, ImageHit, ImageQuery, Observation, TextHit, Tool
+from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.world.model import build_model
-from mmsearch_trl.world.protocol import PROMPTS, WORDING
+from mmsearch_trl.world.protocol import PROMPTS, TEMPLATES
 from mmsearch_trl.world.tokenizer import CHAT_TEMPLATE, build_processor, build_tokenizer
 
 
@@ -59,10 +61,10 @@ class Family:
         return model.eval()
 
     def protocol(self) -> MMSearchProtocol:
-        return MMSearchProtocol(ChatEncoder(self.processor), PROMPTS, WORDING)
+        return MMSearchProtocol(ChatEncoder(self.processor), PROMPTS, TEMPLATES)
 
     def restless(self) -> "RestlessProtocol":
-        return RestlessProtocol(ChatEncoder(self.processor), PROMPTS, WORDING)
+        return RestlessProtocol(ChatEncoder(self.processor), PROMPTS, TEMPLATES)
 
     def engine(self, model: PreTrainedModel, chat: ChatEncoder, **options: Any) -> TransformersEngine:
         settings = {
@@ -139,7 +141,9 @@ class WrappedEngine:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         return await self.engine.generate(token_ids, images, sampling)
 
     def __getattr__(self, name: str) -> Any:
@@ -181,7 +185,7 @@ class RestlessProtocol(MMSearchProtocol):
 
 
 class CannedTools:
-    """Answers by the query alone: 1 to 3 pictures of odd sizes for an image, a line or two for a text."""
+    """Answers by the query alone: 1 to 3 images of odd sizes for an image, a line or two for a text."""
 
     def __init__(self, delay: Callable[[], float] | None = None, max_images: int = 3, side: int = 90) -> None:
         self._delay = delay
@@ -226,7 +230,7 @@ def noise(width: int, height: int, rng: random.Random) -> Image.Image:
 
 
 def tasks(count: int, *, images: Sequence[int] = (1,), seed: int = 0) -> list[Task]:
-    """Tasks with `images[i % len(images)]` pictures each, of different sizes."""
+    """Tasks with `images[i % len(images)]` images each, of different sizes."""
     rng = random.Random(seed)
     words = ("who", "where is the city", "when was it founded", "it is new")
     return [

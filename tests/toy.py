@@ -44,7 +44,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """A processor that leaves pictures whose sides are multiples of 28 as they are."""
+    """A processor that leaves images whose sides are multiples of 28 as they are."""
     patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4096}
     return Qwen2_5_VLProcessor(

@@ -1,4 +1,4 @@
-"""Are log-probs of a padded batch with pictures those of each sequence alone? In fp32 and in bf16."""
+"""Are log-probs of a padded batch with images those of each sequence alone? In fp32 and in bf16."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

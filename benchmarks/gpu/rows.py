@@ -1,6 +1,6 @@
 """Random rows with the lengths of multi-turn search trajectories, drawn from a seed.
 
-A prompt has instructions and one picture, and is shared by a group. A trajectory answers at once (30 %), after an
+A prompt has instructions and one image, and is shared by a group. A trajectory answers at once (30 %), after an
 image search (25 %), after a text search (20 %) or after both (25 %). Turns have 60 to 220 tokens; an image search
 brings 3 to 5 thumbnails with titles, a text search 240 to 750 tokens of passages. All of it is assumed, not measured.
 """
@@ -14,12 +14,12 @@ import torch
 
 
 MERGE = 2
-"""Patches per token along each side of a picture."""
+"""Patches per token along each side of an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Ids for text, `first` up to `last`, and those around a picture."""
+    """Ids for text, `first` up to `last`, and those around an image."""
 
     first: int
     last: int
@@ -47,7 +47,7 @@ class Row:
 
 
 class Writer:
-    """Draws rows; `scale` shrinks every length, and pictures by area."""
+    """Draws rows; `scale` shrinks every length, and images by area."""
 
     def __init__(self, vocabulary: Vocabulary, *, seed: int, scale: float = 1.0) -> None:
         self._vocabulary = vocabulary
@@ -59,12 +59,12 @@ class Writer:
         drawn: list[Row] = []
         while len(drawn) < count:
             prompt = Row()
-            prompt.prompt += [*self._text(250, 400), *self._picture(prompt, 12, 28)]
+            prompt.prompt += [*self._text(250, 400), *self._image(prompt, 12, 28)]
             drawn += [self._trajectory(prompt) for _ in range(group)]
         return drawn[:count]
 
     def with_images(self, images: Sequence[int]) -> list[Row]:
-        """A row for each count, with that many pictures: one in the prompt, if any, and the others in one reply."""
+        """A row for each count, with that many images: one in the prompt, if any, and the others in one reply."""
         return [self._reply_of(count) for count in images]
 
     def _trajectory(self, prompt: Row) -> Row:
@@ -83,7 +83,7 @@ class Writer:
         row = Row()
         row.prompt += self._text(20, 200)
         if images:
-            row.prompt += self._picture(row, 5, 20)
+            row.prompt += self._image(row, 5, 20)
         self._say(row)
         self._thumbnails(row, max(images - 1, 0))
         self._say(row)
@@ -91,7 +91,7 @@ class Writer:
 
     def _thumbnails(self, row: Row, count: int) -> None:
         for _ in range(count):
-            self._hear(row, [*self._picture(row, 5, 10), *self._text(15, 40)])
+            self._hear(row, [*self._image(row, 5, 10), *self._text(15, 40)])
 
     def _say(self, row: Row) -> None:
         text = self._text(60, 220)
@@ -106,7 +106,7 @@ class Writer:
         count = max(round(self._rng.randint(shortest, longest) * self._scale), 1)
         return [self._rng.randrange(self._vocabulary.first, self._vocabulary.last) for _ in range(count)]
 
-    def _picture(self, row: Row, smallest: int, largest: int) -> list[int]:
+    def _image(self, row: Row, smallest: int, largest: int) -> list[int]:
         height, width = (max(round(self._rng.randint(smallest, largest) * self._scale**0.5), 1) for _ in range(2))
         row.grids.append((1, height * MERGE, width * MERGE))
         known = self._vocabulary

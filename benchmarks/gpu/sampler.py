@@ -16,7 +16,8 @@ from benchmarks.gpu.passes import packed
 from benchmarks.gpu.rows import Row
 from PIL import Image
 
-from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.images import ImageEncoder
 
 
@@ -26,7 +27,7 @@ Prompt = tuple[list[int], ImageInput]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Turns asked for at once, of `tokens` each, after `text` ids and a picture of `side` pixels of their own."""
+    """Turns asked for at once, of `tokens` each, after `text` ids and an image of `side` pixels of their own."""
 
     turns: int = 64
     tokens: int = 256
@@ -59,7 +60,7 @@ def sampler(config: Any, device: torch.device, load: Load) -> Iterator[dict[str,
 
 
 def served(config: Any, load: Load) -> Any:
-    """A processor that takes the load's pictures as they are; the configuration gets its ids."""
+    """A processor that takes the load's images as they are; the configuration gets its ids."""
     from mmsearch_trl.world.model import build_config
     from mmsearch_trl.world.tokenizer import build_processor
 
@@ -104,14 +105,14 @@ def measure(engine: Any, config: Any, images: ImageEncoder, device: torch.device
 
 
 def _prompt(rng: random.Random, config: Any, images: ImageEncoder, load: Load) -> Prompt:
-    picture = images.encode(Image.frombytes("RGB", (load.side, load.side), rng.randbytes(3 * load.side**2)))
+    image = images.encode(Image.frombytes("RGB", (load.side, load.side), rng.randbytes(3 * load.side**2)))
     text = [rng.randrange(20, 220) for _ in range(load.text)]  # of the processor's ids, those of plain text
-    pads = [config.image_token_id] * picture.num_tokens
-    return [*text[::2], config.vision_start_token_id, *pads, config.vision_end_token_id, *text[1::2]], picture
+    pads = [config.image_token_id] * image.num_tokens
+    return [*text[::2], config.vision_start_token_id, *pads, config.vision_end_token_id, *text[1::2]], image
 
 
 async def _write(engine: Any, prompts: Sequence[Prompt], tokens: int) -> list[Completion]:
-    sampling = (Sampling(max_tokens=tokens, seed=i) for i in range(len(prompts)))
+    sampling = (SamplingParams(max_tokens=tokens, seed=i) for i in range(len(prompts)))
     calls = (engine.generate(ids, [image], how) for (ids, image), how in zip(prompts, sampling, strict=True))
     return await asyncio.gather(*calls)
 

@@ -1,7 +1,7 @@
 """Measure the three schedulers once, or study them.
 
 python -m benchmarks.rollout --k 64 --seed 0     writes runs/bench/rollout.json and prints a table
-python -m benchmarks.rollout --study             other sizes and ablations: tables and a picture
+python -m benchmarks.rollout --study             other sizes and ablations: tables and an image
 """
 
 import argparse
@@ -20,9 +20,9 @@ from time import perf_counter
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the server needs the other cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from benchmarks.rollout.image import draw
 from benchmarks.rollout.measure import measure, summary
 from benchmarks.rollout.model import make_processor, make_protocol, write_checkpoint
-from benchmarks.rollout.picture import draw
 from benchmarks.rollout.plan import Plan
 from benchmarks.rollout.report import environment, table
 from benchmarks.rollout.rig import LIMITS, Rig
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--port", type=int, default=8151)
     parser.add_argument("--study", action="store_true", help="more than an hour; goes on where it was stopped")
-    parser.add_argument("--picture", type=Path, default=Path("docs/images/rollout.png"), help="of the study")
+    parser.add_argument("--image", type=Path, default=Path("docs/images/rollout.png"), help="of the study")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped as well
@@ -70,8 +70,8 @@ def _study(options: argparse.Namespace) -> None:
         study(running, by_name, out, tell())
     tables = "\n".join(markdown(out))
     (out / "tables.md").write_text(tables + "\n", encoding="utf-8")
-    draw(out, options.picture)
-    print(tables, f"\n\n{out / 'tables.md'}\n{options.picture}", sep="")
+    draw(out, options.image)
+    print(tables, f"\n\n{out / 'tables.md'}\n{options.image}", sep="")
 
 
 @contextmanager

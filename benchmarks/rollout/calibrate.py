@@ -18,7 +18,8 @@ from time import perf_counter
 import numpy as np
 from benchmarks.rollout.replay import EngineCost
 
-from mmsearch_trl.engine.base import Engine, Sampling
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.engine.base import Engine
 
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -70,7 +71,7 @@ async def calibrate(engine: Engine, word_ids: Sequence[int]) -> Calibration:
 
     async def timed(batch: Sequence[Sequence[int]], decoded: int) -> float:
         start = perf_counter()
-        await asyncio.gather(*(engine.generate(ids, (), Sampling(max_tokens=decoded)) for ids in batch))
+        await asyncio.gather(*(engine.generate(ids, (), SamplingParams(max_tokens=decoded)) for ids in batch))
         return perf_counter() - start
 
     cached = prompts(BATCHES[-1], _PROMPT)

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.world.model import build_config
-from mmsearch_trl.world.protocol import PROMPTS, WORDING
+from mmsearch_trl.world.protocol import PROMPTS, TEMPLATES
 from mmsearch_trl.world.tokenizer import build_processor
 
 
@@ -69,7 +69,7 @@ def make_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGenera
 
 def make_protocol(processor: Qwen2_5_VLProcessor) -> MMSearchProtocol:
     """The project's protocol in the world's short wording; its image caches are empty."""
-    return MMSearchProtocol(ChatEncoder(processor), PROMPTS, WORDING)
+    return MMSearchProtocol(ChatEncoder(processor), PROMPTS, TEMPLATES)
 
 
 def write_checkpoint(folder: Path) -> None:

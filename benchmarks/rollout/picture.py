@@ -1,4 +1,4 @@
-"""The study as one picture: seconds by number of rollouts, and who worked when."""
+"""The study as one image: seconds by number of rollouts, and who worked when."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _BAR = 0.26
 
 
 def draw(out: Path, target: Path) -> None:
-    """Write the picture from a study's reports."""
+    """Write the image from a study's reports."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _bars(left, {k: [read(scenario_path(out, k, seed))["seconds"] for seed in seeds] for k, seeds in SEEDS.items()})

@@ -22,7 +22,7 @@ from mmsearch_trl.engine.vllm_requests import Vocabulary
 from mmsearch_trl.engine.vllm_server import ServerEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.search.cache.store import ResultStore
 
 
 ResultT = TypeVar("ResultT")
@@ -100,7 +100,7 @@ class Rig:
                 scenario,
                 scale=variant.scale * self.time_scale,
                 coalescing=variant.coalescing,
-                cache=AnswerStore(Path(folder) / "answers.sqlite") if variant.cache else None,
+                cache=ResultStore(Path(folder) / "answers.sqlite") if variant.cache else None,
                 slots=variant.slots,
             )
             try:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.observation import ImageHit, TextHit
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
-from mmsearch_trl.search.types import ImageHit, TextHit, Tool
 from mmsearch_trl.world.emblems import QUERY_SIZE, THUMBNAIL_SIZE
 from mmsearch_trl.world.world import CITIES, SYLLABLES, YEARS
 
@@ -96,7 +97,7 @@ class Scenario:
         return self._by_query[query]
 
     def image_hits(self, row: Row) -> Sequence[ImageHit]:
-        """What the group's picture is found on: the same for all rollouts of a group."""
+        """What the group's image is found on: the same for all rollouts of a group."""
         return self._groups[row.group].hits
 
     def text_hits(self, row: Row) -> Sequence[TextHit]:

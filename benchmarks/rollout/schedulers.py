@@ -15,12 +15,15 @@ from benchmarks.rollout.scenario import Scenario
 from benchmarks.rollout.script import samplings
 from benchmarks.rollout.spans import Spans
 
-from mmsearch_trl.engine.base import Completion, Engine, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageQuery, Observation
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools, run_batch, run_trajectory
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.types import CallRecord, ImageQuery, Observation
+from mmsearch_trl.search.calls.record import CallRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,9 @@ class Watched:
         self._engine, self._tools, self._gate = engine, tools, gate
         self.engine_spans, self.tool_spans = Spans(), Spans()
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         await self._wave()
         with self.engine_spans.recorded():
             return await self._engine.generate(token_ids, images, sampling)

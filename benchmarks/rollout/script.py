@@ -7,18 +7,19 @@ from benchmarks.rollout.plan import Plan, prompt_digest
 from benchmarks.rollout.scenario import GROUP, Scenario
 from benchmarks.rollout.tools import tools
 
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import named_sampling, run_batch
-from mmsearch_trl.rollout.trajectory import Trajectory
 
 
 TRL_SEED = 1
 """TRL asks for a group at once with one seed; vLLM gives the member number i the seed plus i."""
 
 
-def samplings(scenario: Scenario, limits: Limits) -> list[Sampling]:
+def samplings(scenario: Scenario, limits: Limits) -> list[SamplingParams]:
     return [named_sampling(limits, f"{scenario.seed}/{row.index}", 1.0) for row in scenario.rows]
 
 
@@ -31,7 +32,9 @@ class ScriptEngine:
         self._said: dict[str, int] = {}
         self.first_seeds: dict[str, int] = {}
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         name = sampling.affinity
         turn = self._said.get(name, 0)
         self._said[name] = turn + 1

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 
 from benchmarks.rollout.scenario import Scenario
 
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, TextHit
+from mmsearch_trl.search.cache.store import ResultStore
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.store import AnswerStore
-from mmsearch_trl.search.types import ImageHit, ImageQuery, TextHit, Tool
 
 
 _NO_TIMEOUT_S = 3600.0
 
 
 class SleepingImageSearch:
-    """Args: `by_pixels` lets rollouts that look up the same picture share one call."""
+    """Args: `by_pixels` lets rollouts that look up the same image share one call."""
 
     name = "sleeping image search"
     fingerprint = "1"
@@ -52,7 +53,7 @@ def tools(
     *,
     scale: float = 1.0,
     coalescing: bool = False,
-    cache: AnswerStore | None = None,
+    cache: ResultStore | None = None,
     slots: int | None = None,
 ) -> SearchRuntime:
     """The tools of one run.

@@ -23,10 +23,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.images import ImageInput, Part
+from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.rollout.trajectory import Part
-from mmsearch_trl.search.types import Observation, Tool
 
 
 def search(query: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.search.corpus import Corpus
 from benchmarks.search.encoder import Encoded, fill
 
-from mmsearch_trl.search.index.build import build_dense_index, build_text_index
+from mmsearch_trl.search.index_build import build_dense_index, build_text_index
 from mmsearch_trl.search.text import dense_build
 from mmsearch_trl.search.text.dense import EXACT, VECTORS
 from mmsearch_trl.search.text.encoder import TextEncoder

@@ -92,7 +92,9 @@ class Size:
             size = index.stat().st_size + size_of(self._folder / _ARROW)
             report["plain"] = self._describe(plain, wanted[FLAT], size)
             for part in built:
-                with served("mmsearch_trl.cli", ("serve", "retriever", *part.arguments), _port(), self._log) as ours:
+                with served(
+                    "mmsearch_trl.commands.main", ("serve", "retriever", *part.arguments), _port(), self._log
+                ) as ours:
                     loads = {name: self._pairs(plain, ours, load) for name, load in LOADS.items()}
                     about = self._describe(ours, wanted[part.name], part.bytes)
                 report["backends"][part.name] = {"build_s": round(part.seconds, 2)} | about | {"load": loads}

@@ -7,8 +7,8 @@ from benchmarks.search.corpus import VOCABULARY, WORDS, Corpus, Query, chunks
 from benchmarks.search.encoder import Vectors
 from numpy.typing import NDArray
 
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.text.hybrid import fused
-from mmsearch_trl.search.types import TextHit
 
 
 _K1 = 1.2

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from mmsearch_trl.data.task import Task
+    from mmsearch_trl.core.task import Task
+    from mmsearch_trl.core.trajectory import Trajectory
     from mmsearch_trl.engine.transformers import TransformersEngine
     from mmsearch_trl.protocol.chat import ChatEncoder
     from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
     from mmsearch_trl.rollout.limits import Limits
     from mmsearch_trl.rollout.loop import run_batch, run_trajectory
-    from mmsearch_trl.rollout.trajectory import Trajectory
     from mmsearch_trl.search.runtime import SearchRuntime
     from mmsearch_trl.trainer.config import MMSearchGRPOConfig
     from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
@@ -36,8 +36,8 @@ _HOMES = {
     "SearchR1Protocol": "protocol.search_r1",
     "SearchR1RewardConfig": "rewards.search_r1",
     "SearchRuntime": "search.runtime",
-    "Task": "data.task",
-    "Trajectory": "rollout.trajectory",
+    "Task": "core.task",
+    "Trajectory": "core.trajectory",
     "TransformersEngine": "engine.transformers",
     "run_batch": "rollout.loop",
     "run_trajectory": "rollout.loop",

@@ -23,28 +23,28 @@ from accelerate import PartialState
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from mmsearch_trl.build import build_engine, build_protocol, load_agent, load_processor
-from mmsearch_trl.config import Recipe, load_recipe
-from mmsearch_trl.config_values import RecipeError
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.data.rows import DataError
-from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import read_tasks
-from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, summarize
 from mmsearch_trl.evaluation.report import save_rows, summary_table
-from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_pictures
+from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_images
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.rollout.trajectory import StopReason
+from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
+from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.values import RecipeError
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
-from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import Tool
-from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
-from mmsearch_trl.user_errors import run_script
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _fitting_rows(recipe: Recipe, file: str, protocol: TurnProtocol) -> list[int
     for number, task in enumerate(tqdm(_tasks(recipe, file), desc=f"Checking {Path(file).name}", unit="row")):
         count += 1
         if task.images and not protocol.chat.sees_images:
-            raise DataError(f"{file}: question {task.id} has a picture, and the model is a language model")
+            raise DataError(f"{file}: question {task.id} has an image, and the model is a language model")
         if limit is None or len(protocol.prompt(task).token_ids) <= limit:
             fitting.append(number)
     if not fitting:
@@ -160,7 +160,7 @@ async def _evaluate_files(
 
 
 async def _evaluate_file(recipe: Recipe, agent: _Agent, file: str, rows: Sequence[int]) -> EvaluationSummary:
-    """Roll out one file, a few batches at a time; what is kept of a trajectory in memory is without pictures."""
+    """Roll out one file, a few batches at a time; what is kept of a trajectory in memory is without images."""
     args = recipe.trainer
     assert isinstance(args, MMSearchGRPOConfig)
     name, tokenizer = Path(file).stem, agent.protocol.chat.tokenizer
@@ -184,7 +184,7 @@ async def _evaluate_file(recipe: Recipe, agent: _Agent, file: str, rows: Sequenc
             )
             traces.write(scored, step=0, split=name)
             saved += [evaluation_row(item, tokenizer, step=0) for item in scored]
-            kept += [_without_pictures(item) for item in scored]
+            kept += [_without_images(item) for item in scored]
             bar.update(len(chunk))
     _check_finished(name, kept)
     save_rows(saved, _folder(recipe) / f"{name}_{len(saved)}.json")
@@ -211,8 +211,8 @@ def _chunks(tasks: Iterator[Task], size: int) -> Iterator[list[Task]]:
         yield chunk
 
 
-def _without_pictures(scored: ScoredTrajectory) -> ScoredTrajectory:
-    return replace(scored, trajectory=without_pictures(scored.trajectory))
+def _without_images(scored: ScoredTrajectory) -> ScoredTrajectory:
+    return replace(scored, trajectory=without_images(scored.trajectory))
 
 
 def _folder(recipe: Recipe) -> Path:

@@ -21,19 +21,19 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from trl import SFTConfig, get_peft_config
 
-from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
-from mmsearch_trl.config import Recipe, load_recipe
+from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import DataError, OnError, RowError, SkippedRows
-from mmsearch_trl.data.task import Task
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.run_folder import record_run
+from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
-from mmsearch_trl.user_errors import run_script
 
 
 logger = logging.getLogger(__name__)

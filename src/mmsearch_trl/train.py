@@ -16,22 +16,22 @@ from rich.console import Console
 from transformers import set_seed
 from trl import get_peft_config
 
-from mmsearch_trl.build import build_protocol, keep_token_out_of_files, load_model, load_processor
-from mmsearch_trl.config import Recipe, load_recipe
-from mmsearch_trl.data.dataset import check_without_pictures, drop_long_prompts, load_dataset_rows
+from mmsearch_trl.core.errors import SearchLost
+from mmsearch_trl.core.script import run_script
+from mmsearch_trl.data.dataset import check_without_images, drop_long_prompts, load_dataset_rows
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
-from mmsearch_trl.run_folder import record_run
 from mmsearch_trl.search.calls.totals import summary_lines
-from mmsearch_trl.search.calls.watch import SearchLost
-from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.search_calls import gather_totals
-from mmsearch_trl.user_errors import run_script
 
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> D
     with PartialState().main_process_first():
         rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
         if not protocol.chat.sees_images:
-            check_without_pictures(rows, files)
+            check_without_images(rows, files)
         if data.max_prompt_length is None:
             return rows
         return drop_long_prompts(

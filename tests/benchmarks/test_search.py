@@ -18,7 +18,7 @@ from benchmarks.search.load import LOADS, Load, Sample
 from benchmarks.search.report import TITLES, slopes
 from benchmarks.search.truth import by_vectors, by_words, joined, recall
 
-from mmsearch_trl.search.index.build import build_text_index
+from mmsearch_trl.search.index_build import build_text_index
 from mmsearch_trl.search.text.bm25 import TextIndex
 
 

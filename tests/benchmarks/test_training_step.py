@@ -23,7 +23,7 @@ LENGTHS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 @pytest.mark.parametrize("micro", [1, 2, 4, 8])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_token_is_forwarded_about_once(seed: int, micro: int, tmp_path: Path) -> None:
-    """64 trajectories of 8 questions, pictures and replies included; TRL's width makes about two of each token."""
+    """64 trajectories of 8 questions, images and replies included; TRL's width makes about two of each token."""
     rows = Writer(WORDS, seed=seed).rows(64, group=8)
     random.Random(seed).shuffle(rows)
     lengths = [len(row.ids) for row in rows]

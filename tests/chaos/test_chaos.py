@@ -12,11 +12,12 @@ import pytest
 import tiny
 from chaos.faulty_web import FAULTS, HERE, MOVED, NAME_FAULTS, FaultyWeb
 
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
-from mmsearch_trl.rollout.trajectory import StopReason
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.calls.breaker import CircuitBreaker
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -36,7 +37,7 @@ POLICY = CallPolicy(timeout_s=1.0, try_timeout_s=0.3, retries=4)
 SEARCHES = 3
 """At most, of a trajectory."""
 SLACK_S = 3.0
-"""For the engine, the pictures, and a busy machine."""
+"""For the engine, the images, and a busy machine."""
 
 
 class Babbler:
@@ -45,7 +46,9 @@ class Babbler:
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         ids = tuple(self._rng.randrange(PROTOCOL.chat.vocabulary_size) for _ in range(self._rng.randint(1, 6)))
         return Completion(ids, (-1.0,) * len(ids), FinishReason.LENGTH)
 
@@ -59,8 +62,8 @@ def runtime(web: FaultyWeb, kind: str) -> SearchRuntime:
             SerpApiGoogle(api), JinaReader(web.url), ChatSummariser(f"{web.url}/v1", "small"), page_timeout_s=0.1
         )
     search = SearchRuntime(SerpApiLens(api, fetcher), text, image_policy=POLICY, text_policy=POLICY)
-    for asker in search._askers.values():  # a breaker would spare the web most of what is tested here
-        asker._breaker = CircuitBreaker(failures=10**9)
+    for client in search._clients.values():  # a breaker would spare the web most of what is tested here
+        client._breaker = CircuitBreaker(failures=10**9)
     return search
 
 
@@ -73,7 +76,7 @@ def test_rollouts_on_a_broken_web(kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
     async def one(batch: int, search: SearchRuntime) -> None:
         tasks = tiny.tasks(TASKS, seed=batch)
-        samplings = [Sampling(max_tokens=6, seed=i) for i in range(TASKS)]
+        samplings = [SamplingParams(max_tokens=6, seed=i) for i in range(TASKS)]
         start = time.monotonic()
         trajectories = await run_batch(tasks, Babbler(batch), PROTOCOL, search, LIMITS, samplings)
         assert time.monotonic() - start < SEARCHES * POLICY.timeout_s + SLACK_S

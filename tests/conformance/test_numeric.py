@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.data.images import resize_prompt_image
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason
 from mmsearch_trl.evaluation.metrics import upstream_batch_metrics
-from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rollout.trajectory import Trajectory, Turn
-from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.trajectory_loss import trajectory_policy_loss

@@ -13,8 +13,12 @@ import pytest
 import toy
 from PIL import Image
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageQuery, Observation, RawReply
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -23,10 +27,9 @@ from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 from mmsearch_trl.rollout.compat import ResponseArrays, cut_response, response_arrays
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import CallRecord, FailureKind, ImageQuery, Observation, RawReply, SearchError, Tool
+from mmsearch_trl.search.calls.record import CallRecord
+from mmsearch_trl.search.calls.validation import checked_answer
 from mmsearch_trl.search.upstream_tools import UpstreamImageSearch, UpstreamTextSearch
-from mmsearch_trl.search.validation import checked_answer
 
 
 Vector = dict[str, Any]
@@ -99,7 +102,7 @@ class Scenario:
                 self.protocol,
                 tools,
                 self.limits,
-                Sampling(max_tokens=1),
+                SamplingParams(max_tokens=1),
             )
             for i, turns in enumerate(self.vector["turns"])
         ]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards.matching import accepted_answers, exact_match, normalize_answer, substring_match
-from mmsearch_trl.rewards.rule_reward import RewardParts
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig, extract_answer, retrieved, structure_valid
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import toy
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, FinishReason, Sampling
+from mmsearch_trl.core.action import ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.observation import Observation, TextHit
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
-from mmsearch_trl.protocol.action import ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.search_r1 import SearchR1Protocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.retriever import _hit
-from mmsearch_trl.search.types import Observation, TextHit, Tool
 
 
 Vector = dict[str, Any]
@@ -63,7 +63,7 @@ def _step(prediction: str) -> tuple[Trajectory, list[str]]:
             PROTOCOL,
             SearchRuntime(None, backend),
             LIMITS,
-            Sampling(max_tokens=1),
+            SamplingParams(max_tokens=1),
         )
     )
     return trajectory, backend.queries

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows, row_to_task
 from mmsearch_trl.data.rows import DataError, RowError, SkippedRows
-from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import read_tasks
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmsearch_trl.cli import main
+from mmsearch_trl.commands.main import main
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.rows import RowError, SkippedRows
 from mmsearch_trl.data.search_r1_sets import TEST_SETS

@@ -71,7 +71,7 @@ def test_a_missing_column_is_named_with_the_file_and_the_columns_present(write_p
 
 
 BAD_ROWS = [
-    (image(b"not a picture"), "unreadable image"),
+    (image(b"not an image"), "unreadable image"),
     ({"images": []}, "no image"),
     (truth(""), "ground truth is empty"),
     (truth("x", "no json"), "not a JSON list"),

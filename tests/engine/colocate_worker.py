@@ -19,11 +19,12 @@ import tiny
 import torch
 import torch.distributed as dist
 
-from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
+from mmsearch_trl.core.action import Action, ActionKind
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.vllm_requests import Vocabulary
-from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rollout.trajectory import Trajectory, Turn
 
 
 ARGS: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True}
@@ -54,7 +55,7 @@ def prompts(family: tiny.Family, count: int, images: Sequence[int] = (1, 0, 2, 3
 async def write(engine: ColocatedEngine, given: Sequence[Prompt], **options: Any) -> list[Completion]:
     """One turn after each prompt, asked for at once; the seed is the prompt's number."""
     settings = {"max_tokens": 10} | options
-    calls = [engine.generate(*prompt, Sampling(seed=i, **settings)) for i, prompt in enumerate(given)]
+    calls = [engine.generate(*prompt, SamplingParams(seed=i, **settings)) for i, prompt in enumerate(given)]
     return await asyncio.gather(*calls)
 
 
@@ -86,7 +87,7 @@ def _trajectories(engine: ColocatedEngine, rank: int, family: tiny.Family) -> li
     given = prompts(family, 5, seed=rank)
 
     async def scenario() -> list[Completion]:
-        late = asyncio.create_task(engine.generate(*given[0], Sampling(max_tokens=200, seed=9)))
+        late = asyncio.create_task(engine.generate(*given[0], SamplingParams(max_tokens=200, seed=9)))
         await asyncio.sleep(0.05 * (1 + rank))
         first = await write(engine, given[: 4 - 2 * rank])
         late.cancel()

@@ -11,8 +11,10 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine import step_loop
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
 from mmsearch_trl.engine.step_loop import Request, StepLoop
 
 
@@ -100,7 +102,7 @@ class Ranks:
 
 
 def turn(loop: StepLoop, first: int, tokens: int = 3, images: Sequence[ImageInput] = ()) -> Any:
-    return loop.generate([first, 1], images, Sampling(max_tokens=tokens))
+    return loop.generate([first, 1], images, SamplingParams(max_tokens=tokens))
 
 
 def picture(shade: int) -> ImageInput:
@@ -219,7 +221,7 @@ def test_a_picture_travels_to_the_other_rank_once(monkeypatch: pytest.MonkeyPatc
         together(turn(ranks.loops[0], number, images=[picture(7)]))
     together(turn(ranks.loops[1], 9, images=[picture(7), picture(8)]))
     ranks.leave()
-    sent = [list(share.pictures) for share in ranks.shares[0] + ranks.shares[1] if share.pictures]
+    sent = [list(share.images) for share in ranks.shares[0] + ranks.shares[1] if share.images]
     assert sent == [["key7"], ["key8"]]
     added = [entry for entry in steppers[1].told if entry[0] == "add"]
     assert [len(prepared) for *_, prepared in added] == [1, 1, 1, 2]

@@ -10,7 +10,9 @@ import pytest
 import tiny
 import torch
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.transformers import TransformersEngine
 
 
@@ -47,21 +49,23 @@ def together(*calls: Coroutine[Any, Any, Completion]) -> list[Any]:
 
 def one(engine: TransformersEngine, prompt: Prompt, **sampling: Any) -> Completion:
     settings = {"max_tokens": 6, "seed": 1} | sampling
-    [completion] = together(engine.generate(*prompt, Sampling(**settings)))
+    [completion] = together(engine.generate(*prompt, SamplingParams(**settings)))
     if isinstance(completion, BaseException):
         raise completion
     return completion
 
 
 def test_requests_that_arrive_together_are_one_batch(engine: TransformersEngine) -> None:
-    completions = together(*(engine.generate(*p, Sampling(max_tokens=3, seed=i)) for i, p in enumerate(prompts(6))))
+    completions = together(
+        *(engine.generate(*p, SamplingParams(max_tokens=3, seed=i)) for i, p in enumerate(prompts(6)))
+    )
     assert engine.batches == [6]
     assert all(len(c.token_ids) == len(c.logprobs) <= 3 for c in completions)
 
 
 def test_a_batch_is_never_larger_than_allowed(model: Any) -> None:
     engine = FAMILY.engine(model, CHAT, max_batch=4)
-    together(*(engine.generate(*p, Sampling(max_tokens=2)) for p in prompts(10)))
+    together(*(engine.generate(*p, SamplingParams(max_tokens=2)) for p in prompts(10)))
     assert max(engine.batches) <= 4 and sum(engine.batches) == 10
 
 
@@ -69,7 +73,7 @@ def test_a_turn_does_not_depend_on_its_batch_mates(engine: TransformersEngine) -
     given = prompts(6)
     alone = [one(engine, prompt, seed=i) for i, prompt in enumerate(given)]
     order = [4, 1, 5, 0, 3, 2]
-    mixed = together(*(engine.generate(*given[i], Sampling(max_tokens=6, seed=i)) for i in order))
+    mixed = together(*(engine.generate(*given[i], SamplingParams(max_tokens=6, seed=i)) for i in order))
     for i, completion in zip(order, mixed, strict=True):
         assert completion.token_ids == alone[i].token_ids
         assert completion.logprobs == pytest.approx(alone[i].logprobs, abs=1e-5)
@@ -77,10 +81,10 @@ def test_a_turn_does_not_depend_on_its_batch_mates(engine: TransformersEngine) -
 
 def test_each_request_has_its_own_seed_and_temperature(engine: TransformersEngine) -> None:
     [prompt] = prompts(1)
-    seeds = [Sampling(max_tokens=6, seed=seed) for seed in (1, 1, 2)]
+    seeds = [SamplingParams(max_tokens=6, seed=seed) for seed in (1, 1, 2)]
     same, again, other = together(*(engine.generate(*prompt, sampling) for sampling in seeds))
     assert same.token_ids == again.token_ids != other.token_ids
-    warm = Sampling(max_tokens=6, seed=1, temperature=1e-4)
+    warm = SamplingParams(max_tokens=6, seed=1, temperature=1e-4)
     cold, greedy = together(engine.generate(*prompt, warm), engine.generate(*prompt, replace(warm, temperature=0.0)))
     assert cold.token_ids == greedy.token_ids != same.token_ids
 
@@ -88,7 +92,7 @@ def test_each_request_has_its_own_seed_and_temperature(engine: TransformersEngin
 def test_each_request_has_its_own_budget(engine: TransformersEngine) -> None:
     given = prompts(5)
     completions = together(
-        *(engine.generate(*prompt, Sampling(max_tokens=i + 1, seed=9)) for i, prompt in enumerate(given))
+        *(engine.generate(*prompt, SamplingParams(max_tokens=i + 1, seed=9)) for i, prompt in enumerate(given))
     )
     assert engine.batches == [5]
     for i, completion in enumerate(completions):
@@ -112,7 +116,7 @@ def test_a_stop_text_ends_its_own_turn_and_no_other(engine: TransformersEngine) 
     free = [one(engine, prompt, max_tokens=10, seed=i) for i, prompt in enumerate(given)]
     stop, end = tiny.stop_in(free[0], CHAT)
     texts = [(stop, "never"), (), ("never",)]
-    samplings = [Sampling(max_tokens=10, seed=i, stops=stops) for i, stops in enumerate(texts)]
+    samplings = [SamplingParams(max_tokens=10, seed=i, stops=stops) for i, stops in enumerate(texts)]
     stopped = together(*(engine.generate(*prompt, how) for prompt, how in zip(given, samplings, strict=True)))
     assert stopped[0].token_ids == free[0].token_ids[:end] and end < len(free[0].token_ids)
     assert stopped[0].finish_reason is FinishReason.STOP and len(stopped[0].logprobs) == end
@@ -147,7 +151,7 @@ def test_draws_follow_the_distribution(engine: TransformersEngine, model: Any) -
     prompt = prompts(1)[0]
     count = 1500
     sampled = together(
-        *(engine.generate(*prompt, Sampling(max_tokens=1, seed=s, temperature=0.3)) for s in range(count))
+        *(engine.generate(*prompt, SamplingParams(max_tokens=1, seed=s, temperature=0.3)) for s in range(count))
     )
     logits = _next_logits(model, prompt) / 0.3
     logits[list(CHAT.vision_ids)] = -torch.inf
@@ -161,7 +165,7 @@ def test_draws_follow_the_distribution(engine: TransformersEngine, model: Any) -
 @pytest.mark.parametrize("cut", [{"top_k": 2}, {"top_p": 0.3}], ids=str)
 def test_top_k_and_top_p_cut_the_tail_only(engine: TransformersEngine, model: Any, cut: dict[str, Any]) -> None:
     prompt = prompts(1)[0]
-    sampled = together(*(engine.generate(*prompt, Sampling(max_tokens=1, seed=s, **cut)) for s in range(64)))
+    sampled = together(*(engine.generate(*prompt, SamplingParams(max_tokens=1, seed=s, **cut)) for s in range(64)))
     logits = _next_logits(model, prompt)
     log_probs = logits.log_softmax(-1)
     logits[list(CHAT.vision_ids)] = -torch.inf
@@ -176,7 +180,7 @@ def test_top_k_and_top_p_cut_the_tail_only(engine: TransformersEngine, model: An
 def test_requests_that_are_cut_differently_run_in_batches_of_their_own(engine: TransformersEngine) -> None:
     prompt = prompts(1)[0]
     cuts = [{"top_k": 1}, {}, {"top_k": 1}, {"top_p": 0.5}]
-    together(*(engine.generate(*prompt, Sampling(max_tokens=2, **cut)) for cut in cuts))
+    together(*(engine.generate(*prompt, SamplingParams(max_tokens=2, **cut)) for cut in cuts))
     assert sorted(engine.batches) == [1, 1, 2]
 
 
@@ -191,7 +195,7 @@ def test_a_vision_token_is_never_sampled_however_likely(temperature: float) -> N
     engine = FAMILY.engine(model, CHAT)
     sampled = together(
         *(
-            engine.generate(*p, Sampling(max_tokens=8, seed=i, temperature=temperature))
+            engine.generate(*p, SamplingParams(max_tokens=8, seed=i, temperature=temperature))
             for i, p in enumerate(prompts(6))
         )
     )
@@ -205,7 +209,7 @@ def test_an_id_without_a_token_is_never_sampled() -> None:
     model.resize_token_embeddings(CHAT.vocabulary_size + 30)
     model.lm_head.weight.data[CHAT.vocabulary_size :] *= 30
     engine = FAMILY.engine(model, CHAT)
-    sampled = together(*(engine.generate(*p, Sampling(max_tokens=8, seed=i)) for i, p in enumerate(prompts(6))))
+    sampled = together(*(engine.generate(*p, SamplingParams(max_tokens=8, seed=i)) for i, p in enumerate(prompts(6))))
     assert max(token for completion in sampled for token in completion.token_ids) < CHAT.vocabulary_size
 
 
@@ -215,7 +219,7 @@ def test_cancelling_a_request_leaves_the_others_undisturbed(engine: Transformers
 
     async def scenario(cancel_after: float) -> list[tuple[int, ...]]:
         calls = [
-            asyncio.create_task(engine.generate(*prompt, Sampling(max_tokens=6, seed=i)))
+            asyncio.create_task(engine.generate(*prompt, SamplingParams(max_tokens=6, seed=i)))
             for i, prompt in enumerate(given)
         ]
         await asyncio.sleep(cancel_after)
@@ -235,7 +239,7 @@ def test_an_error_in_the_model_fails_its_batch_only(
     expected = one(engine, given[0]).token_ids
     with monkeypatch.context() as patch:
         patch.setattr(engine._model.model, "forward", _broken)
-        failed = together(*(engine.generate(*prompt, Sampling(max_tokens=2)) for prompt in given))
+        failed = together(*(engine.generate(*prompt, SamplingParams(max_tokens=2)) for prompt in given))
     assert [type(outcome) for outcome in failed] == [EngineError] * 3
     assert "RuntimeError: out of memory" in str(failed[0])
     assert one(engine, given[0]).token_ids == expected
@@ -275,7 +279,7 @@ def test_arrival_in_any_order_and_at_any_time_gives_the_same_turns(engine: Trans
 
         async def call(i: int) -> Completion:
             await asyncio.sleep(rng.random() * 0.05)
-            return await engine.generate(*given[i], Sampling(max_tokens=4, seed=i))
+            return await engine.generate(*given[i], SamplingParams(max_tokens=4, seed=i))
 
         return await asyncio.gather(*(call(i) for i in range(6)))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_vllm import GENERATE, FakeVLLM, configuration
 
-from mmsearch_trl.engine.base import ContextOverflow, EngineError
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
 from mmsearch_trl.engine.vllm_client import (
     ServerInfo,
     ServerUnavailable,

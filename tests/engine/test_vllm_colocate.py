@@ -19,7 +19,8 @@ from engine import colocate_worker as worker
 from peft import LoraConfig, get_peft_model
 from servers import QUIET, environment
 
-from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, FinishReason, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.weight_sync import sampler_weights
 
@@ -80,7 +81,7 @@ def test_a_stop_text_ends_a_turn_with_the_token_that_completes_it(
     [free] = worker.rollout(engine, [prompt])
     stop, end = tiny.stop_in(free, family.protocol().chat)
     with engine.rollout():
-        sampling = Sampling(max_tokens=10, stops=(stop, "never"))
+        sampling = SamplingParams(max_tokens=10, stops=(stop, "never"))
         stopped = asyncio.run(engine.generate(*prompt, sampling))
     assert stopped.token_ids == free.token_ids[:end] and len(stopped.logprobs) == end < len(free.token_ids)
     assert stopped.finish_reason is FinishReason.STOP
@@ -106,7 +107,7 @@ def test_a_turn_depends_on_its_seed_and_not_on_its_company(engine: ColocatedEngi
 
         async def call(i: int) -> Completion:
             await asyncio.sleep(rng.random() * 0.05)
-            return await engine.generate(*given[i], Sampling(max_tokens=10, seed=i))
+            return await engine.generate(*given[i], SamplingParams(max_tokens=10, seed=i))
 
         return await asyncio.gather(*(call(i) for i in range(6)))
 
@@ -125,7 +126,7 @@ def test_cancelling_a_turn_frees_what_it_held_and_disturbs_no_other(
     expected = worker.rollout(engine, given)
 
     async def scenario(wait: float) -> list[Completion]:
-        endless = asyncio.create_task(engine.generate(*given[0], Sampling(max_tokens=400, temperature=0.7)))
+        endless = asyncio.create_task(engine.generate(*given[0], SamplingParams(max_tokens=400, temperature=0.7)))
         await asyncio.sleep(wait)
         others = asyncio.create_task(worker.write(engine, given))
         await asyncio.sleep(0)
@@ -148,8 +149,8 @@ def test_a_prompt_that_leaves_no_room_is_an_overflow(engine: ColocatedEngine, fa
     assert engine.max_model_len == 512
     with engine.rollout():
         with pytest.raises(ContextOverflow, match="512 tokens, max_model_len is 512"):
-            asyncio.run(engine.generate([5] * 512, [], Sampling(max_tokens=4)))
-        fits = asyncio.run(engine.generate([5] * 511, [], Sampling(max_tokens=4)))
+            asyncio.run(engine.generate([5] * 512, [], SamplingParams(max_tokens=4)))
+        fits = asyncio.run(engine.generate([5] * 511, [], SamplingParams(max_tokens=4)))
         [after] = asyncio.run(worker.write(engine, [prompt]))
     assert (len(fits.token_ids), fits.finish_reason) == (1, FinishReason.LENGTH)
     assert len(after.token_ids) == 10
@@ -157,7 +158,7 @@ def test_a_prompt_that_leaves_no_room_is_an_overflow(engine: ColocatedEngine, fa
 
 def test_turns_are_written_within_a_rollout_only(engine: ColocatedEngine, family: tiny.Family) -> None:
     with pytest.raises(RuntimeError, match="within its rollout"):
-        asyncio.run(engine.generate([5, 6], [], Sampling(max_tokens=2)))
+        asyncio.run(engine.generate([5, 6], [], SamplingParams(max_tokens=2)))
     with engine.rollout(), pytest.raises(RuntimeError, match="a rollout is open"):
         engine.load_weights([])
 
@@ -167,7 +168,7 @@ def test_a_rollout_that_is_left_abandons_its_turns(engine: ColocatedEngine, fami
 
     async def leave_early() -> BaseException:
         with engine.rollout():
-            endless = asyncio.create_task(engine.generate(*prompt, Sampling(max_tokens=400)))
+            endless = asyncio.create_task(engine.generate(*prompt, SamplingParams(max_tokens=400)))
             await asyncio.sleep(0.05)
         [outcome] = await asyncio.gather(endless, return_exceptions=True)
         assert isinstance(outcome, BaseException)
@@ -200,9 +201,9 @@ def test_ids_that_vllm_would_not_sample_from_are_refused_before_it_does(
     pad = token_ids.index(family.protocol().chat.image_pad_id)
     with engine.rollout():
         with pytest.raises(EngineError, match="another prompt than ours"):
-            asyncio.run(engine.generate(token_ids[:pad] + token_ids[pad + 1 :], [image], Sampling(max_tokens=2)))
+            asyncio.run(engine.generate(token_ids[:pad] + token_ids[pad + 1 :], [image], SamplingParams(max_tokens=2)))
         with pytest.raises(EngineError):
-            asyncio.run(engine.generate(token_ids, [image, image], Sampling(max_tokens=2)))
+            asyncio.run(engine.generate(token_ids, [image, image], SamplingParams(max_tokens=2)))
         [after] = asyncio.run(worker.write(engine, [(token_ids, [image])]))
     assert worker.difference(family, family.model(), [(token_ids, [image])], [after]) < 1e-4
 
@@ -246,7 +247,7 @@ def test_new_weights_are_sampled_from_with_pictures_seen_before(engine: Colocate
 def test_without_emptied_caches_new_weights_would_see_old_pictures(
     engine: ColocatedEngine, family: tiny.Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative control of the test before: keys and values are forgotten, encoded pictures are not."""
+    """The negative control of the test before: keys and values are forgotten, encoded images are not."""
     given = worker.prompts(family, 4)
     new = family.model(seed=1)
     runner = engine._stepper.core.model_executor.driver_worker.worker.model_runner
@@ -256,7 +257,7 @@ def test_without_emptied_caches_new_weights_would_see_old_pictures(
         patch.setattr(engine._llm, "reset_encoder_cache", lambda: None)
         engine.load_weights(new.named_parameters())
     completions = worker.rollout(engine, given)
-    assert worker.difference(family, new, given[1:2], completions[1:2]) < 1e-4, "the one without a picture"
+    assert worker.difference(family, new, given[1:2], completions[1:2]) < 1e-4, "the one without an image"
     for i in (0, 2, 3):
         assert worker.difference(family, new, given[i : i + 1], completions[i : i + 1]) > 0.01
 
@@ -393,7 +394,7 @@ def _adapted(family: tiny.Family, seed: int, rank: int = 4) -> Any:
 
 
 async def _gather(engine: ColocatedEngine, given: Any) -> list[Any]:
-    calls = [engine.generate(*prompt, Sampling(max_tokens=10, seed=i)) for i, prompt in enumerate(given)]
+    calls = [engine.generate(*prompt, SamplingParams(max_tokens=10, seed=i)) for i, prompt in enumerate(given)]
     return await asyncio.gather(*calls, return_exceptions=True)
 
 

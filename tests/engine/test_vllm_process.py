@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine import vllm_process
-from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.vllm_process import VLLMProcess, as_arguments, default_flags, main, serve_command
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 

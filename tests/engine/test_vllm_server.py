@@ -9,11 +9,12 @@ import pytest
 import tiny
 from servers import Servers, post, vocabulary
 
-from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, FinishReason, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.engine.vllm_client import UnknownImage
 from mmsearch_trl.engine.vllm_server import ServerEngine
 from mmsearch_trl.protocol.chat import Encoded
-from mmsearch_trl.rollout.trajectory import Trajectory, Turn
 
 
 FAMILIES = {family.name: family for family in (tiny.qwen25(), tiny.qwen3())}
@@ -47,8 +48,8 @@ def pictures(prompt: Encoded) -> list[Any]:
     return [part for part in prompt.parts if not isinstance(part, str)]
 
 
-def sampling(seed: int = 0, **options: Any) -> Sampling:
-    return Sampling(**({"max_tokens": 12, "seed": seed} | options))
+def sampling(seed: int = 0, **options: Any) -> SamplingParams:
+    return SamplingParams(**({"max_tokens": 12, "seed": seed} | options))
 
 
 @pytest.mark.slow

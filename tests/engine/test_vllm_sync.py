@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_vllm import FakeVLLM
 
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine import vllm_sync
-from mmsearch_trl.engine.base import EngineError
 from mmsearch_trl.engine.vllm_client import ServerUnavailable, VLLMClient
 from mmsearch_trl.engine.vllm_sync import PublishedWeights, ServerSync
 

@@ -3,13 +3,14 @@ import math
 
 import pytest
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason
-from mmsearch_trl.evaluation.metrics import summarize, upstream_batch_metrics, wilson_interval
-from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rewards.rule_reward import RewardParts
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation
+from mmsearch_trl.core.reward import RewardParts
+from mmsearch_trl.core.statistics import wilson_interval
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
+from mmsearch_trl.evaluation.metrics import summarize, upstream_batch_metrics
 
 
 DOWN = Failure(FailureKind.TIMEOUT, "slow")

@@ -136,7 +136,7 @@ IMAGE_TOKENS = {"qwen": "<|image_pad|>", "llama": "<|image|>", "gemma": "<image_
 
 
 def processor(family: str) -> TinyProcessor:
-    """A processor whose pictures are 1 to 4 tokens."""
+    """A processor whose images are 1 to 4 tokens."""
     patches: dict[str, Any] = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     patches["size"] = {"shortest_edge": 28**2, "longest_edge": 56**2}
     return TinyProcessor(TOKENIZERS[family](), IMAGE_TOKENS[family], Qwen2VLImageProcessor(**patches))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.web.addresses import GuardedResolver, check_host, is_public
 from mmsearch_trl.search.web.fetch import TEXT_TYPES, Fetcher
 

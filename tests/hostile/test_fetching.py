@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from misbehaving import Answer, Site, Write, redirect, response, serving
 
-from mmsearch_trl.search.types import Failure, FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import Failure, FailureKind
 from mmsearch_trl.search.web.addresses import is_public
 from mmsearch_trl.search.web.fetch import IMAGE_TYPES, MAX_REDIRECTS, TEXT_TYPES, Fetched, Fetcher
 
@@ -238,7 +239,7 @@ async def _silent(write: Write) -> None:
         pytest.param(response(PAGE, Content_Encoding="gzip, gzip"), FailureKind.BAD_RESPONSE, id="gzip twice"),
         pytest.param(response(PAGE, Content_Type=""), FailureKind.BAD_RESPONSE, id="no content type"),
         pytest.param(response(PAGE, Content_Type="application/x-sh"), FailureKind.BAD_RESPONSE, id="a script"),
-        pytest.param(response(PAGE, Content_Type="image/png"), FailureKind.BAD_RESPONSE, id="a picture"),
+        pytest.param(response(PAGE, Content_Type="image/png"), FailureKind.BAD_RESPONSE, id="an image"),
         pytest.param(response(status="204 No Content"), FailureKind.UNAVAILABLE, id="204"),
         pytest.param(response(status="304 Not Modified"), FailureKind.UNAVAILABLE, id="304"),
         pytest.param(response(status="401 Unauthorized"), FailureKind.BLOCKED, id="401"),

@@ -1,4 +1,4 @@
-"""Whatever a search result calls a picture: the reply has as many pictures as places for them, and none is made up."""
+"""Whatever a search result calls an image: the reply has as many images as places for them, and none is made up."""
 
 import asyncio
 import io
@@ -11,11 +11,11 @@ import tiny
 from misbehaving import response, serving
 from PIL import Image
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageHit, ImageQuery
 from mmsearch_trl.search.image.download import with_thumbnails
-from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE
+from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import ImageHit, ImageQuery
 from mmsearch_trl.search.web.fetch import Fetcher
 
 
@@ -84,7 +84,7 @@ GOOD: dict[str, tuple[bytes, str]] = {
 }
 BAD: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "image/png"),
-    "text": (b"not a picture", "image/png"),
+    "text": (b"not an image", "image/png"),
     "HTML": (b"<html><body>404</body></html>", "image/jpeg"),
     "HTML that says so": (b"<html></html>", "text/html"),
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
@@ -106,7 +106,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 class Lens:
-    """Image search whose hits' pictures come from a server."""
+    """Image search whose hits' images come from a server."""
 
     name, fingerprint = "lens", "1"
 
@@ -118,7 +118,7 @@ class Lens:
 
 
 def looked_up(*pictures: tuple[bytes, str]) -> list[ImageHit]:
-    """What a search with these pictures comes to; the reply is checked on the way."""
+    """What a search with these images comes to; the reply is checked on the way."""
 
     async def run() -> list[ImageHit]:
         async def here(host: str, port: int) -> list[str]:

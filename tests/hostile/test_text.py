@@ -17,7 +17,10 @@ from hostile.pages import INVISIBLE, MARKS, SPOOFS, TAGGED, Page, disguises, wid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -26,8 +29,7 @@ from mmsearch_trl.protocol.safe_text import TAGS, WORD_JOINER, SafeText, strip_i
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import CallRecord, ImageHit, ImageQuery, Observation, TextHit, Tool
+from mmsearch_trl.search.calls.record import CallRecord
 
 
 FAMILIES = tuple(families.IMAGE_TOKENS)
@@ -94,7 +96,9 @@ def script(family: str) -> tuple[tuple[int, ...], ...]:
 
 def roll_out(family: str, page: Page) -> Trajectory:
     engine = ScriptedEngine(script(family), [protocol(family).chat.turn_end_id])
-    return asyncio.run(run_trajectory(TASK, engine, protocol(family), Finds(page), LIMITS, Sampling(max_tokens=1)))
+    return asyncio.run(
+        run_trajectory(TASK, engine, protocol(family), Finds(page), LIMITS, SamplingParams(max_tokens=1))
+    )
 
 
 @cache

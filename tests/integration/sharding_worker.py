@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mmsearch_trl.build import build_engine
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.engine.sharding import gathered
 from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.recipe.build import build_engine
 from mmsearch_trl.world.model import build_model
 from mmsearch_trl.world.tokenizer import build_processor
 
@@ -32,7 +32,7 @@ def main(gather: bool) -> None:
     engine = build_engine(model, ChatEncoder(processor))
 
     async def turns() -> list[int]:
-        sampling = Sampling(max_tokens=4 + 5 * rank, seed=rank)
+        sampling = SamplingParams(max_tokens=4 + 5 * rank, seed=rank)
         return [len((await engine.generate([5, 6, 7], [], sampling)).token_ids) for _ in range(1 + 2 * rank)]
 
     if gather:

@@ -20,7 +20,7 @@ def pushed(arguments: list[str], tmp_path: Path) -> tuple[FakeHub, dict[str, byt
     with FakeHub() as hub:
         own = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | own
-        command = [sys.executable, "-m", "mmsearch_trl.cli", "train", *arguments]
+        command = [sys.executable, "-m", "mmsearch_trl.commands.main", "train", *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return hub, hub.files["someone/agent"]

@@ -10,10 +10,10 @@ from runs import grpo_arguments
 from transformers import AutoModelForImageTextToText
 from trl import ModelConfig
 
-from mmsearch_trl.build import load_agent, merge_adapter
-from mmsearch_trl.config import load_recipe
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import row_to_task
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.recipe.build import load_agent, merge_adapter
+from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.train import train
 from mmsearch_trl.trainer.demonstrations import collate
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer

@@ -1,4 +1,4 @@
-"""GRPO with LoRA on real rows: FVQA questions with JPEG pictures up to 800 px, their own pictures in the index."""
+"""GRPO with LoRA on real rows: FVQA questions with JPEG images up to 800 px, their own images in the index."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ import tiny
 import torch
 from peft import LoraConfig
 
+from mmsearch_trl.core.action import Tool
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.image.index import ImageIndex
-from mmsearch_trl.search.index.build import build_image_index, build_text_index
+from mmsearch_trl.search.index_build import build_image_index, build_text_index
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.bm25 import TextIndex
-from mmsearch_trl.search.types import Tool
 
 
 PARQUET = Path(__file__).parent.parent / "fixtures" / "fvqa_mini.parquet"

@@ -1,4 +1,4 @@
-"""No search is made twice: a group of eight looks its picture up once, and a replay asks nobody."""
+"""No search is made twice: a group of eight looks its image up once, and a replay asks nobody."""
 
 import asyncio
 import random
@@ -10,14 +10,15 @@ import pytest
 import tiny
 from chaos.faulty_web import FaultyWeb
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import image_query, run_batch
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
-from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.retriever import Retriever
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
@@ -30,7 +31,9 @@ LIMITS = Limits(max_turns=4, max_turn_tokens=6, max_response_tokens=400, image_s
 class Seeded:
     """An engine whose turns follow from the seed of the trajectory and what was said before."""
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         rng = random.Random(f"{sampling.seed}/{sum(token_ids)}")
         await asyncio.sleep(rng.random() * 0.01)
         ids = tuple(rng.randrange(PROTOCOL.chat.vocabulary_size) for _ in range(rng.randint(1, 6)))
@@ -47,7 +50,7 @@ def backends(web: FaultyWeb) -> tuple[SerpApiLens, Retriever]:
 
 async def epoch(search: SearchRuntime, tasks: Sequence[Task]) -> list[Trajectory]:
     try:
-        samplings = [Sampling(max_tokens=6, seed=i) for i in range(len(tasks))]
+        samplings = [SamplingParams(max_tokens=6, seed=i) for i in range(len(tasks))]
         return await run_batch(tasks, Seeded(), PROTOCOL, search, LIMITS, samplings)
     finally:
         await search.disconnect()
@@ -89,10 +92,10 @@ def test_a_second_epoch_in_replay_asks_nobody_and_is_the_same(tmp_path: Path) ->
     async def run() -> None:
         async with FaultyWeb(0.0, seed=0) as web:
             tasks = tiny.tasks(24, images=(1, 2))
-            first = await epoch(SearchRuntime(*backends(web), cache=AnswerStore(tmp_path / "answers")), tasks)
+            first = await epoch(SearchRuntime(*backends(web), cache=ResultStore(tmp_path / "answers")), tasks)
             calls = dict(web.calls)
             assert calls["search.json"] > 5 and calls["retrieve"] > 5
-            replay = SearchRuntime(*backends(web), cache=AnswerStore(tmp_path / "answers"), mode=Mode.REPLAY)
+            replay = SearchRuntime(*backends(web), cache=ResultStore(tmp_path / "answers"), mode=Mode.REPLAY)
             second = await epoch(replay, tasks)
             assert dict(web.calls) == calls, "a request was made"
             assert shown(second) == shown(first)

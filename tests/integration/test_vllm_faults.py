@@ -17,9 +17,9 @@ import tiny
 from faults import Proxy
 from servers import FLAGS, Servers, environment
 
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
-from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 

@@ -15,11 +15,11 @@ import torch
 from peft import LoraConfig
 from servers import Servers, Trainers, environment
 
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.engine.vllm_client import VLLMClient
-from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.rollouts import roll_out, samplings
-from mmsearch_trl.trainer.weight_watch import WeightWatch
+from mmsearch_trl.trainer.weight_version import WeightVersion
 
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def make(servers: Servers, mode: str, tmp_path: Path) -> Iterator[Any]:
 
 
 class Comparison(NamedTuple):
-    """vLLM's log-probs against a plain forward pass of the trainer's weights, and pictures in replies among them."""
+    """vLLM's log-probs against a plain forward pass of the trainer's weights, and images in replies among them."""
 
     worst: float
     pictures: int
@@ -90,7 +90,7 @@ def test_the_sampler_has_the_trainer_s_weights_after_every_step(make: Any, kind:
 def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(peft_config=adapter())
     assert compare(trainer, "before").worst < 1e-4
-    monkeypatch.setattr(WeightWatch, "changed", lambda self, also=False: False)
+    monkeypatch.setattr(WeightVersion, "changed", lambda self, also=False: False)
     trainer.train()
     assert compare(trainer, "after").worst > 1e-2
 

@@ -7,7 +7,8 @@ import pytest
 import tiny
 from servers import Trainers
 
-from mmsearch_trl.engine.base import Completion, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.images import ImageInput
 
 
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]
@@ -16,7 +17,9 @@ FAMILIES = [tiny.qwen25(), tiny.qwen3()]
 class RecordingEngine(tiny.WrappedEngine):
     calls: list[tuple[tuple[int, ...], Completion]] = []  # noqa: RUF012
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         completion = await super().generate(token_ids, images, sampling)
         self.calls.append((tuple(token_ids), completion))
         return completion

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import Trainers
 
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
@@ -61,7 +61,7 @@ _ANY_ID = st.one_of(
 def test_whatever_an_engine_samples_no_vision_token_enters_the_transcript(turns: list[list[int]]) -> None:
     engine = ScriptedEngine(turns, [_PROTOCOL.chat.turn_end_id])
     [task] = tiny.tasks(1)
-    rollout = run_trajectory(task, engine, _PROTOCOL, tiny.CannedTools(), LIMITS, Sampling(max_tokens=8))
+    rollout = run_trajectory(task, engine, _PROTOCOL, tiny.CannedTools(), LIMITS, SamplingParams(max_tokens=8))
     trajectory = asyncio.run(rollout)
     for turn in trajectory.turns:
         assert _PROTOCOL.chat.vision_ids.isdisjoint(turn.token_ids)

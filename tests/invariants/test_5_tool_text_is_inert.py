@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Trainers
 
-from mmsearch_trl.engine.base import ImageInput, Sampling
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, RawReply, TextHit
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -20,8 +24,7 @@ from mmsearch_trl.protocol.safe_text import TAGS
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import CallRecord, ImageHit, ImageQuery, Observation, RawReply, TextHit, Tool
+from mmsearch_trl.search.calls.record import CallRecord
 
 
 FAMILY = tiny.qwen25()
@@ -82,7 +85,7 @@ class Hostile:
 def _roll_out(tools: Hostile) -> Trajectory:
     turns = [(*CHAT.tokenizer(text).input_ids, CHAT.turn_end_id) for text in TURNS]
     engine = ScriptedEngine(turns, [CHAT.turn_end_id])
-    return asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, LIMITS, Sampling(max_tokens=1)))
+    return asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, LIMITS, SamplingParams(max_tokens=1)))
 
 
 def _controls(trajectory: Trajectory) -> list[int]:

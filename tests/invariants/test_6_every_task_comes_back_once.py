@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Trainers
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError, SearchError
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import FailureKind, Hit, ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import FailureKind, Hit, ImageHit, ImageQuery, Observation, SearchError, TextHit
 
 
 PROTOCOL = tiny.qwen25().restless()
@@ -37,7 +39,9 @@ class Unreliable:
         self._rng = random.Random(seed)
         self._engine_faults = engine_faults
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         await asyncio.sleep(self._rng.random() * 0.002)
         fault = self._rng.random()
         if self._engine_faults and fault < 0.1:
@@ -69,7 +73,7 @@ class Unreliable:
 def _run(seed: int, *, engine_faults: bool) -> list[Trajectory]:
     given_tasks = tiny.tasks(6, images=(1, 0, 2))
     parts = Unreliable(seed, engine_faults)
-    samplings = [Sampling(max_tokens=6, seed=i) for i in range(6)]
+    samplings = [SamplingParams(max_tokens=6, seed=i) for i in range(6)]
 
     async def scenario() -> list[Trajectory]:
         runtime = SearchRuntime(parts, parts, image_policy=HURRIED, text_policy=HURRIED)
@@ -108,12 +112,12 @@ def test_an_engine_that_fails_ends_that_trajectory_alone(seed: int) -> None:
 def test_a_defect_that_strikes_every_rollout_is_raised() -> None:
     class Broken(Unreliable):
         async def generate(
-            self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling
+            self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
         ) -> Completion:
             raise ZeroDivisionError("a defect")
 
     parts = Broken(0, False)
-    run = run_batch(tiny.tasks(2), parts, PROTOCOL, tiny.CannedTools(), LIMITS, [Sampling(max_tokens=1)] * 2)
+    run = run_batch(tiny.tasks(2), parts, PROTOCOL, tiny.CannedTools(), LIMITS, [SamplingParams(max_tokens=1)] * 2)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(run)
 
@@ -122,7 +126,7 @@ def test_cancelling_the_batch_cancels_it() -> None:
     async def scenario() -> None:
         tools = tiny.CannedTools(delay=lambda: 60)
         parts = Unreliable(1, False)
-        samplings = [Sampling(max_tokens=6, seed=i) for i in range(6)]
+        samplings = [SamplingParams(max_tokens=6, seed=i) for i in range(6)]
         batch = asyncio.create_task(run_batch(tiny.tasks(6), parts, PROTOCOL, tools, LIMITS, samplings))
         await asyncio.sleep(0.05)
         batch.cancel()
@@ -155,7 +159,9 @@ def test_every_task_comes_back_from_every_engine(build: Trainers, tmp_path: Path
 
 
 class OftenGone(tiny.WrappedEngine):
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         if random.Random(sampling.seed).random() < 0.15:
             raise EngineError("gone")
         return await super().generate(token_ids, images, sampling)

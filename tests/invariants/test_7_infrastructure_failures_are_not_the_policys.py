@@ -10,9 +10,12 @@ import pytest
 import tiny
 from servers import Trainers
 
-from mmsearch_trl.engine.base import Completion, EngineError, ImageInput, Sampling
-from mmsearch_trl.rollout.trajectory import StopReason
-from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.trainer.batch import loss_mask
 
 
@@ -34,7 +37,9 @@ class FailingTools(tiny.CannedTools):
 class FailingEngine(tiny.WrappedEngine):
     """Fails a third of all turns, chosen by their seeds."""
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         if random.Random(sampling.seed).random() < 0.35:
             raise EngineError("out of memory")
         return await super().generate(token_ids, images, sampling)
@@ -96,7 +101,9 @@ def test_training_survives_an_engine_that_fails_every_turn(build: Trainers, tmp_
 
 
 class DeadEngine(tiny.WrappedEngine):
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         raise EngineError("gone")
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from servers import Trainers
 
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.core.trajectory import Trajectory
 
 
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]

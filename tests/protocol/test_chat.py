@@ -7,7 +7,7 @@ import tiny
 import toy
 from trl import chat_template_utils
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.protocol.chat import ChatEncoder
 
 

@@ -8,14 +8,15 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput
-from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, FinishReason
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
-from mmsearch_trl.protocol.wording import Wording
+from mmsearch_trl.protocol.reply_templates import ReplyTemplates
 from mmsearch_trl.rewards.format import extract_answer
-from mmsearch_trl.search.types import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit, Tool
 
 
 CHAT = ChatEncoder(toy.build_processor())
@@ -124,17 +125,19 @@ def test_text_hits_are_worded_as_the_released_checkpoints_know_them() -> None:
     hits = (TextHit("T", "some text", url="http://a"), TextHit("Title", "more"))
     said = _said(OURS, Observation(tool=Tool.TEXT_SEARCH, hits=hits))
     assert said == (
-        "\n<|im_start|>user\nSearched results: <information>" + Wording().text_header + "1. (http://a) some text\n"
+        "\n<|im_start|>user\nSearched results: <information>"
+        + ReplyTemplates().text_header
+        + "1. (http://a) some text\n"
         f"2. (Title) more\n</information>\nOriginal user's question: {TASK.question}\nAFTER-TXT<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
 
 def test_image_hits_are_worded_as_the_released_checkpoints_know_them() -> None:
-    hits = (ImageHit("A {rank} b", thumbnail=TASK.images[0]), ImageHit("no picture"))
+    hits = (ImageHit("A {rank} b", thumbnail=TASK.images[0]), ImageHit("no image"))
     said = _said(OURS, Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
-    body = "1. image: <|vision_start|><|vision_end|>\ntitle: A {rank} b\n2. title: no picture\n"
-    assert Wording().image_header + body + "</information>\n" in said and said.count("AFTER-IMG") == 1
+    body = "1. image: <|vision_start|><|vision_end|>\ntitle: A {rank} b\n2. title: no image\n"
+    assert ReplyTemplates().image_header + body + "</information>\n" in said and said.count("AFTER-IMG") == 1
 
 
 @pytest.mark.parametrize("tool", list(Tool))

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, FinishReason
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, FinishReason
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation, RawReply, TextHit
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
-from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.prompt_files import PromptFileError
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol, load_search_r1_prompt
-from mmsearch_trl.search.types import Failure, FailureKind, Observation, RawReply, TextHit, Tool
-from mmsearch_trl.search.validation import IMAGE_PLACEHOLDER
+from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
 
 PROTOCOL = small_lm.build_protocol("</search>\n</answer>\n who wrote moby dick Herman Melville")
@@ -53,7 +53,7 @@ def test_a_question_that_holds_tags_stays_text() -> None:
 
 def test_a_language_model_is_shown_no_picture_and_a_vision_model_is() -> None:
     with_picture = Task(id="1", question="who?", images=(Image.new("RGB", (56, 56), "navy"),))
-    with pytest.raises(ValueError, match="sees no pictures"):
+    with pytest.raises(ValueError, match="sees no images"):
         PROTOCOL.prompt(with_picture)
     chat = ChatEncoder(tiny.qwen25().processor)
     prompt = SearchR1Protocol(chat, "{question}").prompt(with_picture)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.protocol.action import ActionKind
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.rewards.format import (
     any_rounds_valid,
     asks_search,

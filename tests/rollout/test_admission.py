@@ -10,16 +10,17 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.engine.base import Completion, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import FailureKind, Hit, TextHit
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.pressure import Pressure, PressureSource
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import FailureKind, Hit, TextHit
 
 
 PROTOCOL = tiny.qwen25().protocol()
@@ -47,7 +48,9 @@ class Gauge:
         self.running = self.most = self.readings = 0
         self.order: list[str] = []
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         self.running += 1
         self.most = max(self.most, self.running)
         self.order.append(sampling.affinity)
@@ -87,7 +90,7 @@ def run(scenario: Coroutine[Any, Any, Any]) -> Any:
 
 
 def batch(engine: Any, count: int, admission: Admission | None, tools: Any = None) -> list[Trajectory]:
-    samplings = [Sampling(max_tokens=1, seed=i) for i in range(count)]
+    samplings = [SamplingParams(max_tokens=1, seed=i) for i in range(count)]
     tools = tools or tiny.CannedTools()
     return run(run_batch(tiny.tasks(count), engine, PROTOCOL, tools, LIMITS, samplings, admission=admission))
 
@@ -195,7 +198,7 @@ def test_cancelling_a_batch_at_the_gate_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         engine = Gauge(lambda running: reading(0.5), seconds=60)
         admission = Admission(Backpressure(2), engine, interval_s=0.001)
-        samplings = [Sampling(max_tokens=1)] * 6
+        samplings = [SamplingParams(max_tokens=1)] * 6
         rollout = run_batch(
             tiny.tasks(6), engine, PROTOCOL, tiny.CannedTools(), LIMITS, samplings, admission=admission
         )

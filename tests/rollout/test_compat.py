@@ -5,11 +5,12 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.engine.base import FinishReason, ImageInput
-from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageHit, Observation
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.rollout.compat import attention_until_last_end, cut_response, response_arrays, upstream_loss_mask
-from mmsearch_trl.rollout.trajectory import Trajectory, Turn
-from mmsearch_trl.search.types import ImageHit, Observation, Tool
 
 
 PROTOCOL = tiny.qwen25().protocol()

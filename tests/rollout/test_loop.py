@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import tiny
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import ContextOverflow, FinishReason, Sampling
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import FinishReason, SamplingParams
+from mmsearch_trl.core.errors import ContextOverflow
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import Failure, FailureKind, Observation, Tool
 
 
 PROTOCOL = tiny.qwen25().protocol()
@@ -35,7 +37,7 @@ def roll_out(
     engine = ScriptedEngine([turn(t) if isinstance(t, str) else t for t in turns], [CHAT.turn_end_id])
     settings = {"max_turn_tokens": 50, "max_response_tokens": 500} | limits
     trajectory = asyncio.run(
-        run_trajectory(task, engine, PROTOCOL, tools, Limits(**settings), Sampling(max_tokens=1, seed=3))
+        run_trajectory(task, engine, PROTOCOL, tools, Limits(**settings), SamplingParams(max_tokens=1, seed=3))
     )
     return trajectory, engine, tools
 
@@ -138,7 +140,7 @@ def test_an_image_search_without_an_image_is_the_policy_s_failure() -> None:
 
 def test_a_prompt_over_the_engine_s_window_ends_the_trajectory_without_a_failure() -> None:
     class Narrow(ScriptedEngine):
-        async def generate(self, token_ids: Sequence[int], images: Any, sampling: Sampling) -> Any:
+        async def generate(self, token_ids: Sequence[int], images: Any, sampling: SamplingParams) -> Any:
             if len(token_ids) > 25:
                 raise ContextOverflow(f"{len(token_ids)} tokens")
             return await super().generate(token_ids, images, sampling)
@@ -146,7 +148,7 @@ def test_a_prompt_over_the_engine_s_window_ends_the_trajectory_without_a_failure
     engine = Narrow([turn(REASON + IMAGE), turn(ANSWER)], [CHAT.turn_end_id])
     limits = Limits(max_turn_tokens=50, max_response_tokens=500)
     tools = tiny.CannedTools()
-    trajectory = asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, limits, Sampling(max_tokens=1)))
+    trajectory = asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, limits, SamplingParams(max_tokens=1)))
     assert trajectory.stop is StopReason.TOKEN_LIMIT and trajectory.failure is None
     assert len(trajectory.turns) == 1 and trajectory.turns[0].reply_ids
 
@@ -163,20 +165,20 @@ def test_nothing_waits_for_the_slowest() -> None:
     tools = tiny.CannedTools(delay=lambda: 0.1)
 
     class Many:
-        async def generate(self, token_ids: Sequence[int], images: Sequence[Any], sampling: Sampling) -> Any:
+        async def generate(self, token_ids: Sequence[int], images: Sequence[Any], sampling: SamplingParams) -> Any:
             turns = (len(token_ids) > 30) + (len(token_ids) > 80)
             script = ScriptedEngine([turn((IMAGE, TEXT, ANSWER)[min(turns, 2)])], [CHAT.turn_end_id])
             return await script.generate(token_ids, images, sampling)
 
     given = tiny.tasks(4)
-    samplings = [Sampling(max_tokens=1)] * 4
+    samplings = [SamplingParams(max_tokens=1)] * 4
     trajectories = asyncio.run(run_batch(given, Many(), PROTOCOL, tools, Limits(max_response_tokens=900), samplings))
     assert max(trajectory.seconds for trajectory in trajectories) < 0.1 * 3.5
     assert len(tools.calls) >= 4
 
 
 class FailingTools(tiny.CannedTools):
-    """Text searches fail in the given ways, None for an answer; pictures are found."""
+    """Text searches fail in the given ways, None for an answer; images are found."""
 
     def __init__(self, *kinds: FailureKind | None) -> None:
         super().__init__()

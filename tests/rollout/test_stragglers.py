@@ -11,16 +11,19 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import Hit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
 from mmsearch_trl.rollout.stragglers import Unfinished, finish_share
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import Hit, ImageQuery, Observation, TextHit, Tool
 
 
 FAMILY = tiny.qwen25()
@@ -50,9 +53,11 @@ class Scripted:
     def __init__(self, scripts: dict[str, Sequence[str | float]]) -> None:
         self._scripts = {name: list(script) for name, script in scripts.items()}
         self.cancelled: list[str] = []
-        self.asked: list[tuple[str, Sampling]] = []
+        self.asked: list[tuple[str, SamplingParams]] = []
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         self.asked.append((sampling.affinity, sampling))
         script = self._scripts[sampling.affinity]
         try:
@@ -71,7 +76,7 @@ class Scripted:
 
 
 def close(engine: Any, count: int, share: float, tools: Any = None, **options: Any) -> list[Trajectory]:
-    samplings = [Sampling(max_tokens=1, seed=i) for i in range(count)]
+    samplings = [SamplingParams(max_tokens=1, seed=i) for i in range(count)]
     tools = tools or tiny.CannedTools()
     return run(run_batch(tiny.tasks(count), engine, PROTOCOL, tools, LIMITS, samplings, close_share=share, **options))
 
@@ -88,7 +93,7 @@ def test_a_whole_share_is_every_trajectory_run_alone() -> None:
     """Real sampling: a batch with the default share against one trajectory after another."""
     protocol, model = FAMILY.restless(), FAMILY.model()
     given_tasks = tiny.tasks(6, images=(1, 0, 2))
-    samplings = [Sampling(max_tokens=1, seed=i) for i in range(6)]
+    samplings = [SamplingParams(max_tokens=1, seed=i) for i in range(6)]
 
     async def both() -> None:
         engine = FAMILY.engine(model, protocol.chat)
@@ -186,11 +191,11 @@ def test_a_search_that_was_interrupted_is_asked_again_and_nothing_is_sampled_twi
     cut, _ = close(engine, 2, 0.5, Hanging())
     assert cut.stop is StopReason.STRAGGLER and [bool(turn.reply_ids) for turn in cut.turns] == [True, False]
     recorded = [(turn.token_ids, turn.logprobs) for turn in cut.turns]
-    late = Unfinished(replace(cut, turns=list(cut.turns), stop=None), Sampling(max_tokens=1, seed=0))
+    late = Unfinished(replace(cut, turns=list(cut.turns), stop=None), SamplingParams(max_tokens=1, seed=0))
     tools = tiny.CannedTools()
     others = tiny.tasks(2)[1:]
     engine._scripts["task1"] = [0.05, ANSWER]
-    run(run_batch(others, engine, PROTOCOL, tools, LIMITS, [Sampling(max_tokens=1)], carried=[late]))
+    run(run_batch(others, engine, PROTOCOL, tools, LIMITS, [SamplingParams(max_tokens=1)], carried=[late]))
     finished = late.trajectory
     assert finished.stop is StopReason.ANSWERED and tools.calls == [(Tool.TEXT_SEARCH, "who")]
     assert [(turn.token_ids, turn.logprobs) for turn in finished.turns[:2]] == recorded
@@ -207,7 +212,7 @@ def test_a_request_for_the_answer_is_remembered() -> None:
         [task] = tiny.tasks(1)
         trajectory = Trajectory(task=task, prompt=(), prompt_ids=())
         tools = tiny.CannedTools()
-        arguments: tuple[Any, ...] = (task, engine, PROTOCOL, tools, limits, Sampling(max_tokens=1), trajectory)
+        arguments: tuple[Any, ...] = (task, engine, PROTOCOL, tools, limits, SamplingParams(max_tokens=1), trajectory)
         first = asyncio.create_task(run_trajectory(*arguments))
         await asyncio.sleep(0.02)
         first.cancel()
@@ -226,7 +231,7 @@ def test_interrupted_or_not_it_is_the_same_trajectory(seed: int) -> None:
     protocol, rng = FAMILY.restless(), random.Random(seed)
     [task] = tiny.tasks(1, seed=seed)
     model = FAMILY.model()
-    sampling = Sampling(max_tokens=1, seed=seed)
+    sampling = SamplingParams(max_tokens=1, seed=seed)
 
     async def scenario() -> tuple[Trajectory, Trajectory]:
         engine = FAMILY.engine(model, protocol.chat, gather_seconds=0.0)
@@ -256,7 +261,9 @@ def test_carried_trajectories_begin_first_and_nobody_waits_for_them() -> None:
     engine = Scripted({"task0": (0.02, ANSWER), "old0": (60.0, ANSWER), "old1": (ANSWER,), "old2": ("defect",)})
     [task] = tiny.tasks(1)
     old = [
-        Unfinished(Trajectory(task=replace(task, id=f"old{i}"), prompt=(), prompt_ids=()), Sampling(max_tokens=1))
+        Unfinished(
+            Trajectory(task=replace(task, id=f"old{i}"), prompt=(), prompt_ids=()), SamplingParams(max_tokens=1)
+        )
         for i in range(3)
     ]
     trajectories = close(engine, 1, 1.0, carried=old)
@@ -269,8 +276,8 @@ def test_cancelling_a_batch_that_carries_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         engine = Scripted({f"task{i}": (60.0, ANSWER) for i in range(4)})
         *new, old = tiny.tasks(4)
-        late = Unfinished(Trajectory(task=old, prompt=(), prompt_ids=()), Sampling(max_tokens=1))
-        samplings = [Sampling(max_tokens=1)] * 3
+        late = Unfinished(Trajectory(task=old, prompt=(), prompt_ids=()), SamplingParams(max_tokens=1))
+        samplings = [SamplingParams(max_tokens=1)] * 3
         tools = tiny.CannedTools()
         rollout = run_batch(new, engine, PROTOCOL, tools, LIMITS, samplings, close_share=0.5, carried=[late])
         task = asyncio.create_task(rollout)

@@ -12,7 +12,7 @@ Picture = Callable[..., Image.Image]
 
 @pytest.fixture(scope="session")
 def emblem() -> Picture:
-    """`emblem(number, size, jitter)`: one of 500 small flat pictures, any two of which differ in two attributes."""
+    """`emblem(number, size, jitter)`: one of 500 small flat images, any two of which differ in two attributes."""
     emblems = make_emblems(500, random.Random(7))
 
     def picture(number: int, size: int = 56, jitter: tuple[int, int] = (0, 0)) -> Image.Image:

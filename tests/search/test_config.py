@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search import opening
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.search import factory as opening
 from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
-from mmsearch_trl.search.index.build import build_image_index, build_text_index
-from mmsearch_trl.search.opening import build_runtime
-from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.index_build import build_image_index, build_text_index
 
 
 @pytest.fixture

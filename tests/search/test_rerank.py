@@ -10,8 +10,8 @@ import pytest
 from search.over_http import get, post, served
 from search.text.encoders import WORDS, save_cross_encoder
 
-from mmsearch_trl.cli import main
-from mmsearch_trl.search.index.build import build_text_index
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.search.index_build import build_text_index
 from mmsearch_trl.search.requests import MAX_PASSAGE_CHARS, MAX_TOP_K
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.reranker import Reranker

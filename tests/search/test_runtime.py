@@ -9,20 +9,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, RawReply, TextHit
+from mmsearch_trl.search.cache.store import ResultStore
+from mmsearch_trl.search.calls.backend import Answer
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import Mode, SearchRuntime, normalise_query
-from mmsearch_trl.search.store import AnswerStore
-from mmsearch_trl.search.types import (
-    Answer,
-    FailureKind,
-    ImageHit,
-    ImageQuery,
-    Observation,
-    RawReply,
-    SearchError,
-    TextHit,
-    Tool,
-)
 
 
 RED = Image.new("RGB", (8, 8), "red")
@@ -254,13 +247,13 @@ def test_an_answer_is_kept_and_a_failure_is_not(tmp_path: Path) -> None:
         return answer
 
     backend = Backend(behave)
-    runtime = SearchRuntime(backend, None, image_policy=CallPolicy(retries=0), cache=AnswerStore(tmp_path / "cache"))
+    runtime = SearchRuntime(backend, None, image_policy=CallPolicy(retries=0), cache=ResultStore(tmp_path / "cache"))
     first, second, third = (asyncio.run(runtime.image_search(ImageQuery(RED))) for _ in range(3))
     runtime.close()
     assert kind(first) is FailureKind.UNAVAILABLE
     assert not second.cached and third.cached and len(backend.queries) == 2
     assert [(hit.title, hit.url) for hit in third.hits] == [("a", "u"), ("b", None)]
-    later = SearchRuntime(backend, None, cache=AnswerStore(tmp_path / "cache"))
+    later = SearchRuntime(backend, None, cache=ResultStore(tmp_path / "cache"))
     fourth = asyncio.run(later.image_search(ImageQuery(RED.copy())))
     assert fourth.cached and len(backend.queries) == 2
     backend.fingerprint = "test-2"
@@ -370,7 +363,7 @@ def test_large_tool_images_are_brought_to_the_given_side() -> None:
 
 def recorded(backend: Backend, path: Path, mode: Mode = Mode.LIVE) -> Observation:
     """One search through a runtime of its own, with the answers kept at `path`."""
-    runtime = SearchRuntime(None, backend, cache=AnswerStore(path), mode=mode)
+    runtime = SearchRuntime(None, backend, cache=ResultStore(path), mode=mode)
     try:
         return asyncio.run(runtime.text_search("who"))
     finally:

@@ -15,15 +15,16 @@ from misbehaving import response, serving
 from PIL import Image
 from search.over_http import free_port, get, post, served
 
-from mmsearch_trl.cli import main
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageQuery, TextHit
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.image.service import ImageService
-from mmsearch_trl.search.index.build import build_image_index, build_text_index
+from mmsearch_trl.search.index_build import build_image_index, build_text_index
 from mmsearch_trl.search.requests import MAX_QUERIES, MAX_QUERY_CHARS, MAX_TOP_K
 from mmsearch_trl.search.server import MAX_BODY
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.retriever import Retriever
-from mmsearch_trl.search.types import FailureKind, ImageQuery, SearchError, TextHit
 
 
 CORPUS = [
@@ -259,7 +260,7 @@ def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, t
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
     build_text_index(tmp_path / "corpus.jsonl", tmp_path / "index", progress=False)
     port = free_port()
-    command = [sys.executable, "-m", "mmsearch_trl.cli", "serve", "retriever"]
+    command = [sys.executable, "-m", "mmsearch_trl.commands.main", "serve", "retriever"]
     command += ["--text_index", str(tmp_path / "index"), "--port", str(port), "--top_k", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

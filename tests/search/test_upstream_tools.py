@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmsearch_trl.core.observation import FailureKind, ImageQuery, Observation
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import FailureKind, ImageQuery, Observation
 from mmsearch_trl.search.upstream_tools import UpstreamImageSearch, UpstreamTextSearch
 
 

@@ -1,4 +1,4 @@
-"""Synthetic trajectories with real pictures: what every test of the traces reads."""
+"""Synthetic trajectories with real images: what every test of the traces reads."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason, ImageInput
-from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import Failure, FailureKind, ImageHit, Observation, TextHit, Tool, image_digest
-from mmsearch_trl.traces.build import ScoredTrajectory
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.images import ImageInput, image_digest
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 
 
@@ -88,19 +89,19 @@ def text_search(text: str = "Bel Tor founded 1742 city Calton.") -> Observation:
 
 
 def trajectory(turns: Sequence[Turn], *, task_id: str = "world-7", group: str = "known", **task: object) -> Trajectory:
-    image = picture("seagreen")
+    thumbnail = picture("seagreen")
     columns = {"question": "In which city is this emblem used?", "answers": ("Calton", "Calton City")} | task
     return Trajectory(
         task=Task(
             id=task_id,
-            images=(image,),
+            images=(thumbnail,),
             data_source="world",
             category="search_free",
             image_url="https://example.org/q.png",
             extra={"group": group},
             **columns,
         ),
-        prompt=("Here is the image and the question:\n ", image_input(image), str(columns["question"])),
+        prompt=("Here is the image and the question:\n ", image_input(thumbnail), str(columns["question"])),
         prompt_ids=(*TOKENIZER.encode("Here: "), *[PAD] * 4, *TOKENIZER.encode(str(columns["question"]))),
         turns=list(turns),
         stop=StopReason.ANSWERED,

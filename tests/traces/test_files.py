@@ -3,8 +3,8 @@ import logging
 import pytest
 from PIL import Image
 
-from mmsearch_trl.traces.files import TraceWriter, picture_store, read_traces, trace_path
-from mmsearch_trl.traces.pictures import MAX_SIDE, PictureStore
+from mmsearch_trl.traces.files import TraceWriter, image_store, read_traces, trace_path
+from mmsearch_trl.traces.images import MAX_SIDE, ImageStore
 
 
 def test_what_is_written_is_read_in_order_over_all_ranks(tmp_path, searching, answering, tokenizer):
@@ -73,7 +73,7 @@ def test_a_folder_without_traces_says_what_to_give(tmp_path):
 
 
 def test_large_pictures_are_reduced_and_small_ones_kept_exact(tmp_path):
-    store = PictureStore(tmp_path)
+    store = ImageStore(tmp_path)
     small, large = Image.new("RGB", (56, 40), (1, 2, 3)), Image.new("RGBA", (2000, 1000))
     store.put("ab" * 32, small)
     store.put("cd" * 32, large)
@@ -84,7 +84,7 @@ def test_large_pictures_are_reduced_and_small_ones_kept_exact(tmp_path):
 
 
 def test_a_digest_never_leads_out_of_the_folder(tmp_path):
-    store = picture_store(tmp_path)
+    store = image_store(tmp_path)
     assert store.find("../../../etc/passwd") is None
     with pytest.raises(ValueError, match="not a hexadecimal SHA-256"):
         store.put("../x", Image.new("RGB", (4, 4)))

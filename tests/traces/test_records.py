@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mmsearch_trl.traces.build import ScoredTrajectory, pictures_of, trace_record
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.traces.build import images_of, trace_record
 from mmsearch_trl.traces.records import TraceRecord, TraceToken
 from mmsearch_trl.traces.tokens import Decoder, TokenSpeller
 
@@ -37,7 +38,7 @@ def test_every_digest_in_a_record_has_its_picture(searching, tokenizer):
     record = record_of(searching, tokenizer)
     hits = [hit for turn in record.turns if turn.observation for hit in turn.observation.hits]
     named = {*record.images, *(hit.thumbnail for hit in hits if hit.thumbnail)}
-    assert named == dict(pictures_of(searching.trajectory)).keys()
+    assert named == dict(images_of(searching.trajectory)).keys()
     assert [hit.thumbnail is None for hit in hits] == [False, True, True, True]
 
 

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.traces.rows import evaluation_row
 
 

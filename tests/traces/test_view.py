@@ -48,7 +48,7 @@ HOSTILE = [
     '<img src=x onerror="alert(1)">',
     "<!--<script>",
     "]]> & &lt;b&gt; </SCRIPT >",
-    "{{pictures}} {{script-hash}} \\u003c \u2028",
+    "{{images}} {{script-hash}} \\u003c \u2028",
     "\ud800 lone surrogate",
 ]
 

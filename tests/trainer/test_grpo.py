@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.rollout.compat import response_arrays
-from mmsearch_trl.rollout.trajectory import StopReason
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay_factor
 

@@ -1,4 +1,4 @@
-"""Pictures during training: never sent between ranks, never logged by TRL, and preprocessed once each."""
+"""Images during training: never sent between ranks, never logged by TRL, and preprocessed once each."""
 
 import io
 import pickle
@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from trl.trainer import grpo_trainer
 
-from mmsearch_trl.engine.base import ImageInput
-from mmsearch_trl.search.types import ImageHit, ImageQuery, Observation, Tool
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation
 from mmsearch_trl.trainer import evaluation
 
 
@@ -92,7 +93,7 @@ def test_no_picture_is_gathered_or_logged_in_evaluation(tmp_path: Path, gathered
 
 
 class _SameThumbnails(tiny.CannedTools):
-    """Two thumbnails that every image search finds, drawn anew each time: equal pictures, different objects."""
+    """Two thumbnails that every image search finds, drawn anew each time: equal images, different objects."""
 
     async def image_search(self, query: ImageQuery) -> Observation:
         await self._wait(Tool.IMAGE_SEARCH, str(query.url))
@@ -101,7 +102,7 @@ class _SameThumbnails(tiny.CannedTools):
 
 
 def test_a_picture_is_processed_once_over_rollouts_and_training(tmp_path: Path) -> None:
-    """Members of a group share the question's picture; thumbnails come back in several turns, rollouts and steps."""
+    """Members of a group share the question's image; thumbnails come back in several turns, rollouts and steps."""
     tools = _SameThumbnails()
     trainer = tiny.trainer(
         FAMILY,

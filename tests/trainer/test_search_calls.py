@@ -7,10 +7,13 @@ import pytest
 import tiny
 import torch
 
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.types import CallRecord, FailureKind, ImageHit, ImageQuery, SearchError, TextHit, Tool
 from mmsearch_trl.train import print_searches
 from mmsearch_trl.trainer.search_calls import SearchCalls
 

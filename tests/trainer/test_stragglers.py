@@ -15,13 +15,13 @@ import pytest
 import tiny
 import torch
 
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.observation import ImageQuery, Observation
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.pressure import Pressure
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import ImageQuery, Observation
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.scores import LocalScores
@@ -267,7 +267,7 @@ class Bench:
         kinds = {"a": StopReason.ANSWERED, "s": StopReason.STRAGGLER, "f": StopReason.FAILED}
         trajectories = [trajectory_of(f"{number}.{i}", kinds[stop]) for i, stop in enumerate(stops)]
         rows = [{"id": trajectory.task.id} for trajectory in trajectories]
-        rows, seated = self.stragglers.seat(rows, trajectories, [Sampling(max_tokens=1)] * len(rows))
+        rows, seated = self.stragglers.seat(rows, trajectories, [SamplingParams(max_tokens=1)] * len(rows))
         assert [row["id"] for row in rows] == [trajectory.task.id for trajectory in seated]
         earned = torch.tensor(rewards)[:, None]
         outside = torch.tensor(self.stragglers.exclude(earned, seated))

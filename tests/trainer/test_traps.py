@@ -8,7 +8,7 @@ import tiny
 import torch
 from peft import LoraConfig
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.trainer.batch import generation
 
 

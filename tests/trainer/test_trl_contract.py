@@ -12,12 +12,13 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from mmsearch_trl import versions
+from mmsearch_trl.core import versions
+from mmsearch_trl.core.errors import VersionError
+from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.micro_batches import _ROW_BY_ROW
-from mmsearch_trl.versions import VersionError, check_versions
 
 
 SIGNATURES = {

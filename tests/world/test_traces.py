@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.protocol.action import ActionKind
+from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.images import image_digest
+from mmsearch_trl.core.observation import ImageHit, TextHit
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.rewards.format import three_rounds_valid
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.types import ImageHit, TextHit, image_digest
 from mmsearch_trl.world.emblems import THUMBNAIL_SIZE, draw
 from mmsearch_trl.world.protocol import build_protocol
 from mmsearch_trl.world.tokenizer import build_processor

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
 
 
 ProtocolName = Literal["mmsearch_r1", "search_r1"]
 
-_MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_wording")
+_MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_templates")
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class DataConfig:
         default_factory=list,
         metadata={
             "help": "Supervised recipes that train on traces: the data files from which the traces' questions came. "
-            "Their pictures are used in full size, where a trace keeps 384 pixels."
+            "Their images are used in full size, where a trace keeps 384 pixels."
         },
     )
     on_bad_row: OnError = field(
@@ -68,17 +69,18 @@ class DataConfig:
         default=None, metadata={"help": "Replaces the text that asks for the final answer."}
     )
 
-    reply_wording: str | None = field(
-        default=None, metadata={"help": "A YAML file that replaces the wording of replies (protocol/wording.py)."}
+    reply_templates: str | None = field(
+        default=None,
+        metadata={"help": "A YAML file that replaces the templates of replies."},
     )
 
     def __post_init__(self) -> None:
         if self.protocol == "search_r1":
             for key in _MMSEARCH_KEYS:
                 if getattr(self, key) is not None:
-                    raise ValueError(f"{key} is a text of protocol mmsearch_r1; search_r1 has none, take it out.")
+                    raise UserError(f"{key} is a text of protocol mmsearch_r1; search_r1 has none, take it out.")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
+            raise UserError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
 
     def prompts(self) -> Prompts:
         """The prompts of the named files, the shipped ones where none is named.

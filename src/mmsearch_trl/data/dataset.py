@@ -22,9 +22,10 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.rows import DataError, ImageSource, OnError, Row, RowError, SkippedRows, accepted
-from mmsearch_trl.data.task import Task
 from mmsearch_trl.data.tasks import data_file, read_rows
 
 
@@ -88,17 +89,17 @@ def load_dataset_rows(
     return dataset
 
 
-def check_without_pictures(dataset: datasets.Dataset, files: Sequence[str]) -> None:
+def check_without_images(dataset: datasets.Dataset, files: Sequence[str]) -> None:
     """
     Raises:
-        DataError: a question has a picture, which a language model cannot be shown; names the row.
+        DataError: a question has an image, which a language model cannot be shown; names the row.
     """
     rows = cast("Iterable[dict[str, Any]]", dataset.select_columns(["id", "image_sizes"]))
     for row in rows:
         if row["image_sizes"]:
             raise DataError(
-                f"{', '.join(files)}: question {row['id']} has a picture, and the model is a language model: name a "
-                "vision-language model, or data without pictures"
+                f"{', '.join(files)}: question {row['id']} has an image, and the model is a language model: name a "
+                "vision-language model, or data without images"
             )
 
 
@@ -116,7 +117,7 @@ def drop_long_prompts(
     `count_tokens` counts image tokens too. It sees blank images of the right sizes, on which alone the number of
     image tokens depends, so that no image need be decoded.
     """
-    # Without `images`, so that counting does not page in every picture.
+    # Without `images`, so that counting does not page in every image.
     rows = cast("Iterable[dict[str, Any]]", dataset.remove_columns("images"))
     kept = []
     for number, row in enumerate(tqdm(rows, desc="Counting prompt tokens", unit="row", leave=False)):
@@ -208,7 +209,7 @@ def _encoded(image: ImageSource) -> bytes:
         try:
             return image.read_bytes()
         except OSError as error:
-            raise ValueError(f"cannot read {image}: {error.strerror}") from error
+            raise UserError(f"cannot read {image}: {error.strerror}") from error
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

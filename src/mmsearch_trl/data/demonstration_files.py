@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration, read_conversation
 from mmsearch_trl.data.demonstrations_from_traces import TraceReader
 from mmsearch_trl.data.rows import DataError, RowError
-from mmsearch_trl.data.task import Task
 from mmsearch_trl.traces.records import TraceRecord
 
 

@@ -1,6 +1,6 @@
 """Demonstrations for supervised training: conversations in which the assistant searches and answers.
 
-A line of a `.jsonl` file, pictures named by their path from the file's folder (here wrapped):
+A line of a `.jsonl` file, images named by their path from the file's folder (here wrapped):
 
     {"question": "How tall is this tower?", "image": "tower.jpg", "turns": [
       {"assistant": "<reason>I do not know it.</reason><search><img></search>"},
@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.types import ImageHit, Observation, TextHit, Tool
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.search.media.loading import load_image
 
 
 _RESULTS = {"image_results": Tool.IMAGE_SEARCH, "text_results": Tool.TEXT_SEARCH}
@@ -31,7 +33,7 @@ _KEYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """One conversation with its pictures open.
+    """One conversation with its images open.
 
     Attributes:
         texts: What the assistant says, turn by turn.
@@ -49,30 +51,30 @@ def read_conversation(line: Mapping[str, Any], folder: Path, name: str) -> Demon
     """The demonstration of one line.
 
     Args:
-        folder: Where paths of pictures start.
+        folder: Where paths of images start.
         name: The task's id, where the conversation has none.
 
     Raises:
-        ValueError: something is missing or of the wrong kind, or a picture cannot be read.
+        UserError: something is missing or of the wrong kind, or an image cannot be read.
     """
     texts: list[str] = []
     observations: list[Observation] = []
     turns = line.get("turns")
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"'turns' must be a list that is not empty, got {turns!r:.80}")
+        raise UserError(f"'turns' must be a list that is not empty, got {turns!r:.80}")
     for number, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or len(turn) != 1:
-            raise ValueError(f"turn {number} must be an object with one key, got {turn!r:.80}")
+            raise UserError(f"turn {number} must be an object with one key, got {turn!r:.80}")
         ((key, value),) = turn.items()
         expected = _RESULTS if number % 2 else ("assistant",)
         if key not in expected:
-            raise ValueError(f"turn {number} must have the key {' or '.join(expected)}, got {key!r}")
+            raise UserError(f"turn {number} must have the key {' or '.join(expected)}, got {key!r}")
         if key == "assistant":
             texts.append(_text(value, f"turn {number}"))
         else:
             observations.append(_observation(_RESULTS[key], value, folder, number))
     if len(turns) % 2 == 0:
-        raise ValueError("the last turn must be the assistant's")
+        raise UserError("the last turn must be the assistant's")
     images = line.get("image") or []
     images = images if isinstance(images, list) else [images]
     task = Task(
@@ -87,11 +89,11 @@ def read_conversation(line: Mapping[str, Any], folder: Path, name: str) -> Demon
 def _observation(tool: Tool, rows: Any, folder: Path, number: int) -> Observation:
     required, known = _KEYS[tool]
     if not isinstance(rows, list):
-        raise ValueError(f"turn {number} must hold a list of results, got {rows!r:.80}")
+        raise UserError(f"turn {number} must hold a list of results, got {rows!r:.80}")
     hits = []
     for row in rows:
         if not isinstance(row, Mapping) or not required <= set(row) <= known:
-            raise ValueError(
+            raise UserError(
                 f"turn {number}: a result has the keys {', '.join(sorted(known))} "
                 f"({', '.join(sorted(required))} must be there), got {row!r:.80}"
             )
@@ -99,12 +101,12 @@ def _observation(tool: Tool, rows: Any, folder: Path, number: int) -> Observatio
         if tool is Tool.TEXT_SEARCH:
             hits.append(TextHit(title, _text(row["text"], f"turn {number}: text"), url=url))
         else:
-            picture = row.get("image")
-            hits.append(ImageHit(title, url=url, thumbnail=load_image(folder / picture) if picture else None))
+            image = row.get("image")
+            hits.append(ImageHit(title, url=url, thumbnail=load_image(folder / image) if image else None))
     return Observation(tool=tool, hits=tuple(hits))
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be a text that is not empty, got {value!r:.80}")
+        raise UserError(f"{name} must be a text that is not empty, got {value!r:.80}")
     return value

@@ -1,7 +1,7 @@
 """Rejection sampling: the trajectories of a run that ended in a right answer, as demonstrations.
 
-MMSearch-R1's supervised baseline is made so. A trace keeps pictures no larger than `traces.pictures.MAX_SIDE`; the
-question's own picture in full size is taken from the data file that the question came from, where that is given.
+MMSearch-R1's supervised baseline is made so. A trace keeps images no larger than `traces.images.MAX_SIDE`; the
+question's own image in full size is taken from the data file that the question came from, where that is given.
 """
 
 from dataclasses import dataclass
@@ -9,39 +9,41 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.types import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit, Tool
-from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.search.media.loading import load_image
+from mmsearch_trl.traces.images import ImageStore
 from mmsearch_trl.traces.records import TraceObservation, TraceRecord, TraceTurn
 
 
 @dataclass(frozen=True, slots=True)
 class TraceReader:
-    """Makes trace records demonstrations; `pictures` is the store beside their file."""
+    """Makes trace records demonstrations; `images` is the store beside their file."""
 
-    pictures: PictureStore
+    images: ImageStore
 
     @classmethod
     def beside(cls, file: Path) -> "TraceReader":
-        return cls(PictureStore(file.parent / "images"))
+        return cls(ImageStore(file.parent / "images"))
 
     def demonstration(self, record: TraceRecord, original: Task | None = None) -> Demonstration:
         """The demonstration of one record.
 
         Args:
-            original: The question as its data file has it; None takes the trace's own pictures.
+            original: The question as its data file has it; None takes the trace's own images.
 
         Raises:
-            ValueError: a picture is missing, or the record has no turn.
+            UserError: an image is missing, or the record has no turn.
         """
         if not record.turns:
-            raise ValueError("the trajectory has no turn")
+            raise UserError("the trajectory has no turn")
         task = original or Task(
             id=record.id,
             question=record.question,
-            images=tuple(map(self._picture, record.images)),
+            images=tuple(map(self._image, record.images)),
             answers=record.answers,
             data_source=record.data_source,
             category=record.category,
@@ -61,21 +63,21 @@ class TraceReader:
         if trace.failure is not None:
             return Observation(tool=tool, failure=Failure(FailureKind(trace.failure.kind), trace.failure.message))
         if trace.raw_text is not None:
-            return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._picture, trace.raw_images))))
+            return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._image, trace.raw_images))))
         if tool is Tool.TEXT_SEARCH:
             return Observation(
                 tool=tool, hits=tuple(TextHit(hit.title, hit.text or "", url=hit.url) for hit in trace.hits)
             )
         hits = (
-            ImageHit(hit.title, url=hit.url, thumbnail=self._picture(hit.thumbnail) if hit.thumbnail else None)
+            ImageHit(hit.title, url=hit.url, thumbnail=self._image(hit.thumbnail) if hit.thumbnail else None)
             for hit in trace.hits
         )
         return Observation(tool=tool, hits=tuple(hits))
 
-    def _picture(self, digest: str) -> Image.Image:
-        path = self.pictures.find(digest)
+    def _image(self, digest: str) -> Image.Image:
+        path = self.images.find(digest)
         if path is None:
-            raise ValueError(f"the picture {digest} is not in {self.pictures.folder}: copy a run's traces/ whole")
+            raise UserError(f"the image {digest} is not in {self.images.folder}: copy a run's traces/ whole")
         return load_image(path)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.rows import DataError, Row, RowError, gold_answers, image_source
 
 
@@ -69,7 +70,7 @@ def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
 def _question(prompt: Any) -> str:
     question = prompt[0].get("content") if prompt and not isinstance(prompt, str) else prompt
     if not isinstance(question, str) or not question.strip():
-        raise ValueError("the question (`content` of the first message of `prompt`) is empty")
+        raise UserError("the question (`content` of the first message of `prompt`) is empty")
     return question
 
 

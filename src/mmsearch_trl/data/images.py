@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.media.loading import load_image
 
 
 MAX_PIXELS = 672 * 672 * 2
@@ -31,14 +32,14 @@ def prompt_image_size(width: int, height: int) -> tuple[int, int]:
 
 
 def load_prompt_image(source: bytes | str | Path | Image.Image) -> Image.Image:
-    """Open a question's picture, RGB.
+    """Open a question's image, RGB.
 
     Raises:
-        ValueError: It cannot be opened, or the image processors of Qwen-VL would refuse its shape.
+        UserError: It cannot be opened, or the image processors of Qwen-VL would refuse its shape.
     """
     image = load_image(source)
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
+        raise UserError(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
     return image
 
 

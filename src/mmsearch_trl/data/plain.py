@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.rows import DataError, Row, RowError, gold_answers, image_source
 
 
@@ -62,7 +63,7 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
     try:
         cells = json.loads(line.decode("utf-8"))
         if not isinstance(cells, dict):
-            raise ValueError(f"expected a JSON object, got a {type(cells).__name__}")
+            raise UserError(f"expected a JSON object, got a {type(cells).__name__}")
         seen.update(cells)
         return Row(
             place=place,
@@ -81,9 +82,9 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
 
 def _text(cells: dict[str, Any], key: str) -> str:
     if key not in cells:
-        raise ValueError(f"the key {key!r} is missing; keys present: {', '.join(cells) or 'none'}")
+        raise UserError(f"the key {key!r} is missing; keys present: {', '.join(cells) or 'none'}")
     if not isinstance(cells[key], str) or not cells[key].strip():
-        raise ValueError(f"{key!r} must be a text that is not empty")
+        raise UserError(f"{key!r} must be a text that is not empty")
     return cells[key]
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from mmsearch_trl.core.errors import UserError
+
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ OnError = Literal["raise", "skip"]
 ImageSource = bytes | Path | Image.Image
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data file cannot be used; the message names the file and what to do."""
 
 
@@ -40,7 +42,7 @@ class Row:
 
     Attributes:
         place: Where the row stands in its file, for messages.
-        images: Encoded bytes, paths of files, or pictures, in the order in which the model sees them.
+        images: Encoded bytes, paths of files, or images, in the order in which the model sees them.
     """
 
     place: str
@@ -90,27 +92,27 @@ def gold_answers(truth: Any, candidates: Any = None) -> tuple[str, ...]:
         candidates: None, a list, or a JSON-encoded list; what is not a string in it is dropped.
 
     Raises:
-        ValueError: no answer is left of the ground truth, or the candidates are no list.
+        UserError: no answer is left of the ground truth, or the candidates are no list.
     """
     golds = [truth] if isinstance(truth, str) else list(truth or ())
     golds = [gold for gold in golds if isinstance(gold, str) and gold.strip()]
     if not golds:
-        raise ValueError("the ground truth is empty: a row without a right answer can be neither trained nor scored")
+        raise UserError("the ground truth is empty: a row without a right answer can be neither trained nor scored")
     if isinstance(candidates, str):
         try:
             candidates = json.loads(candidates)
         except json.JSONDecodeError as error:
-            raise ValueError(f"candidate_answers is a string but not a JSON list: {candidates!r:.80}") from error
+            raise UserError(f"candidate_answers is a string but not a JSON list: {candidates!r:.80}") from error
     if candidates is not None and not isinstance(candidates, list | tuple):
-        raise ValueError(f"candidate_answers must be a list or a JSON list, got {type(candidates).__name__}")
+        raise UserError(f"candidate_answers must be a list or a JSON list, got {type(candidates).__name__}")
     return tuple(golds) + tuple(answer for answer in candidates or () if isinstance(answer, str) and answer.strip())
 
 
 def image_source(value: Any, folder: Path) -> ImageSource:
-    """An image cell as something that can be opened: bytes, `{"bytes", "path"}`, a path (from `folder`), or a picture.
+    """An image cell as something that can be opened: bytes, `{"bytes", "path"}`, a path (from `folder`), or an image.
 
     Raises:
-        ValueError: it is none of these, or holds nothing.
+        UserError: it is none of these, or holds nothing.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -120,7 +122,7 @@ def image_source(value: Any, folder: Path) -> ImageSource:
         return folder / value
     if isinstance(value, Image.Image):
         return value
-    raise ValueError(f"no image: expected encoded bytes, a path or a picture, got {_described(value)}")
+    raise UserError(f"no image: expected encoded bytes, a path or an image, got {_described(value)}")
 
 
 def _described(value: Any) -> str:

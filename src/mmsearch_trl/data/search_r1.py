@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.rows import Row, RowError, gold_answers
 
 
@@ -66,7 +67,7 @@ def _question(cells: Mapping[str, Any]) -> str:
         text = prompt if isinstance(prompt, str) else str(prompt[0].get("content"))
         _instructions, mark, question = text.rpartition(_QUESTION_MARK)
         if not mark:
-            raise ValueError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")
+            raise UserError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")
     if not isinstance(question, str) or not question.strip():
-        raise ValueError("the question is empty (column `question`, or the end of `prompt`)")
+        raise UserError("the question is empty (column `question`, or the end of `prompt`)")
     return question.strip()

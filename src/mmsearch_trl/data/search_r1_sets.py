@@ -12,6 +12,7 @@ import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from tqdm import tqdm
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.rows import DataError, gold_answers
 
 
@@ -98,5 +99,5 @@ def _rows(name: str, path: Path) -> Iterator[str]:
 
 def _question(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("the question is empty")
+        raise UserError("the question is empty")
     return value

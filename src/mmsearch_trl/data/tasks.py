@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.fvqa import read_parquet
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
 from mmsearch_trl.data.rows import DataError, OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.search_r1 import is_search_r1, read_search_r1
-from mmsearch_trl.data.task import Task
 
 
 _PARQUET = (".parquet", ".pq")

@@ -1,4 +1,4 @@
-"""Turns pictures into what the model's vision tower takes, once per distinct picture."""
+"""Turns images into what the model's vision tower takes, once per distinct image."""
 
 from collections import OrderedDict
 from threading import Lock
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from mmsearch_trl.engine.base import ImageInput
-from mmsearch_trl.search.types import image_digest
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.images import ImageInput, image_digest
 
 
 class ImageFeatures(NamedTuple):
@@ -22,7 +22,7 @@ class ImageEncoder:
     """Content-addressed cache around a Qwen-VL image processor.
 
     Args:
-        image_processor: The model's own, called on one image at a time; None for a model that sees no pictures.
+        image_processor: The model's own, called on one image at a time; None for a model that sees no images.
         capacity_bytes: Pixel values kept; the least recently used go first.
     """
 
@@ -39,10 +39,10 @@ class ImageEncoder:
     def encode(self, image: Image.Image) -> ImageInput:
         """
         Raises:
-            ValueError: the model sees no pictures, or its processor does not take this one.
+            UserError: the model sees no images, or its processor does not take this one.
         """
         if self._processor is None:
-            raise ValueError("the model is a language model and sees no pictures; name a vision-language model")
+            raise UserError("the model is a language model and sees no images; name a vision-language model")
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         key = image_digest(rgb)
         grid = self._features(key, rgb).grid_thw

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
 
 
 class ScriptedEngine:
@@ -16,10 +18,12 @@ class ScriptedEngine:
     def __init__(self, turns: Iterable[Sequence[int]], stop_ids: Iterable[int]) -> None:
         self._turns = iter(turns)
         self._stop_ids = frozenset(stop_ids)
-        self.requests: list[tuple[tuple[int, ...], tuple[str, ...], Sampling]] = []
+        self.requests: list[tuple[tuple[int, ...], tuple[str, ...], SamplingParams]] = []
         """What each call was asked: token ids, image keys and sampling."""
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         self.requests.append((tuple(token_ids), tuple(image.key for image in images), sampling))
         turn = next(self._turns, None)
         if turn is None:

@@ -9,7 +9,7 @@ they want to leave; everything that follows is computed from what all of them sa
 3. A step that fails on one rank makes all of them start over with an empty batch.
 4. Ranks leave together, when all want to and nothing is under way. Until then one without requests steps for the rest.
 
-A rank by itself does the same with an exchange of one. Pictures travel once, and only to ranks of a group.
+A rank by itself does the same with an exchange of one. Images travel once, and only to ranks of a group.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from PIL import Image
 
-from mmsearch_trl.engine.base import Completion, EngineError, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, SamplingParams
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.images import ImageInput
 
 
 logger = logging.getLogger(__name__)
@@ -39,18 +41,18 @@ _SHORTEST_REST, _LONGEST_REST = 0.001, 0.016
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One turn to write. Its pictures are named by their keys, in order."""
+    """One turn to write. Its images are named by their keys, in order."""
 
     name: str
     token_ids: tuple[int, ...]
     image_keys: tuple[str, ...]
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 class Stepper(Protocol):
     """What the loop drives. `prepare` runs in a thread of its own, one call at a time, all else in the loop's."""
 
-    def prepare(self, request: Request, pictures: Sequence[Image.Image]) -> Any:
+    def prepare(self, request: Request, images: Sequence[Image.Image]) -> Any:
         """Do what needs no batch, such as processing images. Returns what `add` takes."""
         ...
 
@@ -77,7 +79,7 @@ class _Share:
     """What one rank tells the others."""
 
     new: list[Request] = field(default_factory=list)
-    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    images: dict[str, Image.Image] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     leaving: bool = False
     prepared: int = 0
@@ -109,7 +111,7 @@ class StepLoop:
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._error: EngineError | None = None
         self._news = Event()
-        self._pictures: dict[str, Image.Image] = {}
+        self._images: dict[str, Image.Image] = {}
         self._queue: deque[tuple[Request, Future[Any]]] = deque()
         self._dropped: set[str] = set()
         self._active: set[str] = set()
@@ -121,7 +123,9 @@ class StepLoop:
         self._thread = Thread(target=self._run, name="step", daemon=True)
         self._thread.start()
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         """Raises: EngineError."""
         future = asyncio.get_running_loop().create_future()
         keys = tuple(image.key for image in images)
@@ -131,7 +135,7 @@ class StepLoop:
             request = Request(next(self._names), tuple(token_ids), keys, sampling)
             self._waiting[request.name] = future
             self._next.new.append(request)
-            self._next.pictures |= {image.key: image.image for image in images if image.key not in self._pictures}
+            self._next.images |= {image.key: image.image for image in images if image.key not in self._images}
         self._news.set()
         try:
             return await future
@@ -215,10 +219,10 @@ class StepLoop:
         unpreparable = {name: why for share in shares for name, why in share.unpreparable.items()}
         prepared = min(share.prepared for share in shares)
         for share in shares:
-            self._pictures |= share.pictures
+            self._images |= share.images
         for request in (request for share in shares for request in share.new):
-            pictures = [self._pictures[key] for key in request.image_keys]
-            preparing = self._preparing.submit(self._stepper.prepare, request, pictures)
+            images = [self._images[key] for key in request.image_keys]
+            preparing = self._preparing.submit(self._stepper.prepare, request, images)
             preparing.add_done_callback(lambda _: self._news.set())
             self._queue.append((request, preparing))
             self._rest_seconds = _SHORTEST_REST

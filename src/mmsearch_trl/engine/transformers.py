@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.engine.stops import Decode, end_of_stop
 
@@ -25,7 +27,7 @@ from mmsearch_trl.engine.stops import Decode, end_of_stop
 class _Request:
     token_ids: Sequence[int]
     images: Sequence[ImageInput]
-    sampling: Sampling
+    sampling: SamplingParams
     answer: asyncio.Future[Completion]
 
 
@@ -38,7 +40,7 @@ class TransformersEngine:
         image_pad_id: Marks image positions (`mm_token_type_ids`), from which the model derives its M-RoPE positions;
             negative for a language model, which has none.
         vocabulary_size: Ids from here on have no token and are never sampled.
-        decode: Sampled ids as text; needed for `Sampling.stops`.
+        decode: Sampled ids as text; needed for `SamplingParams.stops`.
         max_batch: Requests generated together at most.
         gather_seconds: A batch starts when no request has arrived for this long.
     """
@@ -77,9 +79,11 @@ class TransformersEngine:
         self.batches: list[int] = []
         """Sizes of the batches generated so far."""
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         if sampling.stops and self._decode is None:
-            raise ValueError("Sampling.stops need an engine that was given `decode`")
+            raise UserError("Sampling.stops need an engine that was given `decode`")
         request = _Request(token_ids, images, sampling, asyncio.get_running_loop().create_future())
         self._pending.append(request)
         if self._worker is None or self._worker.done():
@@ -205,14 +209,14 @@ def _plain(model: Any) -> Iterator[None]:
         owner.generation_config = defaults
 
 
-def _truncation(sampling: Sampling) -> tuple[float, int]:
+def _truncation(sampling: SamplingParams) -> tuple[float, int]:
     return sampling.top_p, sampling.top_k
 
 
 class _Sampler(LogitsProcessor):
     """Draws each row's next token from its own generator and leaves it as the only finite score."""
 
-    def __init__(self, samplings: list[Sampling], forbidden: torch.Tensor) -> None:
+    def __init__(self, samplings: list[SamplingParams], forbidden: torch.Tensor) -> None:
         device = forbidden.device
         self._generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
         self._temperatures = torch.tensor([sampling.temperature for sampling in samplings], device=device)[:, None]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from mmsearch_trl.config_values import RecipeError, unknown_key
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.values import RecipeError, unknown_key
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGr
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an argument is unknown or not to be given, or the ranks cannot share an engine.
+        UserError: an argument is unknown or not to be given, or the ranks cannot share an engine.
     """
     try:
         from vllm import EngineArgs
@@ -67,7 +68,7 @@ def _placement(group: dist.ProcessGroup | None) -> dict[str, Any]:
     ranks = dist.get_process_group_ranks(group)
     first, size = ranks[0], len(ranks)
     if first % size or ranks != list(range(first, first + size)):
-        raise ValueError(f"ranks {ranks} cannot share an engine: {size} in a row can, the first a multiple of {size}")
+        raise UserError(f"ranks {ranks} cannot share an engine: {size} in a row can, the first a multiple of {size}")
     return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": size}
 
 

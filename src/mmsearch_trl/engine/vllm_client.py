@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from mmsearch_trl.engine.base import ContextOverflow, EngineError
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
 
 
 _MESSAGE_LENGTH = 300

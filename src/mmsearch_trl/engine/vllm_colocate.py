@@ -2,7 +2,7 @@
 
 The engine is stepped by a loop of ours (`step_loop.py`): a turn joins the running batch when it is asked for, and the
 next step answers those that ended, so that no trajectory waits for another. vLLM's images are processed ahead in a
-thread of their own, once per picture (its key is vLLM's uuid), while the batch goes on.
+thread of their own, once per image (its key is vLLM's uuid), while the batch goes on.
 
 Between two rollouts the engine may sleep and gets new weights. Whatever replaces weights empties the caches that were
 computed with the old ones: keys and values, and what the vision tower made of images, which vLLM keeps by uuid.
@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from mmsearch_trl.engine.base import Completion, ContextOverflow, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.pressure import Pressure
 from mmsearch_trl.engine.step_loop import Request, StepLoop
 from mmsearch_trl.engine.vllm_arguments import engine_arguments, start
@@ -51,7 +53,7 @@ class ColocatedEngine:
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an engine argument is unknown, or does not go with the others.
+        UserError: an engine argument is unknown, or does not go with the others.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class ColocatedEngine:
         self.max_model_len: int = self._llm.model_config.max_model_len
         self._sleep()
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         if self._loop is None:
             raise RuntimeError("a colocated engine writes turns within its rollout() only")
         if len(token_ids) >= self.max_model_len:
@@ -129,7 +133,7 @@ class ColocatedEngine:
 
         Raises:
             RuntimeError: the engine was built without `enable_lora`.
-            ValueError: vLLM refuses the adapter; the one before stays.
+            UserError: vLLM refuses the adapter; the one before stays.
         """
         from vllm.lora.request import LoRARequest
 
@@ -209,10 +213,10 @@ class _Stepper:
         self.core: Any = llm.engine_core.engine_core  # pyright: ignore[reportAttributeAccessIssue]
         self.adapter: LoRARequest | None = None
 
-    def prepare(self, request: Request, pictures: Sequence[Image.Image]) -> Any:
+    def prepare(self, request: Request, images: Sequence[Image.Image]) -> Any:
         prompt: dict[str, Any] = {"prompt_token_ids": compact(request.token_ids, self._vocabulary.image_pad_id)}
-        if pictures:
-            prompt["multi_modal_data"] = {"image": list(pictures)}
+        if images:
+            prompt["multi_modal_data"] = {"image": list(images)}
             prompt["multi_modal_uuids"] = {"image": list(request.image_keys)}
         # Not through the cache that vLLM splits between a sender and a receiver: a request that is prepared and then
         # not added would leave the two at odds, and the next one with that image would break the engine.

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mmsearch_trl.engine.base import EngineError
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 

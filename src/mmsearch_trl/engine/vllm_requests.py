@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsearch_trl.engine.base import EngineError, Sampling
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.errors import EngineError
 
 
 _FORBIDDEN_BIAS = -100.0
@@ -49,7 +50,7 @@ def compact(token_ids: Sequence[int], image_pad_id: int) -> list[int]:
     return kept
 
 
-def sampling_fields(sampling: Sampling, vocabulary: Vocabulary) -> dict[str, Any]:
+def sampling_fields(sampling: SamplingParams, vocabulary: Vocabulary) -> dict[str, Any]:
     """vLLM's `SamplingParams` as keywords; log-probs are asked for the sampled token alone."""
     return {
         "max_tokens": sampling.max_tokens,

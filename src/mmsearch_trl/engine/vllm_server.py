@@ -19,7 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from mmsearch_trl.engine.base import Completion, EngineError, FinishReason, ImageInput, Sampling
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.pressure import Pressure
 from mmsearch_trl.engine.vllm_client import ServerUnavailable, UnknownImage, UnknownModel, VLLMClient
 from mmsearch_trl.engine.vllm_requests import Vocabulary, check_echo, compact, sampling_fields
@@ -69,7 +71,7 @@ class ServerEngine:
         attempts: int = 4,
     ) -> None:
         if not urls:
-            raise ValueError("ServerEngine needs the address of at least one vLLM server.")
+            raise UserError("ServerEngine needs the address of at least one vLLM server.")
         self.servers = [Server(VLLMClient(url, request_seconds=request_seconds)) for url in urls]
         self._vocabulary = vocabulary
         self._patience = patience_seconds
@@ -100,7 +102,9 @@ class ServerEngine:
         for server in self.servers:
             server.forget()
 
-    async def generate(self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling) -> Completion:
+    async def generate(
+        self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
+    ) -> Completion:
         for attempt in range(1, self._attempts + 1):
             server = await self._choose(sampling.affinity)
             try:
@@ -135,7 +139,7 @@ class ServerEngine:
         await asyncio.gather(*(server.client.close() for server in self.servers))
 
     async def _turn(
-        self, server: Server, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: Sampling
+        self, server: Server, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
     ) -> Completion:
         prompt = compact(token_ids, self._vocabulary.image_pad_id)
         fields = sampling_fields(sampling, self._vocabulary)

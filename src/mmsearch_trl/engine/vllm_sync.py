@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsearch_trl.engine.base import EngineError
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine.vllm_client import ServerUnavailable, UnknownModel, VLLMClient
 
 

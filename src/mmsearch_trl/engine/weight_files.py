@@ -67,7 +67,7 @@ def save_adapter(model: PeftModel, folder: Path, version: int, *, write: bool = 
         write: As for `save_weights`.
 
     Raises:
-        ValueError: vLLM cannot serve this adapter by itself.
+        UserError: vLLM cannot serve this adapter by itself.
         OSError: the version could not be written; nothing is there under its name.
     """
 

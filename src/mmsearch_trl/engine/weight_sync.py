@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from mmsearch_trl.core.errors import UserError
+
 
 _CHECKPOINTED = "_checkpoint_wrapped_module."
 """What activation checkpointing puts into the names of the modules that it wraps."""
@@ -37,7 +39,7 @@ def sampler_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         model: A transformers model, or a PEFT model around one, unwrapped.
 
     Raises:
-        ValueError: an adapter or a kind of sharding that cannot be expressed as plain weights.
+        UserError: an adapter or a kind of sharding that cannot be expressed as plain weights.
     """
     base = _base(model)
     weights = _untied(base, list(_stored(base, "")))
@@ -50,10 +52,10 @@ def adapter_weights(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the active LoRA adapter under the names of PEFT's own adapter files.
 
     Raises:
-        ValueError: vLLM cannot serve this adapter by itself.
+        UserError: vLLM cannot serve this adapter by itself.
     """
     if obstacle := native_adapter_obstacle(model):
-        raise ValueError(f"vLLM cannot serve the adapter by itself: {obstacle}")
+        raise UserError(f"vLLM cannot serve the adapter by itself: {obstacle}")
     adapter = model.active_adapters[0]
     for path, layer in _adapted(model, adapter):
         for part, matrix in (("lora_A", layer.lora_A[adapter]), ("lora_B", layer.lora_B[adapter])):
@@ -155,14 +157,14 @@ class _Stored:
 def _base(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
-        raise ValueError(f"weights are read from an unwrapped transformers model, and this is {type(model).__name__}")
+        raise UserError(f"weights are read from an unwrapped transformers model, and this is {type(model).__name__}")
     return base
 
 
 def _stored(module: nn.Module, prefix: str) -> Iterator[_Stored]:
     """The weights below a module under the names that they have without PEFT, tied ones each time."""
     if isinstance(module, FullyShardedDataParallel):
-        raise ValueError("weights sharded by FSDP1 cannot be read one at a time: use FSDP2 (fsdp_version: 2)")
+        raise UserError("weights sharded by FSDP1 cannot be read one at a time: use FSDP2 (fsdp_version: 2)")
     if isinstance(module, BaseTunerLayer):
         yield from _adapted_layer(module, prefix)
         return
@@ -177,7 +179,7 @@ def _stored(module: nn.Module, prefix: str) -> Iterator[_Stored]:
 def _adapted_layer(layer: BaseTunerLayer, prefix: str) -> Iterator[_Stored]:
     path = prefix.removesuffix(".")
     if not isinstance(layer, Linear | Embedding):
-        raise ValueError(f"{path}: {type(layer).__name__} adapters cannot be merged into the weights that are sent")
+        raise UserError(f"{path}: {type(layer).__name__} adapters cannot be merged into the weights that are sent")
     present = layer.lora_A.keys() | layer.lora_embedding_A.keys()
     merged = set(layer.merged_adapters)
     active = [] if layer.disable_adapters else layer.active_adapters
@@ -186,7 +188,7 @@ def _adapted_layer(layer: BaseTunerLayer, prefix: str) -> Iterator[_Stored]:
         variant = layer.lora_variant.get(name)
         if variant is not None or layer.lora_bias.get(name):
             kind = "a LoRA with biases" if variant is None else type(variant).__name__
-            raise ValueError(f"{path}: only plain LoRA can be merged into the weights that are sent, not {kind}")
+            raise UserError(f"{path}: only plain LoRA can be merged into the weights that are sent, not {kind}")
     for name, parameter in layer.get_base_layer().named_parameters(recurse=False):
         plain = _plain(prefix + name, parameter)
         yield _Stored(plain.name, parameter, layer, adapters) if name == "weight" else plain
@@ -195,7 +197,7 @@ def _adapted_layer(layer: BaseTunerLayer, prefix: str) -> Iterator[_Stored]:
 def _chosen(wrapper: AuxiliaryTrainingWrapper, prefix: str) -> nn.Module:
     """The module that a wrapper of PEFT computes with."""
     if not isinstance(wrapper, ModulesToSaveWrapper):
-        raise ValueError(f"{prefix.removesuffix('.')}: {type(wrapper).__name__} cannot be written as plain weights")
+        raise UserError(f"{prefix.removesuffix('.')}: {type(wrapper).__name__} cannot be written as plain weights")
     active = [] if wrapper.disable_adapters else wrapper.active_adapters
     chosen = [name for name in active if name in wrapper.modules_to_save]
     return wrapper.modules_to_save[chosen[0]] if chosen else wrapper.original_module
@@ -203,7 +205,7 @@ def _chosen(wrapper: AuxiliaryTrainingWrapper, prefix: str) -> nn.Module:
 
 def _plain(name: str, parameter: nn.Parameter) -> _Stored:
     if not parameter.is_floating_point():
-        raise ValueError(f"{name} is quantised ({parameter.dtype}), and a sampler takes plain weights")
+        raise UserError(f"{name} is quantised ({parameter.dtype}), and a sampler takes plain weights")
     return _Stored(name, parameter)
 
 
@@ -211,13 +213,13 @@ def _untied(base: PreTrainedModel, weights: Sequence[_Stored]) -> list[_Stored]:
     """The weights without those that are a second name of another.
 
     Raises:
-        ValueError: weights that the sampler ties are not the same any more.
+        UserError: weights that the sampler ties are not the same any more.
     """
     ties, by_name = base.all_tied_weights_keys, {weight.name: weight for weight in weights}
     for name, source in ties.items():
         pair = by_name[name], by_name[source]
         if pair[0].parameter is not pair[1].parameter or any(weight.adapters for weight in pair):
-            raise ValueError(f"{name} and {source} are one weight in the sampler, and are trained apart")
+            raise UserError(f"{name} and {source} are one weight in the sampler, and are trained apart")
     return [weight for weight in weights if weight.name not in ties]
 
 
@@ -225,13 +227,13 @@ def _checkpoint_names(base: PreTrainedModel, weights: Collection[_Stored]) -> di
     """The weights by the names that transformers writes to files, which are the ones that vLLM reads.
 
     Raises:
-        ValueError: transformers writes other tensors than the model has, as it does for mixtures of experts.
+        UserError: transformers writes other tensors than the model has, as it does for mixtures of experts.
     """
     marks = {weight.name: torch.empty(0, device="meta") for weight in weights}
     stored = {id(marks[weight.name]): weight for weight in weights}
     named = revert_weight_conversion(base, marks)
     if {id(mark) for mark in named.values()} != stored.keys():
-        raise ValueError(f"{type(base).__name__} rearranges its weights when it is saved; these cannot be sent singly")
+        raise UserError(f"{type(base).__name__} rearranges its weights when it is saved; these cannot be sent singly")
     return {name: stored[id(mark)] for name, mark in named.items()}
 
 

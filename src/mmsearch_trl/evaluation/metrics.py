@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mmsearch_trl.rewards.rule_reward import RewardParts
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import Observation, Tool
-
-
-_Z_95 = 1.959963984540054
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.reward import RewardParts
+from mmsearch_trl.core.statistics import wilson_interval
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +112,12 @@ def summarize(
         max_searches: Searches a trajectory may execute, one fewer than its rounds: the paper's SR is relative to it.
 
     Raises:
-        ValueError: There is no trajectory, the lengths differ, or `max_searches` is below 1.
+        UserError: There is no trajectory, the lengths differ, or `max_searches` is below 1.
     """
     if not trajectories:
-        raise ValueError("no trajectory to summarise")
+        raise UserError("no trajectory to summarise")
     if max_searches < 1:
-        raise ValueError(f"max_searches must be at least 1, got {max_searches}")
+        raise UserError(f"max_searches must be at least 1, got {max_searches}")
     rows = _rows(trajectories, parts)
 
     def by(key: Callable[[_Row], str | None]) -> dict[str, GroupSummary]:
@@ -160,17 +160,9 @@ def upstream_batch_metrics(
     }
 
 
-def wilson_interval(p: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `p` of `n` trials, within [0, 1]."""
-    shrink = 1 + _Z_95**2 / n
-    centre = (p + _Z_95**2 / (2 * n)) / shrink
-    half = _Z_95 * math.sqrt(p * (1 - p) / n + _Z_95**2 / (4 * n**2)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _rows(trajectories: Sequence[Trajectory], parts: Sequence[RewardParts]) -> list[_Row]:
     if len(trajectories) != len(parts):
-        raise ValueError(f"{len(trajectories)} trajectories but {len(parts)} scores")
+        raise UserError(f"{len(trajectories)} trajectories but {len(parts)} scores")
     return [
         _Row(trajectory, part, _of(trajectory, Tool.IMAGE_SEARCH), _of(trajectory, Tool.TEXT_SEARCH))
         for trajectory, part in zip(trajectories, parts, strict=True)

@@ -8,15 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.rewards.rule_reward import RewardParts, Rule
+from mmsearch_trl.rewards.rule_reward import Rule
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.traces.build import ScoredTrajectory
 
 
 async def evaluate_tasks(
@@ -54,7 +54,7 @@ def reward_parts(scored: ScoredTrajectory) -> RewardParts:
     )
 
 
-def without_pictures(trajectory: Trajectory) -> Trajectory:
+def without_images(trajectory: Trajectory) -> Trajectory:
     """What means are made of, cheap to keep and to send: no image, no message, no hit."""
     turns = [
         replace(turn, reply=(), observation=turn.observation and replace(turn.observation, hits=(), raw=None))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion
-from mmsearch_trl.protocol.action import Action
+from mmsearch_trl.core.action import Action, Tool
+from mmsearch_trl.core.completion import Completion
+from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-from mmsearch_trl.search.types import Observation, Tool
 
 
 class TurnProtocol(Protocol):

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mmsearch_trl.engine.base import Completion, ImageInput
+from mmsearch_trl.core.completion import Completion
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.protocol.safe_text import SafeText
-from mmsearch_trl.rollout.trajectory import Part
 
 
 NO_TOKEN = -1
@@ -37,19 +38,19 @@ class ChatEncoder:
 
     Args:
         processor: A Qwen-VL style processor: a tokenizer with a chat template, an image processor and one image token;
-            or the tokenizer of a language model, which is shown no pictures.
+            or the tokenizer of a language model, which is shown no images.
         upstream_framing: Leave out the line break between the end of the assistant's turn and the reply, as
             MMSearch-R1 does.
 
     Raises:
-        ValueError: there is no chat template.
+        UserError: there is no chat template.
     """
 
     def __init__(self, processor: Any, *, upstream_framing: bool = False) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
-            raise ValueError(
+            raise UserError(
                 f"{self.tokenizer.name_or_path or 'the model'} has no chat template: take its instruct variant, or "
                 "put a chat_template.jinja beside the model"
             )
@@ -105,12 +106,12 @@ class ChatEncoder:
         """Encode text that goes on in the assistant's own turn, without any framing.
 
         Raises:
-            ValueError: a control token would come of it.
+            UserError: a control token would come of it.
         """
         return Encoded((text,), self._expand(self._ids(text), (text,), 0))
 
     def sampleable(self, completion: Completion) -> list[tuple[int, float]]:
-        """The ids of a completion that a model may sample, with their log-probs; an engine may not have forbidden all."""
+        """Ids that a model may sample, with their log-probs; an engine may not have forbidden all others."""
         return [
             (token, logprob)
             for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True)
@@ -125,7 +126,7 @@ class ChatEncoder:
         return end
 
     def can_show(self, image: Image.Image) -> bool:
-        """Whether the model takes a picture; Qwen's processor refuses one 200 times as long as it is wide."""
+        """Whether the model takes an image; Qwen's processor refuses one 200 times as long as it is wide."""
         try:
             self.images.encode(image)
         except ValueError:
@@ -152,7 +153,7 @@ class ChatEncoder:
         return text.replace(">\n<", "><", 1) if self._upstream_framing else text
 
     def _content(self, parts: Sequence[Part | None]) -> str | list[dict]:
-        """Message content as the template wants it: blocks, or a text where no picture can be among them."""
+        """Message content as the template wants it: blocks, or a text where no image can be among them."""
         if not self.sees_images:
             return "".join(part for part in parts if isinstance(part, str))
         return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
@@ -171,7 +172,7 @@ class ChatEncoder:
         images = [part for part in parts if isinstance(part, ImageInput)]
         expected = framing + len(images) * self._image_controls
         if ids.count(self.image_pad_id) != len(images) or self._controls(ids) != expected:
-            raise ValueError(
+            raise UserError(
                 f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
                 "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
             )

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion
-from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion
+from mmsearch_trl.core.observation import Hit, ImageHit, Observation
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import Prompts
-from mmsearch_trl.protocol.wording import UPSTREAM_FAILURE, Wording
-from mmsearch_trl.search.types import Hit, ImageHit, Observation, Tool
+from mmsearch_trl.protocol.reply_templates import UPSTREAM_FAILURE, ReplyTemplates
 
 
 IMAGE_SEARCH_TAG = "<search><img></search>"
@@ -51,13 +51,13 @@ class MMSearchProtocol:
         self,
         chat: ChatEncoder,
         prompts: Prompts,
-        wording: Wording | None = None,
+        templates: ReplyTemplates | None = None,
         *,
         compat: Literal["mmsearch_r1"] | None = None,
     ) -> None:
         self.chat = chat
         self.prompts = prompts
-        self.wording = wording or Wording(**({"failure": UPSTREAM_FAILURE} if compat else {}))
+        self.templates = templates or ReplyTemplates(**({"failure": UPSTREAM_FAILURE} if compat else {}))
         self._compat = compat is not None
 
     def prompt(self, task: Task) -> Encoded:
@@ -103,14 +103,14 @@ class MMSearchProtocol:
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
         """The user message that tells the model what its search brought."""
         if observation.failure is not None:
-            text = self.wording.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
+            text = self.templates.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
             return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
         after = self._after_prompt(observation)
         if after is None:
             return self.chat.reply(self._inert(self._raw_content(observation)), sampled)
-        question = self.wording.question.replace("{question}", self.chat.safe(task.question))
+        question = self.templates.question.replace("{question}", self.chat.safe(task.question))
         body = self._inert(self._raw_content(observation) if observation.raw else self._body(observation))
-        return self.chat.reply([self.wording.opening, *body, self.wording.closing + question + after], sampled)
+        return self.chat.reply([self.templates.opening, *body, self.templates.closing + question + after], sampled)
 
     def _after_prompt(self, observation: Observation) -> str | None:
         """What follows the results; None where ready-made text is handed on as it stands, without frame or question.
@@ -133,7 +133,7 @@ class MMSearchProtocol:
 
     def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
-        return self.chat.reply([self.wording.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
+        return self.chat.reply([self.templates.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
 
     def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
         """The request for the final answer after a search that was refused."""
@@ -144,24 +144,24 @@ class MMSearchProtocol:
         """A turn without an action ends the trajectory."""
 
     def _body(self, observation: Observation) -> Content:
-        wording = self.wording
+        templates = self.templates
         image = observation.tool is Tool.IMAGE_SEARCH
         if not observation.hits:
-            return [wording.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
-        content: Content = [wording.image_header if image else wording.text_header]
+            return [templates.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
+        content: Content = [templates.image_header if image else templates.text_header]
         for rank, hit in enumerate(observation.hits, 1):
             content += self._item(rank, hit)
         return content
 
     def _item(self, rank: int, hit: Hit) -> Content:
-        wording = self.wording
+        templates = self.templates
         if not isinstance(hit, ImageHit):
             slots = {"rank": str(rank), "source": hit.url or hit.title, "title": hit.title, "text": hit.text}
-            return [_fill(wording.text_item, slots)]
+            return [_fill(templates.text_item, slots)]
         slots = {"rank": str(rank), "title": hit.title}
         if hit.thumbnail is None or not self.chat.can_show(hit.thumbnail):
-            return [_fill(wording.image_item_title_only, slots)]
-        before, after = wording.image_item.split("{image}")
+            return [_fill(templates.image_item_title_only, slots)]
+        before, after = templates.image_item.split("{image}")
         return [_fill(before, slots), hit.thumbnail, _fill(after, slots)]
 
     def _raw_content(self, observation: Observation) -> Content:

@@ -15,13 +15,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
+from mmsearch_trl.core.errors import UserError
+
 
 IMAGE_SLOT = "{image}"
 QUESTION_SLOT = "{question}"
 UPSTREAM_IMAGE_MARK = "<image>"
 
 
-class PromptFileError(ValueError):
+class PromptFileError(UserError):
     """A prompt file is missing, unreadable or not a prompt; the message names the file."""
 
 

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from mmsearch_trl.core.errors import UserError
+
 
 WORD_JOINER = "\u2060"
 TAGS = ("reason", "think", "answer", "search", "text_search", "information", "img", "image")
@@ -34,7 +36,7 @@ class SafeText:
     """Makes untrusted text inert for one tokenizer: `safe(text) -> str`.
 
     Raises:
-        ValueError: The tokenizer removes the WORD JOINER before it looks for tokens.
+        UserError: The tokenizer removes the WORD JOINER before it looks for tokens.
     """
 
     def __init__(self, tokenizer: Any, tags: Iterable[str] = TAGS) -> None:
@@ -51,7 +53,7 @@ class SafeText:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalizer = backend.normalizer if backend is not None else None
         if self._normalizer is not None and WORD_JOINER not in self._normalizer.normalize_str(f"<{WORD_JOINER}s>"):
-            raise ValueError(
+            raise UserError(
                 "the tokenizer's normaliser removes U+2060 (WORD JOINER), by which control tokens and tags in tool "
                 "output are broken: with this tokenizer a page could close its block or become a tag"
             )

@@ -18,14 +18,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, FinishReason
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, FinishReason
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import Hit, Observation, TextHit
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
-from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, PromptFileError, load_prompt
-from mmsearch_trl.search.types import Hit, Observation, TextHit, Tool
-from mmsearch_trl.search.validation import IMAGE_PLACEHOLDER
+from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
 
 SEARCH_END, ANSWER_END = "</search>", "</answer>"
@@ -48,7 +49,7 @@ class SearchR1Protocol:
         max_observation_tokens: Most tokens of a reply, its tags included; None for any number.
 
     Raises:
-        ValueError: that is too few for the tags alone.
+        UserError: that is too few for the tags alone.
     """
 
     stops: tuple[str, ...] = (SEARCH_END, ANSWER_END)
@@ -61,13 +62,13 @@ class SearchR1Protocol:
         self.max_observation_tokens = max_observation_tokens
         tags = len(chat.continuation(OPENING + CLOSING).token_ids)
         if max_observation_tokens is not None and max_observation_tokens < 2 * tags:
-            raise ValueError(f"max_observation_tokens is {max_observation_tokens}, and the tags alone take {tags}")
+            raise UserError(f"max_observation_tokens is {max_observation_tokens}, and the tags alone take {tags}")
 
     def prompt(self, task: Task) -> Encoded:
-        """The first user message: the task's pictures, if it has any, then the text with the question in it.
+        """The first user message: the task's images, if it has any, then the text with the question in it.
 
         Raises:
-            ValueError: there are pictures and the model sees none.
+            UserError: there are images and the model sees none.
         """
         question = self.chat.safe(task.question.strip())
         question += "" if question.endswith("?") else "?"

@@ -11,7 +11,7 @@ quoted. The last of several turns never counts, because nothing could have been 
 import re
 from collections.abc import Sequence
 
-from mmsearch_trl.protocol.action import ActionKind
+from mmsearch_trl.core.action import ActionKind
 
 
 _REASON = ("<reason>", "</reason>")

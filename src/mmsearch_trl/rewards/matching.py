@@ -11,6 +11,8 @@ import string
 from collections.abc import Iterable
 from typing import Literal
 
+from mmsearch_trl.core.errors import UserError
+
 
 RewardMode = Literal["EM", "SubEM"]
 
@@ -53,7 +55,7 @@ def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | 
         The strings among them; entries of any other type are dropped.
 
     Raises:
-        ValueError: `candidates` is a string that is not a JSON list.
+        UserError: `candidates` is a string that is not a JSON list.
     """
     golds: Iterable[object] = (ground_truth,)
     if isinstance(ground_truth, Iterable) and not isinstance(ground_truth, str):
@@ -69,7 +71,7 @@ def _candidate_list(candidates: str | Iterable[object] | None) -> Iterable[objec
     try:
         parsed = json.loads(candidates)
     except json.JSONDecodeError as error:
-        raise ValueError(f"candidate answers are text but no JSON list: {candidates[:80]!r} ({error})") from error
+        raise UserError(f"candidate answers are text but no JSON list: {candidates[:80]!r} ({error})") from error
     if not isinstance(parsed, list):
-        raise ValueError(f"candidate answers must be a JSON list, got {type(parsed).__name__}: {candidates[:80]!r}")
+        raise UserError(f"candidate answers must be a JSON list, got {type(parsed).__name__}: {candidates[:80]!r}")
     return parsed

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right
-from mmsearch_trl.rewards.rule_reward import Message, RewardParts, assistant_turns
+from mmsearch_trl.rewards.rule_reward import Message, assistant_turns
 
 
 FormatRule = Literal["any_rounds", "three_rounds"]
@@ -29,7 +31,7 @@ class RewardConfig:
     """The `reward:` section of a recipe.
 
     Raises:
-        ValueError: A value is out of range or a mode is unknown.
+        UserError: A value is out of range or a mode is unknown.
     """
 
     search_penalty: float = field(
@@ -76,7 +78,7 @@ class RewardConfig:
         check_choice("format_rule", self.format_rule, get_args(FormatRule))
         check_choice("formula", self.formula, get_args(Formula))
         if self.formula == "subtractive" and self.use_search_count_penalty:
-            raise ValueError("reward.use_search_count_penalty needs formula: multiplicative; subtractive charges once")
+            raise UserError("reward.use_search_count_penalty needs formula: multiplicative; subtractive charges once")
 
     def search_penalty_at(self, step: int | None) -> float:
         """The penalty after `step` finished optimizer steps; None (no training under way) gives the full one."""

@@ -5,34 +5,16 @@ own turns are told from what the environment said.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards.matching import accepted_answers
 
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
 """A conversation's messages, or a single assistant turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardParts:
-    """A score and what it is made of.
-
-    Attributes:
-        reward: What the policy is trained on.
-        accuracy: 1.0 when the answer is right, else 0.0; no penalty in it.
-        format: 1.0 when the form is valid, else 0.0.
-        searches: Turns that asked for a search, executed or not.
-        answer: The extracted answer, or None when there is none.
-    """
-
-    reward: float
-    accuracy: float
-    format: float
-    searches: int
-    answer: str | None
 
 
 class TrainerState(Protocol):
@@ -114,17 +96,17 @@ class RuleReward:
                 names a row in errors.
 
         Raises:
-            ValueError: A row has no accepted answer, or the columns differ in length.
+            UserError: A row has no accepted answer, or the columns differ in length.
         """
         if answers is None:
-            raise ValueError("the reward needs the dataset column 'answers' (accepted answers per row); it is missing")
+            raise UserError("the reward needs the dataset column 'answers' (accepted answers per row); it is missing")
         candidates = columns.get("candidate_answers") or [None] * len(completions)
         step = _step(trainer_state)
         results = []
         for row, (completion, gold, more) in enumerate(zip(completions, answers, candidates, strict=True)):
             accepted = accepted_answers(gold, more)
             if not accepted:
-                raise ValueError(
+                raise UserError(
                     f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
                 )
             results.append(self.rule.score_messages(_messages(completion), accepted, step))

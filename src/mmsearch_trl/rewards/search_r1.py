@@ -24,9 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
-from mmsearch_trl.rewards.rule_reward import Message, RewardParts, assistant_turns
+from mmsearch_trl.rewards.rule_reward import Message, assistant_turns
 
 
 RewardRule = Literal["em", "structure"]
@@ -51,7 +52,7 @@ class SearchR1RewardConfig:
     """The `reward:` section of a recipe with `protocol: search_r1`.
 
     Raises:
-        ValueError: A value is out of range or a mode is unknown.
+        UserError: A value is out of range or a mode is unknown.
     """
 
     rule: RewardRule = field(

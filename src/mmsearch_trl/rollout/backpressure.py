@@ -22,6 +22,7 @@ It starts at the maximum: a batch that fits needs no brake. What it has learned 
 import math
 from dataclasses import dataclass, field
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.pressure import Pressure
 
 
@@ -56,7 +57,7 @@ class Backpressure:
 
     def __post_init__(self) -> None:
         if self.maximum < 1 or not 0 < self.high_water <= 1:
-            raise ValueError(
+            raise UserError(
                 f"A cap of at least 1 and a mark in (0, 1] are needed, got {self.maximum} and {self.high_water}."
             )
         self.cap = self.maximum

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from mmsearch_trl.engine.base import FinishReason, ImageInput
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.images import ImageInput, Part
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.rollout.trajectory import Part, Trajectory, Turn
 
 
 class ResponseArrays(NamedTuple):

@@ -12,9 +12,10 @@ the finished response is cut at `max_response_tokens` (`rollout/compat.py`).
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mmsearch_trl.protocol.action import Action, ActionKind
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import Observation, Tool
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,24 +67,24 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_turns", "max_turn_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
         if self.max_search_failures_in_a_row is not None and self.max_search_failures_in_a_row < 1:
-            raise ValueError(
+            raise UserError(
                 f"rollout.max_search_failures_in_a_row must be at least 1, got {self.max_search_failures_in_a_row}."
             )
         if self.max_observation_tokens is not None and self.max_observation_tokens < 64:
-            raise ValueError(f"rollout.max_observation_tokens must be at least 64, got {self.max_observation_tokens}.")
+            raise UserError(f"rollout.max_observation_tokens must be at least 64, got {self.max_observation_tokens}.")
         for name in ("image_search_limit", "text_search_limit"):
             if getattr(self, name) < 0:
-                raise ValueError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")
+                raise UserError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")
         if self.compat not in (None, "mmsearch_r1"):
-            raise ValueError(f"rollout.compat must be 'mmsearch_r1' or absent, got {self.compat!r}.")
+            raise UserError(f"rollout.compat must be 'mmsearch_r1' or absent, got {self.compat!r}.")
         if self.on_overflow not in ("notice", "end"):
-            raise ValueError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
+            raise UserError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
         if self.forced_answer and self.forced_answer_tokens >= self.max_response_tokens:
-            raise ValueError("rollout.forced_answer_tokens must be smaller than rollout.max_response_tokens.")
+            raise UserError("rollout.forced_answer_tokens must be smaller than rollout.max_response_tokens.")
 
-    def gives_up(self, trajectory: Trajectory, newest: Observation) -> bool:
+    def should_abort(self, trajectory: Trajectory, newest: Observation) -> bool:
         """Whether so many searches in a row have failed that nothing can be learnt from the trajectory.
 
         `trajectory` holds the turns before the one that asked for `newest`.
@@ -100,7 +101,7 @@ class Limits:
             return self
         return replace(self, max_context_tokens=min(window, self.max_context_tokens or window))
 
-    def room(self, trajectory: Trajectory, *, final: bool = False) -> int:
+    def remaining_tokens(self, trajectory: Trajectory, *, final: bool = False) -> int:
         """Tokens that may still be added; the forced answer's share is kept back until `final`."""
         used = len(trajectory.completion_ids)
         room = self.max_response_tokens - used
@@ -112,9 +113,9 @@ class Limits:
         """Tokens that the next turn may sample; 0 or less when there is no room for one."""
         if self.compat and self.max_context_tokens is None:
             return self.max_turn_tokens
-        return min(self.max_turn_tokens, self.room(trajectory, final=final))
+        return min(self.max_turn_tokens, self.remaining_tokens(trajectory, final=final))
 
-    def refusal(self, trajectory: Trajectory, action: Action) -> StopReason | None:
+    def check_search(self, trajectory: Trajectory, action: Action) -> StopReason | None:
         """Why the search that the newest turn asks for may not be executed, or None when it may.
 
         `trajectory` holds the turns before the one that asks.
@@ -135,4 +136,4 @@ class Limits:
         """Whether a reply can follow the newest turn (not yet in `trajectory`) with room left to react to it."""
         if self.compat and self.max_context_tokens is None:
             return True
-        return turn_tokens + reply_tokens < self.room(trajectory, final=final)
+        return turn_tokens + reply_tokens < self.remaining_tokens(trajectory, final=final)

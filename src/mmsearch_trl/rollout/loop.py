@@ -13,16 +13,19 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Completion, ContextOverflow, Engine, EngineError, FinishReason, Sampling
-from mmsearch_trl.protocol.action import Action, ActionKind
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
+from mmsearch_trl.core.errors import ContextOverflow, EngineError
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
+from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.stragglers import Outcome, Unfinished, finish_share
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, ImageQuery, Observation, Tool
+from mmsearch_trl.search.calls.record import CallRecord
 
 
 logger = logging.getLogger(__name__)
@@ -40,10 +43,10 @@ class Tools(Protocol):
         ...
 
 
-def named_sampling(limits: Limits, name: str, temperature: float) -> Sampling:
+def named_sampling(limits: Limits, name: str, temperature: float) -> SamplingParams:
     """How a trajectory is sampled whose seed follows from a name alone, such as run seed, step and row number."""
     seed = random.Random(name).getrandbits(63)
-    return Sampling(max_tokens=limits.max_turn_tokens, temperature=temperature, seed=seed)
+    return SamplingParams(max_tokens=limits.max_turn_tokens, temperature=temperature, seed=seed)
 
 
 async def run_trajectory(
@@ -52,7 +55,7 @@ async def run_trajectory(
     protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
-    sampling: Sampling,
+    sampling: SamplingParams,
     trajectory: Trajectory | None = None,
 ) -> Trajectory:
     """Roll out one task.
@@ -82,7 +85,7 @@ async def run_batch(
     protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
-    samplings: Sequence[Sampling],
+    samplings: Sequence[SamplingParams],
     *,
     admission: Admission | None = None,
     close_share: float = 1.0,
@@ -101,7 +104,7 @@ async def run_batch(
             does not end in this batch keeps `stop` None.
     """
 
-    async def run(trajectory: Trajectory, sampling: Sampling) -> Trajectory:
+    async def run(trajectory: Trajectory, sampling: SamplingParams) -> Trajectory:
         async with admission.place() if admission else nullcontext():
             return await run_trajectory(trajectory.task, engine, protocol, tools, limits, sampling, trajectory)
 
@@ -142,7 +145,7 @@ async def _take_turn(
     protocol: TurnProtocol,
     tools: Tools,
     limits: Limits,
-    sampling: Sampling,
+    sampling: SamplingParams,
 ) -> None:
     """Append one turn with the reply to it, or set why there is none."""
     turn = trajectory.turns.pop() if trajectory.turns and not trajectory.turns[-1].reply_ids else None
@@ -163,7 +166,7 @@ async def _sample(
     engine: Engine,
     protocol: TurnProtocol,
     limits: Limits,
-    sampling: Sampling,
+    sampling: SamplingParams,
     final: bool,
 ) -> Turn | None:
     """The next turn, without a reply; None when the trajectory ends without one."""
@@ -205,7 +208,7 @@ async def _react(
         if turn.action.kind is ActionKind.ANSWER:
             return turn, StopReason.ANSWERED
         return _without_action(turn, trajectory, protocol, limits)
-    refusal = StopReason.TURN_LIMIT if final else limits.refusal(trajectory, turn.action)
+    refusal = StopReason.TURN_LIMIT if final else limits.check_search(trajectory, turn.action)
     if refusal is not None:
         if final or not limits.forced_answer:
             return turn, refusal
@@ -214,7 +217,7 @@ async def _react(
             return turn, StopReason.TOKEN_LIMIT
         return _with_reply(turn, request), None
     observation = await _search(turn.action, trajectory.task, tools)
-    if limits.gives_up(trajectory, observation):
+    if limits.should_abort(trajectory, observation):
         trajectory.failure = observation.failure
         return replace(turn, observation=observation), StopReason.FAILED
     reply = protocol.reply(observation, trajectory.task, turn.token_ids)
@@ -253,5 +256,5 @@ async def _search(action: Action, task: Task, tools: Tools) -> Observation:
 
 
 def image_query(task: Task) -> ImageQuery | None:
-    """What an image search of a task looks up; None where there is no picture."""
+    """What an image search of a task looks up; None where there is no image."""
     return ImageQuery(task.images[0], data_id=task.id, url=task.image_url) if task.images else None

@@ -11,8 +11,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsearch_trl.engine.base import Sampling
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.trajectory import Trajectory
 
 
 Run = Coroutine[Any, Any, Trajectory]
@@ -25,7 +25,7 @@ class Unfinished:
     """A trajectory of an earlier batch that goes on, and how its turns are sampled."""
 
     trajectory: Trajectory
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 async def finish_share(
@@ -67,7 +67,7 @@ class _Close:
 
     def count(self, task: asyncio.Task[Trajectory]) -> None:
         self._running -= 1
-        finished = not task.cancelled() and task.exception() is None and not task.result().broken_off
+        finished = not task.cancelled() and task.exception() is None and not task.result().aborted
         self._wanted -= finished
         if self._wanted <= 0 or self._running == 0:
             self.closed.set()

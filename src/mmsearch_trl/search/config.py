@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmsearch_trl.core.errors import UserError
+
 
 _POSITIVE = (
     *("image_top_k", "text_top_k", "timeout_s", "try_timeout_s", "max_concurrency", "thumbnail_side"),
@@ -88,7 +90,7 @@ class SearchConfig:
         default="",
         metadata={
             "help": "Name of what a retriever, an image service, Qdrant or OpenSearch serves: another name, other "
-            "kept answers."
+            "cached results."
         },
     )
     text_serpapi: bool = field(
@@ -169,7 +171,7 @@ class SearchConfig:
         metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
     )
     cache_max_mb: float | None = field(
-        default=None, metadata={"help": "Largest size of the kept answers, megabytes; the oldest make room."}
+        default=None, metadata={"help": "Largest size of the cached results, megabytes; the oldest make room."}
     )
     cache_empty_hours: float = field(
         default=24.0, metadata={"help": 'Hours for which "searched and found nothing" is kept.'}
@@ -177,7 +179,7 @@ class SearchConfig:
     cache_mode: Literal["live", "record", "replay"] = field(
         default="live",
         metadata={
-            "help": "live: kept answers save searches. record: every search is made and its answer kept anew. "
+            "help": "live: cached results save searches. record: every search is made and its answer kept anew. "
             "replay: nothing is searched; what is not kept is a failure."
         },
     )
@@ -185,31 +187,31 @@ class SearchConfig:
     def check(self) -> None:
         """
         Raises:
-            ValueError: a number is out of range, or keys contradict each other; names the keys.
+            UserError: a number is out of range, or keys contradict each other; names the keys.
         """
         for key in _POSITIVE:
             value = getattr(self, key)
             if value is not None and value <= 0:
-                raise ValueError(f"search.{key} is {value}: it must be greater than 0")
+                raise UserError(f"search.{key} is {value}: it must be greater than 0")
         for key in ("retries", "max_paid_calls", "image_price_per_call", "text_price_per_call"):
             if (getattr(self, key) or 0) < 0:
-                raise ValueError(f"search.{key} is {getattr(self, key)}: it must be 0 or more")
+                raise UserError(f"search.{key} is {getattr(self, key)}: it must be 0 or more")
         if self.cache is None and self.cache_mode != "live":
-            raise ValueError(
+            raise UserError(
                 f"search.cache_mode is {self.cache_mode!r}, and search.cache, which it is about, is not set"
             )
         if self.image_encoder is not None and self.image_index is None:
-            raise ValueError("search.image_encoder is the model of an image index, and search.image_index is not set")
+            raise UserError("search.image_encoder is the model of an image index, and search.image_index is not set")
         if self.text_encoder is not None and self.text_dense is None and self.text_qdrant is None:
-            raise ValueError(
+            raise UserError(
                 "search.text_encoder is the model of vectors, and neither search.text_dense nor search.text_qdrant is "
                 "set"
             )
         if self.text_qdrant is not None and self.text_encoder is None:
-            raise ValueError(
+            raise UserError(
                 "search.text_qdrant needs search.text_encoder, the model that made the collection's vectors"
             )
         if (self.mcp_tool is None) != (self.text_mcp is None):
-            raise ValueError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
+            raise UserError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
         if (self.summariser_url is None) != (self.summariser_model is None):
-            raise ValueError("search.summariser_url and search.summariser_model go together: set both, or none")
+            raise UserError("search.summariser_url and search.summariser_model go together: set both, or none")

@@ -3,7 +3,7 @@
 1. A failure is a value: whatever a backend does (raise, hang, return nonsense), the caller gets a typed `Failure`.
    Only the caller's own cancellation is raised.
 2. Identical calls in flight are one call (`calls/flights.py`).
-3. Answers are kept in an `AnswerStore`, failures never. With `Mode.REPLAY` they come from there alone.
+3. Answers are kept in an `ResultStore`, failures never. With `Mode.REPLAY` they come from there alone.
 4. What is asked of a backend is asked in time, at a rate, and again where that helps (`calls/asking.py`). A backend
    whose `search` is a plain function runs on a daemon thread.
 """
@@ -18,27 +18,19 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.search.calls.asking import Asker, CallPolicy, is_paid
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
+from mmsearch_trl.core.images import image_digest
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation, RawReply
+from mmsearch_trl.search.cache.store import ResultStore, answer_key
+from mmsearch_trl.search.calls.backend import Answer, SearchBackend
+from mmsearch_trl.search.calls.backend_client import BackendClient, CallPolicy, is_paid
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.cost import Cost, counting
-from mmsearch_trl.search.calls.flights import FlightCancelled, Flights
+from mmsearch_trl.search.calls.record import CallRecord
+from mmsearch_trl.search.calls.single_flight import FlightCancelled, SingleFlight
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
-from mmsearch_trl.search.calls.watch import SearchLost
-from mmsearch_trl.search.store import AnswerStore, answer_key
-from mmsearch_trl.search.types import (
-    Answer,
-    CallRecord,
-    Failure,
-    FailureKind,
-    ImageQuery,
-    Observation,
-    RawReply,
-    SearchBackend,
-    SearchError,
-    Tool,
-    image_digest,
-)
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +40,7 @@ MAX_QUERY_CHARS = 2000
 
 
 class Mode(StrEnum):
-    """What the kept answers are for.
+    """What the cached results are for.
 
     LIVE: they save calls. RECORD: every call is made, and its answer replaces the one kept. REPLAY: nothing is asked;
     what is not kept is a `NOT_CACHED` failure.
@@ -77,7 +69,7 @@ class SearchRuntime:
         mode: What the cache is for.
 
     Raises:
-        ValueError: a mode that needs a cache has none.
+        UserError: a mode that needs a cache has none.
     """
 
     def __init__(
@@ -93,11 +85,11 @@ class SearchRuntime:
         budget: Budget | None = None,
         image_price: float = 0.0,
         text_price: float = 0.0,
-        cache: AnswerStore | None = None,
+        cache: ResultStore | None = None,
         mode: Mode = Mode.LIVE,
     ) -> None:
         if cache is None and mode is not Mode.LIVE:
-            raise ValueError(f"mode {mode.value!r} needs a cache")
+            raise UserError(f"mode {mode.value!r} needs a cache")
         self.k = {Tool.IMAGE_SEARCH: k_image, Tool.TEXT_SEARCH: k_text}
         self.mode = mode
         self.records: list[CallRecord] = []
@@ -107,8 +99,10 @@ class SearchRuntime:
         self._text = text
         backends: dict[Tool, Any] = {Tool.IMAGE_SEARCH: image, Tool.TEXT_SEARCH: text}
         policies = {Tool.IMAGE_SEARCH: image_policy, Tool.TEXT_SEARCH: text_policy}
-        self._askers: dict[Tool, Asker[Any]] = {
-            tool: Asker(tool, backend, policies[tool], self.k[tool], thumbnail_side=thumbnail_side, budget=budget)
+        self._clients: dict[Tool, BackendClient[Any]] = {
+            tool: BackendClient(
+                tool, backend, policies[tool], self.k[tool], thumbnail_side=thumbnail_side, budget=budget
+            )
             for tool, backend in backends.items()
             if backend is not None
         }
@@ -116,11 +110,11 @@ class SearchRuntime:
         self._price = {Tool.IMAGE_SEARCH: image_price, Tool.TEXT_SEARCH: text_price}
         self._cache = cache
         self._records_lock = threading.Lock()
-        self._flights: Flights[tuple[Observation, Cost]] = Flights()
+        self._in_flight: SingleFlight[tuple[Observation, Cost]] = SingleFlight()
         self._closed = False
 
     async def image_search(self, query: ImageQuery) -> Observation:
-        """Look a picture up. Raises nothing but `asyncio.CancelledError`."""
+        """Look an image up. Raises nothing but `asyncio.CancelledError`."""
         return await self._observe(Tool.IMAGE_SEARCH, self._image, query, _image_identity)
 
     async def text_search(self, query: str) -> Observation:
@@ -130,7 +124,7 @@ class SearchRuntime:
 
     def answers(self, tool: Tool) -> bool:
         """Whether there is a backend for a tool."""
-        return tool in self._askers
+        return tool in self._clients
 
     async def check(self) -> None:
         """See that the backends which can tell are ready, at no cost; leaves no connection open.
@@ -163,7 +157,7 @@ class SearchRuntime:
     def close(self) -> None:
         """Cancel what is in flight, on whatever loop, and close the cache. Later calls are typed failures."""
         self._closed = True
-        self._flights.cancel()
+        self._in_flight.cancel()
         if self._cache is not None:
             self._cache.close()
 
@@ -231,7 +225,7 @@ class SearchRuntime:
             return replace(observation, tries=cost.tries, bytes=cost.bytes), cost
 
         try:
-            (observation, cost), coalesced = await self._flights.join(key, begin)
+            (observation, cost), coalesced = await self._in_flight.join(key, begin)
         except FlightCancelled:
             failed = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
             return failed, Cost()
@@ -250,7 +244,7 @@ class SearchRuntime:
                     return replace(_succeeded(tool, backend.name, kept), cached=True)
             if self.mode is Mode.REPLAY:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
-            answer = await self._askers[tool].ask(query)
+            answer = await self._clients[tool].call(query)
             if self._cache is not None:
                 answer = await call_blocking(self._cache.put, key, answer, self.mode is Mode.RECORD)
             return _succeeded(tool, backend.name, answer)
@@ -271,7 +265,7 @@ async def _text_identity(backend: SearchBackend[str], query: str) -> list[str | 
 
 
 async def _image_identity(backend: SearchBackend[ImageQuery], query: ImageQuery) -> list[str | None]:
-    """The picture's digest; with the names it goes by, unless the backend says that only pixels matter to it."""
+    """The image's digest; with the names it goes by, unless the backend says that only pixels matter to it."""
     digest = await call_blocking(image_digest, query.image)
     return [digest] if getattr(backend, "by_pixels", False) else [digest, query.data_id, query.url]
 

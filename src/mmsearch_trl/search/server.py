@@ -1,4 +1,4 @@
-"""Search over HTTP: text by Search-R1's contract (`POST /retrieve`, `POST /rerank`), pictures by a small one.
+"""Search over HTTP: text by Search-R1's contract (`POST /retrieve`, `POST /rerank`), images by a small one.
 
 Every client of Search-R1's servers can use it. Where those are wrong this one is right: without scores a query gets
 its own documents, fewer hits than asked for give a shorter list, what is too much is refused and not tried; documents
@@ -26,16 +26,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmsearch_trl.search.calls.asking import call
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, TextHit
+from mmsearch_trl.search.calls.backend import SearchBackend
+from mmsearch_trl.search.calls.backend_client import call
 from mmsearch_trl.search.calls.threads import call_blocking
+from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.image.loading import load_image
+from mmsearch_trl.search.factory import open_image, open_text
 from mmsearch_trl.search.image.service import png_base64
-from mmsearch_trl.search.opening import open_image, open_text
+from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.requests import ImageRequest, Passage, RerankRequest, RetrieveRequest, document, written
 from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
-from mmsearch_trl.search.types import ImageHit, ImageQuery, SearchBackend, SearchError, TextHit
-from mmsearch_trl.search.validation import text_hits
 
 
 if TYPE_CHECKING:  # torch is imported only where a reranker is served
@@ -120,7 +122,7 @@ class SearchServer:
         )
 
     async def image_search(self, request: ImageRequest) -> Response:
-        """Pages that show the picture, best first."""
+        """Pages that show the image, best first."""
         assert self._image is not None
         try:
             image = await call_blocking(load_image, base64.b64decode(request.image, validate=True))
@@ -129,7 +131,7 @@ class SearchServer:
         answers = await self._answers([partial(call, self._image, ImageQuery(image), request.k)])
         if isinstance(answers, Response):
             return answers
-        return JSONResponse({"hits": await call_blocking(_pictures, answers[0])})
+        return JSONResponse({"hits": await call_blocking(_images, answers[0])})
 
     async def health(self) -> dict[str, Any]:
         """What is served, by endpoint."""
@@ -239,7 +241,7 @@ class _Metrics:
         return generate_latest(self._registry)
 
 
-def _pictures(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
+def _images(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     return [
         {
             "title": hit.title,
@@ -260,20 +262,20 @@ def serve(config: SearchConfig, *, host: str, port: int, top_k: int = 3, reranke
 
     Raises:
         ImportError: the server's packages are not installed.
-        ValueError: there is no such index or model, or a server that others can reach has no token.
+        UserError: there is no such index or model, or a server that others can reach has no token.
     """
     import uvicorn
 
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-        raise ValueError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
+        raise UserError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
     text, image, ranking = open_text(config, None), open_image(config), _reranker(reranker)
     served = {"retrieve": text, "image_search": image, "rerank": ranking}
     for path, backend in served.items():
         if backend is not None:
             print(f"{backend.name} at http://{host}:{port}/{path}", flush=True)
     if all(backend is None for backend in served.values()):
-        raise ValueError("name the index that is served, such as --text_index DIR")
+        raise UserError("name the index that is served, such as --text_index DIR")
     server = SearchServer(text, image, reranker=ranking, top_k=top_k, token=token)
     uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageQuery, RawReply
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.types import FailureKind, ImageQuery, RawReply, SearchError
 
 
 ERROR_STARTS = tuple(f"[{tool} Search Results] There is an error encountered" for tool in ("Text", "Image"))

@@ -1,15 +1,15 @@
 """From a trajectory, its reward and a tokenizer to a trace record."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from PIL import Image
 
-from mmsearch_trl.engine.base import ImageInput
-from mmsearch_trl.rollout.trajectory import Part, Trajectory, Turn
-from mmsearch_trl.search.types import Failure, Hit, ImageHit, Observation, image_digest
+from mmsearch_trl.core.images import ImageInput, Part, image_digest
+from mmsearch_trl.core.observation import Failure, Hit, ImageHit, Observation
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.traces.records import (
     TraceFailure,
     TraceHit,
@@ -22,34 +22,6 @@ from mmsearch_trl.traces.records import (
 
 
 Speller = Callable[[Sequence[int]], list[str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredTrajectory:
-    """A trajectory and what it was paid.
-
-    Attributes:
-        reward: The total.
-        rewards: Its parts by name; `accuracy` above 0 means that the answer is right.
-        advantage: The sequence's advantage; None outside training.
-    """
-
-    trajectory: Trajectory
-    reward: float | None = None
-    rewards: Mapping[str, float] = field(default_factory=dict)
-    advantage: float | None = None
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the answer was judged right; None when nobody judged."""
-        accuracy = _rounded(self.rewards.get("accuracy"))
-        return None if accuracy is None else accuracy > 0
-
-    @property
-    def group(self) -> str | None:
-        """What reports group by: the task's `extra["group"]` where it has one, else its category."""
-        task = self.trajectory.task
-        return task.extra.get("group") or task.category
 
 
 def trace_record(scored: ScoredTrajectory, spell: Speller, *, step: int, split: str) -> TraceRecord:
@@ -76,8 +48,8 @@ def trace_record(scored: ScoredTrajectory, spell: Speller, *, step: int, split: 
     )
 
 
-def pictures_of(trajectory: Trajectory) -> Iterator[tuple[str, Image.Image]]:
-    """Yield every picture that the trajectory's record names, with its digest; a picture may come twice."""
+def images_of(trajectory: Trajectory) -> Iterator[tuple[str, Image.Image]]:
+    """Yield every image that the trajectory's record names, with its digest; an image may come twice."""
     yield from ((part.key, part.image) for part in trajectory.prompt_images)
     for observation in trajectory.observations:
         thumbnails = [hit.thumbnail for hit in observation.hits if isinstance(hit, ImageHit) and hit.thumbnail]

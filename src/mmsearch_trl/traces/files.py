@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from mmsearch_trl.traces.build import ScoredTrajectory, pictures_of, trace_record
-from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.traces.build import images_of, trace_record
+from mmsearch_trl.traces.images import ImageStore
 from mmsearch_trl.traces.records import TraceRecord
 from mmsearch_trl.traces.tokens import Decoder, TokenSpeller
 
@@ -26,12 +28,12 @@ def trace_path(run_dir: Path, split: str, rank: int = 0) -> Path:
     return run_dir / "traces" / f"{split}-rank{rank}.jsonl"
 
 
-def picture_store(run_dir: Path) -> PictureStore:
-    return PictureStore(run_dir / "traces" / "images")
+def image_store(run_dir: Path) -> ImageStore:
+    return ImageStore(run_dir / "traces" / "images")
 
 
 class TraceWriter:
-    """Appends the trajectories of one process to one file, their pictures to `images/` beside it."""
+    """Appends the trajectories of one process to one file, their images to `images/` beside it."""
 
     def __init__(self, path: Path, tokenizer: Decoder) -> None:
         """Open `path` for appending, its folder made if need be."""
@@ -39,14 +41,14 @@ class TraceWriter:
         _cut_torn_line(path)
         self.path = path
         self._file = path.open("ab")
-        self._pictures = PictureStore(path.parent / "images")
+        self._images = ImageStore(path.parent / "images")
         self._spell = TokenSpeller(tokenizer)
 
     def write(self, batch: Iterable[ScoredTrajectory], *, step: int, split: str = "train") -> None:
-        """Append a batch and flush it; a picture is on disk before a line names it."""
+        """Append a batch and flush it; an image is on disk before a line names it."""
         for scored in batch:
-            for digest, image in pictures_of(scored.trajectory):
-                self._pictures.put(digest, image)
+            for digest, image in images_of(scored.trajectory):
+                self._images.put(digest, image)
             line = trace_record(scored, self._spell, step=step, split=split).to_json()
             self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
@@ -91,7 +93,7 @@ def read_traces(run_dir: Path) -> Iterator[TraceRecord]:
 
     Raises:
         FileNotFoundError: the run has no traces.
-        ValueError: a line is not a record; the message names file and line.
+        UserError: a line is not a record; the message names file and line.
     """
     for path in trace_files(run_dir):
         yield from read_trace_file(path)
@@ -107,7 +109,7 @@ def read_trace_file(path: Path) -> Iterator[TraceRecord]:
             try:
                 record = TraceRecord.from_json(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise UserError(f"{path}, line {number}: {error}") from error
             yield record
 
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mmsearch_trl.evaluation.metrics import wilson_interval
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.traces.records import TraceRecord
 
 
@@ -71,7 +72,7 @@ def learning_curves(records: Iterable[TraceRecord]) -> LearningCurves:
     """Count right answers and searches by step and group; records of every split but `train` are evaluations.
 
     Raises:
-        ValueError: there is no record.
+        UserError: there is no record.
     """
     curves: dict[bool, dict[str, GroupCurve]] = {True: defaultdict(GroupCurve), False: defaultdict(GroupCurve)}
     for record in records:
@@ -80,7 +81,7 @@ def learning_curves(records: Iterable[TraceRecord]) -> LearningCurves:
         if record.outcome.right is not None:
             curve.right[record.step].add(record.outcome.right)
     if not (curves[True] or curves[False]):
-        raise ValueError("no trajectory to plot: the traces are empty")
+        raise UserError("no trajectory to plot: the traces are empty")
     return LearningCurves(dict(sorted(curves[True].items())), dict(sorted(curves[False].items())))
 
 

@@ -1,13 +1,15 @@
 """A trace record: one trajectory as one line of JSON, with what the policy was paid for it.
 
-A record holds text, numbers and picture digests only. Pictures are stored once per content beside the traces
-(`traces/pictures.py`), so eight rollouts of one question cost one picture. What is read back equals what was written:
+A record holds text, numbers and image digests only. Images are stored once per content beside the traces
+(`traces/images.py`), so eight rollouts of one question cost one image. What is read back equals what was written:
 numbers are rounded when a record is made (`traces/build.py`), never when it is saved.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
+
+from mmsearch_trl.core.errors import UserError
 
 
 class TraceToken(NamedTuple):
@@ -25,7 +27,7 @@ class TraceToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceHit:
-    """A search result; `thumbnail` is a picture digest, `text` the passage of a text search."""
+    """A search result; `thumbnail` is an image digest, `text` the passage of a text search."""
 
     title: str
     url: str | None = None
@@ -87,7 +89,7 @@ class TraceRecord:
         step: Optimizer steps taken before it was sampled.
         group: What reports group by: `extra["group"]` of the task where it has one, else its category.
         prompt: The first message, images as `{"image": digest}`.
-        images: Digests of the question's pictures.
+        images: Digests of the question's images.
         reward: What the policy was paid in all; `rewards` are its parts by name; None stands for a value that is not
             finite.
         advantage: None outside training.
@@ -120,7 +122,7 @@ class TraceRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: it is not JSON, or not a record; the message says which.
+            UserError: it is not JSON, or not a record; the message says which.
         """
         row = json.loads(line)
         try:
@@ -129,7 +131,7 @@ class TraceRecord:
             row["turns"] = tuple(map(_turn, row["turns"]))
             return cls(**row)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a trace record ({type(error).__name__}: {error})") from error
+            raise UserError(f"not a trace record ({type(error).__name__}: {error})") from error
 
 
 def _failure(row: dict[str, str] | None) -> TraceFailure | None:

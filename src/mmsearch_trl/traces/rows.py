@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmsearch_trl.traces.build import ScoredTrajectory
+from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.traces.tokens import Decoder
 
 

@@ -1,7 +1,7 @@
 """One HTML page to read a run's trajectories in: all inside the file, nothing fetched, no script run but ours.
 
-The page is `viewer.html` with four slots filled: title, records, pictures and the hash of its one script. Tool text is
-untrusted, so three things hold. Records and pictures stand in script blocks of type `application/json`, in which `<`,
+The page is `viewer.html` with four slots filled: title, records, images and the hash of its one script. Tool text is
+untrusted, so three things hold. Records and images stand in script blocks of type `application/json`, in which `<`,
 `>` and `&` are written as escapes, so no text can end the block. The script puts text into the page as text nodes
 only. The page's content security policy lets no script run but the one with the hash, and lets nothing be loaded.
 """
@@ -19,8 +19,8 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.traces.files import picture_store, read_traces
-from mmsearch_trl.traces.pictures import PictureStore
+from mmsearch_trl.traces.files import image_store, read_traces
+from mmsearch_trl.traces.images import ImageStore
 from mmsearch_trl.traces.records import TraceRecord, TraceToken
 
 
@@ -39,14 +39,14 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
 
     Raises:
         FileNotFoundError: the run has no traces.
-        ValueError: a trace line is broken; the message names file and line.
+        UserError: a trace line is broken; the message names file and line.
     """
     total, ids = _kept_ids(run_dir, max_records)
     records = [record for record in read_traces(run_dir) if record.id in ids]
     if len(records) < total:
         logger.info("%s: %d of %d trajectories fit into the page", run_dir, len(records), total)
-    pictures = dict(_inlined(picture_store(run_dir), records))
-    page = _render(run_dir.resolve().name, [_entry(record) for record in records], pictures, total)
+    images = dict(_inlined(image_store(run_dir), records))
+    page = _render(run_dir.resolve().name, [_entry(record) for record in records], images, total)
     out = out or run_dir / "trajectories.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -88,8 +88,8 @@ def _shown(token: TraceToken) -> str:
     return f"{token.text} \N{MULTIPLICATION SIGN} {token.count}"
 
 
-def _inlined(store: PictureStore, records: Iterable[TraceRecord]) -> Iterator[tuple[str, str]]:
-    """Yield digest and data URI of every stored picture that a record names."""
+def _inlined(store: ImageStore, records: Iterable[TraceRecord]) -> Iterator[tuple[str, str]]:
+    """Yield digest and data URI of every stored image that a record names."""
     for digest in sorted({digest for record in records for digest in _digests(record)}):
         path = store.find(digest)
         if path:
@@ -105,14 +105,14 @@ def _digests(record: TraceRecord) -> Iterator[str]:
             yield from turn.observation.raw_images
 
 
-def _render(title: str, entries: list[dict[str, Any]], pictures: dict[str, str], total: int) -> str:
+def _render(title: str, entries: list[dict[str, Any]], images: dict[str, str], total: int) -> str:
     template = _TEMPLATE.read_text(encoding="utf-8")
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     slots = {
         "title": html.escape(title),
         "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "records": _inert_json({"run": title, "total": total, "records": entries}),
-        "pictures": _inert_json(pictures),
+        "images": _inert_json(images),
     }
     # One pass over the template: what is put in is never searched for slots.
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda slot: slots[slot[1]], template)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmsearch_trl.engine.base import ImageInput
+from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.compat import upstream_loss_mask
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 
 
 class Generation(NamedTuple):
@@ -96,8 +96,8 @@ def _row(
 
 
 @contextmanager
-def pictures_as_encoded(processor: Any, images: ImageEncoder) -> Iterator[None]:
-    """Have TRL take the pictures as they were processed for the rollout; a language model's tokenizer has none."""
+def images_as_encoded(processor: Any, images: ImageEncoder) -> Iterator[None]:
+    """Have TRL take the images as they were processed for the rollout; a language model's tokenizer has none."""
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is None:
         yield
@@ -110,7 +110,7 @@ def pictures_as_encoded(processor: Any, images: ImageEncoder) -> Iterator[None]:
 
 
 class EncodedImages:
-    """Stands in for the image processor while TRL lays out a batch: every picture has been processed by then."""
+    """Stands in for the image processor while TRL lays out a batch: every image has been processed by then."""
 
     def __init__(self, images: ImageEncoder) -> None:
         self._images = images

@@ -5,6 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -12,35 +13,35 @@ def check_arguments(model: Any, args: MMSearchGRPOConfig, extra: Mapping[str, An
     """Refuse what `MMSearchGRPOTrainer` replaces, and a reference model that cannot be loaded.
 
     Raises:
-        ValueError: The message names the argument.
+        UserError: The message names the argument.
     """
     for name in ("tools", "rollout_func", "environment_factory"):
         if extra.get(name) is not None:
-            raise ValueError(f"{name} is TRL's own tool loop; MMSearchGRPOTrainer takes its tools from `search`.")
+            raise UserError(f"{name} is TRL's own tool loop; MMSearchGRPOTrainer takes its tools from `search`.")
     adapted = extra.get("peft_config") is not None or hasattr(model, "peft_config")
     if args.beta != 0.0 and not adapted and not isinstance(model, str) and not model.config._name_or_path:
-        raise ValueError("beta > 0 loads the model again, as reference: save this model first and reload it.")
+        raise UserError("beta > 0 loads the model again, as reference: save this model first and reload it.")
 
 
 def check_processor(model: Any, has_processor: bool) -> None:
-    """Refuse the bare tokenizer of a model that sees pictures.
+    """Refuse the bare tokenizer of a model that sees images.
 
     Raises:
-        ValueError: That is what was given.
+        UserError: That is what was given.
     """
     if not has_processor and model.config.get_text_config() is not model.config:
-        raise ValueError("MMSearchGRPOTrainer needs the processor of a vision-language model, got its tokenizer.")
+        raise UserError("MMSearchGRPOTrainer needs the processor of a vision-language model, got its tokenizer.")
 
 
 def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
     """Refuse fewer rows than a batch takes: TRL leaves out an incomplete batch and would end without a word.
 
     Raises:
-        ValueError: The message gives both numbers.
+        UserError: The message gives both numbers.
     """
     prompts = int(args.generation_batch_size or 0) // int(args.num_generations or 1)
     if isinstance(dataset, Dataset) and len(dataset) < prompts:
-        raise ValueError(
+        raise UserError(
             f"A batch takes {prompts} questions (per_device_train_batch_size x processes x steps_per_generation / "
             f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
             "size or steps_per_generation, or add data."

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.weight_files import save_adapter, sync_folder
 from mmsearch_trl.engine.weight_sync import sampler_weights
 from mmsearch_trl.trainer.engines import vocabulary
-from mmsearch_trl.trainer.vllm_choices import logprobs_mode, num_bytes, policy, sends_adapter
-from mmsearch_trl.trainer.weight_watch import WeightWatch
+from mmsearch_trl.trainer.vllm_options import logprobs_mode, num_bytes, policy, sends_adapter
+from mmsearch_trl.trainer.weight_version import WeightVersion
 
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ColocatedRollouts:
     def __init__(self, trainer: MMSearchGRPOTrainer) -> None:
         args = trainer.args
         self._trainer = trainer
-        self._watch = WeightWatch(trainer)
+        self._watch = WeightVersion(trainer)
         self._resources = ExitStack()
         model = policy(trainer)
         lora = args.vllm_engine_args.get("max_lora_rank", _lora_rank(model))
@@ -96,11 +97,11 @@ def _source(model: Any) -> str:
     """Where vLLM reads configuration, processor and first weights from.
 
     Raises:
-        ValueError: the model was made in memory.
+        UserError: the model was made in memory.
     """
     config = model.config
     if not config._name_or_path:
-        raise ValueError("vllm_mode: colocate needs a model that was loaded: save this one and its processor first.")
+        raise UserError("vllm_mode: colocate needs a model that was loaded: save this one and its processor first.")
     return config._name_or_path
 
 
@@ -118,6 +119,6 @@ def _tensor_parallel_group(size: int) -> Any:
         return None
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world % size:
-        raise ValueError(f"vllm_tensor_parallel_size {size} does not divide the {world} processes of the run.")
+        raise UserError(f"vllm_tensor_parallel_size {size} does not divide the {world} processes of the run.")
     groups = [dist.new_group(list(range(first, first + size)), backend="gloo") for first in range(0, world, size)]
     return groups[dist.get_rank() // size]

@@ -5,24 +5,26 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
+from mmsearch_trl.core.errors import UserError
+
 
 @dataclass
 class MMSearchGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` with the options of on-demand search training.
 
     Two defaults differ from TRL's: `vllm_importance_sampling_mode` is `token_truncate`, since a ratio multiplied over
-    a whole multi-turn sequence soon leaves any clip range; `log_multimodal` is off, since it gathers every picture on
+    a whole multi-turn sequence soon leaves any clip range; `log_multimodal` is off, since it gathers every image on
     every rank (they are kept once, in the traces).
 
     Raises:
-        ValueError: Options contradict each other; the message names them.
+        UserError: Options contradict each other; the message names them.
     """
 
     vllm_importance_sampling_mode: str = field(
         default="token_truncate", metadata={"help": "How sampling and training probabilities are reconciled."}
     )
     log_multimodal: bool = field(
-        default=False, metadata={"help": "Must stay off: pictures are written once, to the run's traces."}
+        default=False, metadata={"help": "Must stay off: images are written once, to the run's traces."}
     )
     advantage_eps: float = field(
         default=1e-4, metadata={"help": "Added to the group's standard deviation; MMSearch-R1 has 1e-6, TRL 1e-4."}
@@ -114,25 +116,25 @@ class MMSearchGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.log_multimodal:
-            raise ValueError("log_multimodal must be false: pictures are written to <output_dir>/traces instead.")
+            raise UserError("log_multimodal must be false: images are written to <output_dir>/traces instead.")
         if self.mask_truncated_completions:
-            raise ValueError(
+            raise UserError(
                 "mask_truncated_completions hides tokens from attention and breaks image positions; leave it false."
             )
         if not self.ds3_gather_for_generation:
-            raise ValueError(
+            raise UserError(
                 "ds3_gather_for_generation must stay true: ranks roll out different numbers of turns, and with "
                 "weights that are gathered layer by layer they would wait for each other for ever."
             )
         if self.use_vllm and (self.generation_kwargs or self.vllm_structured_outputs_regex):
-            raise ValueError(
+            raise UserError(
                 "generation_kwargs and vllm_structured_outputs_regex have no effect on rollouts: leave them out."
             )
         if self.vllm_lora_sync not in ("auto", "adapter", "merged"):
-            raise ValueError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
+            raise UserError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
         _check_rollout(self)
         if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:
-            raise ValueError(
+            raise UserError(
                 "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "
                 "distribution than the trained one biases the policy ratio."
             )
@@ -141,12 +143,12 @@ class MMSearchGRPOConfig(GRPOConfig):
 def _check_rollout(args: MMSearchGRPOConfig) -> None:
     """Raises ValueError where the options of admission and of stragglers cannot be met."""
     if args.max_trajectories_in_flight is not None and args.max_trajectories_in_flight < 1:
-        raise ValueError(f"max_trajectories_in_flight must be at least 1, got {args.max_trajectories_in_flight}.")
+        raise UserError(f"max_trajectories_in_flight must be at least 1, got {args.max_trajectories_in_flight}.")
     for name in ("kv_high_water", "rollout_close_share"):
         if not 0 < getattr(args, name) <= 1:
-            raise ValueError(f"{name} is a share, above 0 and up to 1; got {getattr(args, name)}.")
+            raise UserError(f"{name} is a share, above 0 and up to 1; got {getattr(args, name)}.")
     if args.straggler_policy not in ("drop", "carry"):
-        raise ValueError(f"straggler_policy must be 'drop' or 'carry', got {args.straggler_policy!r}.")
+        raise UserError(f"straggler_policy must be 'drop' or 'carry', got {args.straggler_policy!r}.")
     if args.straggler_policy == "drop":
         return
     refused = {
@@ -164,4 +166,4 @@ def _check_rollout(args: MMSearchGRPOConfig) -> None:
     }
     for reason, applies in refused.items():
         if applies:
-            raise ValueError(f"straggler_policy: carry cannot be met: {reason}. Change that, or set it to drop.")
+            raise UserError(f"straggler_policy: carry cannot be met: {reason}. Change that, or set it to drop.")

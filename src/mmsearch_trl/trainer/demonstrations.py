@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
+from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.data.demonstrations import Demonstration
-from mmsearch_trl.engine.base import FinishReason
-from mmsearch_trl.protocol.action import Action, ActionKind
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import Observation, Tool
 
 
 _ASKS = {Tool.IMAGE_SEARCH: ActionKind.IMAGE_SEARCH, Tool.TEXT_SEARCH: ActionKind.TEXT_SEARCH}
@@ -20,7 +21,7 @@ def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Traje
     """The trajectory of a policy that said this; log-probs are 0.
 
     Raises:
-        ValueError: a turn does not ask for the search that follows it, or the last turn asks for a search.
+        UserError: a turn does not ask for the search that follows it, or the last turn asks for a search.
     """
     task, texts = demonstration.task, demonstration.texts
     prompt = protocol.prompt(task)
@@ -49,12 +50,12 @@ def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Traje
 
 def _check(action: Action, observation: Observation | None, number: int, *, last: bool) -> None:
     if observation is not None and action.kind is not _ASKS[observation.tool]:
-        raise ValueError(
+        raise UserError(
             f"assistant turn {number} is followed by results of {observation.tool.value} and does not end in a call "
             f"of it, but in {action.kind.value}"
         )
     if last and action.is_search:
-        raise ValueError(f"assistant turn {number} is the last and ends in a search that nothing answers")
+        raise UserError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 
 def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: TurnProtocol) -> Encoded:

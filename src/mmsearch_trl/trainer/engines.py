@@ -46,7 +46,7 @@ def build_rollout_engine(trainer: MMSearchGRPOTrainer, *, use_vllm: bool) -> Rol
 
     Raises:
         EngineError: vLLM is missing, or a server is, or was started in a way that cannot serve rollouts.
-        ValueError: arguments do not go together.
+        UserError: arguments do not go together.
     """
     if not use_vllm:
         return TransformersRollouts(trainer)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import RewardParts
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.evaluation.metrics import summarize
 from mmsearch_trl.evaluation.report import save_rows
-from mmsearch_trl.evaluation.rollouts import reward_parts, without_pictures
-from mmsearch_trl.rewards.rule_reward import RewardParts
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.evaluation.rollouts import reward_parts, without_images
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row
 from mmsearch_trl.trainer.rollouts import roll_out, samplings
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
     from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 Result = tuple[int, EvaluationRow, Trajectory, RewardParts]
-"""Row number, saved row, the trajectory without its pictures, its score."""
+"""Row number, saved row, the trajectory without its images, its score."""
 
 
 def evaluate(trainer: MMSearchGRPOTrainer, dataset: Any, prefix: str) -> dict[str, float]:
     """Evaluate a data set, or each of a mapping of them under `<prefix>_<name>`; returns the logged metrics.
 
     Raises:
-        ValueError: The trainer has no evaluation data.
+        UserError: The trainer has no evaluation data.
     """
     if dataset is None:
-        raise ValueError("There is nothing to evaluate: pass eval_dataset to the trainer or to evaluate().")
+        raise UserError("There is nothing to evaluate: pass eval_dataset to the trainer or to evaluate().")
     if isinstance(dataset, dict):
         metrics: dict[str, float] = {}
         for name, part in dataset.items():
@@ -84,7 +85,7 @@ def _batch(
         (
             number,
             evaluation_row(item, trainer.protocol.chat.tokenizer, step=step),
-            without_pictures(item.trajectory),
+            without_images(item.trajectory),
             reward_parts(item),
         )
         for number, item in zip(numbers, scored, strict=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmsearch_trl.rollout.trajectory import Trajectory
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.trainer.advantages import informative_groups
 
 
@@ -28,12 +29,12 @@ def collect_informative(
     many batches as the one that needs most. Reward functions run once more on what is kept.
 
     Raises:
-        ValueError: A rank's share of a batch is no whole number of groups.
+        UserError: A rank's share of a batch is no whole number of groups.
         RuntimeError: `max_refills` further batches did not bring enough.
     """
     group, wanted = trainer.num_generations, len(rows)
     if wanted % group:
-        raise ValueError(
+        raise UserError(
             f"filter_zero_variance_groups needs whole groups on every rank: per_device_train_batch_size * "
             f"steps_per_generation is {wanted}, which num_generations ({group}) does not divide."
         )
@@ -44,7 +45,7 @@ def collect_informative(
         # A broken rollout has no reward; at 0 it may keep a group in, and its own tokens stay out of the loss.
         rewards = torch.tensor([scored.reward or 0.0 for scored in trainer.score(fresh, trajectories)])
         # A rollout that was broken off earned nothing, and does not make its group differ either.
-        broken = torch.tensor([trajectory.broken_off for trajectory in trajectories])
+        broken = torch.tensor([trajectory.aborted for trajectory in trajectories])
         rewards = rewards.masked_fill(broken, torch.nan)
         for i in informative_groups(rewards, group).nonzero().flatten().tolist():
             members = slice(i * group, (i + 1) * group)

@@ -22,21 +22,23 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.dataset import row_to_task
-from mmsearch_trl.model_card import write_model_card
+from mmsearch_trl.hub.card import write_model_card
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import default_protocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.search.calls.watch import SearchWatch
+from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.traces.build import ScoredTrajectory
 from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import RewardScale, group_advantages
-from mmsearch_trl.trainer.batch import Generation, generation, pictures_as_encoded
+from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_processor
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -53,7 +55,6 @@ from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.scores import PARTS, LocalScores
 from mmsearch_trl.trainer.stragglers import Stragglers
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
-from mmsearch_trl.versions import check_versions
 
 
 Row = dict[str, Any]
@@ -72,7 +73,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         resize_images: Bring question images to MMSearch-R1's size.
 
     Raises:
-        ValueError: `args` or `kwargs` ask for something that this trainer replaces.
+        UserError: `args` or `kwargs` ask for something that this trainer replaces.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "mmsearch"]
@@ -114,13 +115,13 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         if args.freeze_vision:
             vision = [parameter for name, parameter in self.model.named_parameters() if ".visual." in name]
             if not vision:
-                raise ValueError("freeze_vision: the model has no vision tower (no parameter is named .visual.)")
+                raise UserError("freeze_vision: the model has no vision tower (no parameter is named .visual.)")
             for parameter in vision:
                 parameter.requires_grad_(False)
         self.limits = limits or Limits()
         self.resize_images = resize_images
         self.search = search
-        self.search_watch = SearchWatch(args.max_search_failure_share, args.search_failure_window)
+        self.failure_monitor = FailureMonitor(args.max_search_failure_share, args.search_failure_window)
         self.ended_early: str | None = None
         """Why training was ended before its time, in words."""
         cap = args.max_trajectories_in_flight
@@ -143,7 +144,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         collect = collect_informative if self.args.filter_zero_variance_groups else MMSearchGRPOTrainer.collect
         rows, self._trajectories = collect(self, inputs)
         try:
-            with pictures_as_encoded(self.processing_class, self.protocol.chat.images):
+            with images_as_encoded(self.processing_class, self.protocol.chat.images):
                 output = super()._generate_and_score_completions(rows)
         finally:
             self._score_mask = None
@@ -267,11 +268,11 @@ class MMSearchGRPOTrainer(FullCheckpoints, GRPOTrainer):
         """As TRL's, on trimmed micro-batches; `(b, c)` each, 0 on tokens that are not scored.
 
         Raises:
-            ValueError: The model takes inputs of another vision family, or an auxiliary loss is asked for.
+            UserError: The model takes inputs of another vision family, or an auxiliary loss is asked for.
         """
         if compute_aux_loss or any(value is not None for value in unused.values()):
             names = [name for name, value in unused.items() if value is not None] or ["router auxiliary loss"]
-            raise ValueError(f"MMSearchGRPOTrainer supports Qwen-VL style inputs; this model also needs {names}.")
+            raise UserError(f"MMSearchGRPOTrainer supports Qwen-VL style inputs; this model also needs {names}.")
         score_mask = attention_mask[:, -logits_to_keep:] if self._score_mask is None else self._score_mask
         batch = ScoredBatch(
             input_ids=input_ids,

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mmsearch_trl.engine.base import FinishReason
-from mmsearch_trl.protocol.action import ActionKind
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
-from mmsearch_trl.search.types import Tool
+from mmsearch_trl.core.action import ActionKind, Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 
 Gather = Callable[[torch.Tensor], torch.Tensor]

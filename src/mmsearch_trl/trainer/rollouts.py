@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from trl.extras.profiling import profiling_context
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import Engine, Sampling
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.engine.pressure import PressureSource
 from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.compat import cut_response
 from mmsearch_trl.rollout.loop import named_sampling, run_batch
 from mmsearch_trl.rollout.stragglers import Unfinished
-from mmsearch_trl.rollout.trajectory import Trajectory
 from mmsearch_trl.trainer.metrics import rollout_metrics
 from mmsearch_trl.trainer.search_calls import SearchCalls, end_if_search_is_gone
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
-def samplings(trainer: MMSearchGRPOTrainer, seeds: Sequence[str], temperature: float) -> list[Sampling]:
+def samplings(trainer: MMSearchGRPOTrainer, seeds: Sequence[str], temperature: float) -> list[SamplingParams]:
     """How each task is sampled.
 
     Args:
@@ -37,7 +38,7 @@ def samplings(trainer: MMSearchGRPOTrainer, seeds: Sequence[str], temperature: f
 def roll_out(
     trainer: MMSearchGRPOTrainer,
     tasks: Sequence[Task],
-    samplings: Sequence[Sampling],
+    samplings: Sequence[SamplingParams],
     *,
     close_share: float = 1.0,
     carried: Sequence[Unfinished] = (),

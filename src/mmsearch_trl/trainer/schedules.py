@@ -9,6 +9,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mmsearch_trl.core.errors import UserError
+
 
 def sigmoid_decay_factor(step: int, ratio: float, warmup_steps: int) -> float:
     """The factor on the learning rate after `step` optimizer steps.
@@ -18,12 +20,12 @@ def sigmoid_decay_factor(step: int, ratio: float, warmup_steps: int) -> float:
         warmup_steps: The step at which half of it is gone; a tenth of it is the width of the fall.
 
     Raises:
-        ValueError: `ratio` or `warmup_steps` is out of range.
+        UserError: `ratio` or `warmup_steps` is out of range.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"the sigmoid decay ratio must be from 0 to 1, got {ratio!r}")
+        raise UserError(f"the sigmoid decay ratio must be from 0 to 1, got {ratio!r}")
     if warmup_steps < 1:
-        raise ValueError(f"the sigmoid decay needs warmup_steps >= 1, got {warmup_steps!r}")
+        raise UserError(f"the sigmoid decay needs warmup_steps >= 1, got {warmup_steps!r}")
     low = 1 - ratio
     # 1 / (1 + exp(x)), written so that a step far past the fall does not overflow.
     remaining = 0.5 * (1 - math.tanh((step - warmup_steps) / (0.2 * warmup_steps)))
@@ -34,6 +36,6 @@ def sigmoid_decay(optimizer: Optimizer, ratio: float, warmup_steps: int) -> Lamb
     """A scheduler that multiplies every group's rate by `sigmoid_decay_factor`; step it once per optimizer step.
 
     Raises:
-        ValueError: `ratio` or `warmup_steps` is out of range.
+        UserError: `ratio` or `warmup_steps` is out of range.
     """
     return LambdaLR(optimizer, lambda step: sigmoid_decay_factor(step, ratio, warmup_steps))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mmsearch_trl.rollout.trajectory import Trajectory
-from mmsearch_trl.traces.build import ScoredTrajectory
+from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.trajectory import Trajectory
 
 
 PARTS = ("accuracy", "format", "searches")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.observation import Failure, FailureKind
+from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
-from mmsearch_trl.search.types import CallRecord, Failure, FailureKind, Tool
 
 
 if TYPE_CHECKING:
@@ -102,8 +104,8 @@ def _costs(name: str, total: SearchTotals) -> dict[str, float]:
 
 def end_if_search_is_gone(trainer: MMSearchGRPOTrainer, calls: SearchCalls) -> None:
     """Have the trainer save and end after this step where its searches are not answered; all ranks decide alike."""
-    complaint = trainer.search_watch.complaint(calls.total.calls, calls.infrastructure_failures)
-    if complaint is not None and trainer.ended_early is None:
-        trainer.ended_early = complaint
+    abort_reason = trainer.failure_monitor.abort_reason(calls.total.calls, calls.infrastructure_failures)
+    if abort_reason is not None and trainer.ended_early is None:
+        trainer.ended_early = abort_reason
         trainer.control.should_training_stop = trainer.control.should_save = True
-        logger.error("The run ends after this step, and is saved: %s.", complaint)
+        logger.error("The run ends after this step, and is saved: %s.", abort_reason)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from accelerate.utils import broadcast_object_list
 
-from mmsearch_trl.engine.base import EngineError
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine.vllm_client import ServerInfo, VLLMClient, wait_until_healthy
 from mmsearch_trl.engine.vllm_server import ServerEngine
 from mmsearch_trl.engine.vllm_sync import PublishedWeights, ServerSync
@@ -25,8 +25,8 @@ from mmsearch_trl.engine.weight_files import Sent, save_adapter, save_weights, s
 from mmsearch_trl.engine.weight_sync import sampler_weights
 from mmsearch_trl.trainer.engines import vocabulary
 from mmsearch_trl.trainer.nccl import NcclSender
-from mmsearch_trl.trainer.vllm_choices import check_server, num_bytes, policy, sends_adapter, server_urls
-from mmsearch_trl.trainer.weight_watch import WeightWatch
+from mmsearch_trl.trainer.vllm_options import check_server, num_bytes, policy, sends_adapter, server_urls
+from mmsearch_trl.trainer.weight_version import WeightVersion
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ServerRollouts:
         args = trainer.args
         self._trainer = trainer
         self._urls = server_urls(args)
-        self._watch = WeightWatch(trainer)
+        self._watch = WeightVersion(trainer)
         self._resources = ExitStack()
         self._engine = ServerEngine(
             self._urls,

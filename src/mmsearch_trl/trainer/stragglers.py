@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmsearch_trl.engine.base import Sampling
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.rollout.stragglers import Unfinished
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.scores import LocalScores
 
@@ -66,12 +67,12 @@ class Stragglers:
     """The stragglers of one rank; nothing happens here unless the policy is `carry`.
 
     Raises:
-        ValueError: The policy is `carry` and the limits reproduce MMSearch-R1, which cuts finished responses.
+        UserError: The policy is `carry` and the limits reproduce MMSearch-R1, which cuts finished responses.
     """
 
     def __init__(self, trainer: MMSearchGRPOTrainer) -> None:
         if trainer.args.straggler_policy == "carry" and trainer.limits.compat:
-            raise ValueError("straggler_policy: carry does not go with rollout.compat; set it to drop.")
+            raise UserError("straggler_policy: carry does not go with rollout.compat; set it to drop.")
         self._trainer = trainer
         self.carried: list[Carried] = []
         self.guests: dict[int, Carried] = {}
@@ -84,7 +85,7 @@ class Stragglers:
         return [late.unfinished for late in self.carried if late.trajectory.stop is None]
 
     def seat(
-        self, rows: Sequence[Row], trajectories: Sequence[Trajectory], samplings: Sequence[Sampling]
+        self, rows: Sequence[Row], trajectories: Sequence[Trajectory], samplings: Sequence[SamplingParams]
     ) -> tuple[list[Row], list[Trajectory]]:
         """Put guests on the rows of a batch's stragglers, and keep these to go on with."""
         rows, trajectories = list(rows), list(trajectories)
@@ -96,7 +97,7 @@ class Stragglers:
         for i in free:
             trajectory = replace(trajectories[i], turns=list(trajectories[i].turns), stop=None)
             self._left[i] = Carried(rows[i], Unfinished(trajectory, samplings[i]), groups.setdefault(i // size, []))
-        finished = [late for late in self.carried if late.trajectory.stop and not late.trajectory.broken_off]
+        finished = [late for late in self.carried if late.trajectory.stop and not late.trajectory.aborted]
         self.guests = dict(zip(free, finished, strict=False))
         for i, guest in self.guests.items():
             rows[i], trajectories[i] = guest.row, guest.trajectory
@@ -109,7 +110,7 @@ class Stragglers:
             rewards: `(n, functions)`, of this rank.
         """
         self._earned = rewards.clone()
-        return [trajectory.broken_off or i in self.guests for i, trajectory in enumerate(trajectories)]
+        return [trajectory.aborted or i in self.guests for i, trajectory in enumerate(trajectories)]
 
     def settle(self, scores: LocalScores, advantages: torch.Tensor) -> None:
         """After a batch was scored: pay its guests, and take stock of who is left.
@@ -148,7 +149,7 @@ class Stragglers:
         staying = [late for late in self.carried if id(late) not in guests]
         for late in staying:
             late.batches += 1
-        kept = [late for late in staying if late.batches < MOST_BATCHES and not late.trajectory.broken_off]
+        kept = [late for late in staying if late.batches < MOST_BATCHES and not late.trajectory.aborted]
         device = self._trainer.accelerator.device
         counts = torch.tensor([[len(guests), len(staying) - len(kept), len(self._earned)]], device=device)
         seated, dropped, rows = self._trainer.accelerator.gather(counts).sum(dim=0).tolist()

@@ -18,10 +18,10 @@ import torch
 import transformers
 from rich.console import Console
 
-from mmsearch_trl.config import load_recipe
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table
+from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.traces.files import read_traces
 from mmsearch_trl.traces.plot import learning_curves, plot_learning
 from mmsearch_trl.traces.view import write_page
@@ -178,7 +178,7 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
     }
     for name in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
         paths[f"{name}_prompt"] = str(world / "prompts" / f"{name}.txt")
-    paths["reply_wording"] = str(world / "prompts" / "wording.yaml")
+    paths["reply_templates"] = str(world / "prompts" / "wording.yaml")
     given = {key: value for key, value in overrides.items() if value is not None}
     loaded = load_recipe(recipe, paths | given)
     loaded.validate()

@@ -1,4 +1,4 @@
-"""Emblems: small flat pictures with four attributes (border, background, shape, shape colour).
+"""Emblems: small flat images with four attributes (border, background, shape, shape colour).
 
 Any two emblems of a set differ in at least two attributes, so that no single feature tells two of them apart by
 accident and an image search has a margin. The set is a code of distance two: the border's number is a linear
@@ -13,13 +13,15 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
+from mmsearch_trl.core.errors import UserError
+
 
 QUERY_SIZE = 56
-"""Side of the picture in a question, pixels: 16 patches of 14, merged into 4 image tokens."""
+"""Side of the image in a question, pixels: 16 patches of 14, merged into 4 image tokens."""
 THUMBNAIL_SIZE = 28
-"""Side of the picture in a search result, pixels: 1 image token."""
+"""Side of the image in a search result, pixels: 1 image token."""
 MAX_JITTER = 2
-"""Largest shift of a query picture in either direction, pixels."""
+"""Largest shift of a query image in either direction, pixels."""
 
 COLOURS: tuple[tuple[int, int, int], ...] = (
     (214, 39, 40),
@@ -92,7 +94,7 @@ def make_emblems(count: int, rng: random.Random) -> list[Emblem]:
     """Make `count` different emblems in random order, any two at least two attributes apart.
 
     Raises:
-        ValueError: the code has fewer emblems than asked for (about 570 exist).
+        UserError: the code has fewer emblems than asked for (about 570 exist).
     """
     values = range(len(COLOURS))
     for _ in range(20):
@@ -106,17 +108,17 @@ def make_emblems(count: int, rng: random.Random) -> list[Emblem]:
         emblems = [e for e in code if len({e.border, e.background, e.colour}) == 3]
         if len(emblems) >= count:
             return rng.sample(emblems, count)
-    raise ValueError(f"{count} emblems that differ in two attributes were asked for; fewer than that exist")
+    raise UserError(f"{count} emblems that differ in two attributes were asked for; fewer than that exist")
 
 
 def draw(emblem: Emblem, size: int = QUERY_SIZE, jitter: tuple[int, int] = (0, 0)) -> Image.Image:
-    """Draw an emblem as an RGB picture of `size` x `size` pixels, its inside shifted by `jitter` (right, down).
+    """Draw an emblem as an RGB image of `size` x `size` pixels, its inside shifted by `jitter` (right, down).
 
-    The border keeps filling the picture when the inside moves, as in a photograph that is cut a little off centre.
+    The border keeps filling the image when the inside moves, as in a photograph that is cut a little off centre.
     """
     x, y = MAX_JITTER - jitter[0], MAX_JITTER - jitter[1]
     if not (0 <= x <= 2 * MAX_JITTER and 0 <= y <= 2 * MAX_JITTER):
-        raise ValueError(f"jitter {jitter} is out of range: at most {MAX_JITTER} pixels in each direction")
+        raise UserError(f"jitter {jitter} is out of range: at most {MAX_JITTER} pixels in each direction")
     return _canvas(emblem, size).crop((x, y, x + size, y + size))
 
 
@@ -130,7 +132,7 @@ def random_jitter(rng: random.Random) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _canvas(emblem: Emblem, size: int) -> Image.Image:
-    """The emblem with a margin of `MAX_JITTER` pixels, from which every shifted picture is cut."""
+    """The emblem with a margin of `MAX_JITTER` pixels, from which every shifted image is cut."""
     side = size + 2 * MAX_JITTER
     big = Image.new("RGB", (side * _SUPERSAMPLING, side * _SUPERSAMPLING), COLOURS[emblem.border])
     pen = ImageDraw.Draw(big)

@@ -1,6 +1,6 @@
 """A world as files: the folder that recipes point at, laid out like a user's own data.
 
-images/*.png                                             query pictures
+images/*.png                                             query images
 train.jsonl, known.jsonl, unknown.jsonl, held_out.jsonl  questions, in the form of `data/plain.py`
 prompts/*.txt, prompts/wording.yaml                      the world's protocol in few tokens
 image_index/, text_index/                                the tools
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.world.indexes import build_indexes
-from mmsearch_trl.world.protocol import PROMPTS, WORDING
+from mmsearch_trl.world.protocol import PROMPTS, TEMPLATES
 from mmsearch_trl.world.world import Group, World
 
 
@@ -26,19 +26,19 @@ def write_world(world: World, folder: Path, *, progress: bool = False) -> None:
     _write_tasks(world.training_tasks(), folder / "train.jsonl")
     for name, text in asdict(PROMPTS).items():
         (folder / "prompts" / f"{name}.txt").write_text(text, encoding="utf-8")
-    WORDING.save(folder / "prompts" / "wording.yaml")
+    TEMPLATES.save(folder / "prompts" / "wording.yaml")
     build_indexes(world, folder, progress=progress)
 
 
 def _write_tasks(tasks: Iterable[Task], path: Path) -> None:
     lines = []
     for task in tasks:
-        picture = f"images/{task.id}.png"
-        task.images[0].save(path.parent / picture)
+        image = f"images/{task.id}.png"
+        task.images[0].save(path.parent / image)
         row = {
             "id": task.id,
             "question": task.question,
-            "image": picture,
+            "image": image,
             "answers": list(task.answers),
             "data_source": task.data_source,
             "category": task.category,

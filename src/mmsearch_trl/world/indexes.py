@@ -1,11 +1,11 @@
 """The world's two search indexes: the real image index, asked with pixels, and the real BM25 index over passages.
 
-    sources/images/*.png, sources/thumbnails/*.png     a picture and a thumbnail per entity
+    sources/images/*.png, sources/thumbnails/*.png     an image and a thumbnail per entity
     sources/images.jsonl, sources/passages.jsonl       what the indexes are built from
     image_index/, text_index/                          the indexes
 
 They hold the entities of all three groups, so that a search can find every emblem that a task shows. The indexed
-pictures are not shifted and the query pictures are, so a query never equals an indexed picture byte for byte.
+images are not shifted and the query images are, so a query never equals an indexed image byte for byte.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.search.index.build import build_image_index, build_text_index
+from mmsearch_trl.search.index_build import build_image_index, build_text_index
 from mmsearch_trl.world.emblems import THUMBNAIL_SIZE, draw
 from mmsearch_trl.world.world import World
 
@@ -28,18 +28,18 @@ class WorldIndexes:
 
 
 def write_sources(world: World, folder: Path) -> tuple[Path, Path]:
-    """Write the pictures, thumbnails and passages of a world; returns the two JSONL files (images, passages)."""
+    """Write the images, thumbnails and passages of a world; returns the two JSONL files (images, passages)."""
     for name in ("images", "thumbnails"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    pictures: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     for number, entity in enumerate(world.entities):
-        picture, thumbnail = f"images/{number:03d}.png", f"thumbnails/{number:03d}.png"
-        draw(entity.emblem).save(folder / picture)
+        image, thumbnail = f"images/{number:03d}.png", f"thumbnails/{number:03d}.png"
+        draw(entity.emblem).save(folder / image)
         draw(entity.emblem, THUMBNAIL_SIZE).save(folder / thumbnail)
-        pictures.append({"image": picture, "thumbnail": thumbnail, "title": entity.name, "url": entity.url})
+        images.append({"image": image, "thumbnail": thumbnail, "title": entity.name, "url": entity.url})
     passages = [{"title": entity.name, "text": entity.passage, "url": entity.url} for entity in world.entities]
     images_file, passages_file = folder / "images.jsonl", folder / "passages.jsonl"
-    _write_rows(images_file, pictures)
+    _write_rows(images_file, images)
     _write_rows(passages_file, passages)
     return images_file, passages_file
 

@@ -5,14 +5,14 @@ from transformers import ProcessorMixin
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
-from mmsearch_trl.protocol.wording import Wording
+from mmsearch_trl.protocol.reply_templates import ReplyTemplates
 
 
 PROMPTS = Prompts(
     first_turn="{image} {question}", after_image_search="", after_text_search="", forced_answer=" answer"
 )
 
-WORDING = Wording(
+TEMPLATES = ReplyTemplates(
     opening="<information>",
     closing="</information>",
     question="",
@@ -29,4 +29,4 @@ WORDING = Wording(
 
 def build_protocol(processor: ProcessorMixin) -> MMSearchProtocol:
     """The world's protocol for a processor that `build_processor` made, or one reloaded from disk."""
-    return MMSearchProtocol(ChatEncoder(processor), PROMPTS, WORDING)
+    return MMSearchProtocol(ChatEncoder(processor), PROMPTS, TEMPLATES)

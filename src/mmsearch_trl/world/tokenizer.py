@@ -48,9 +48,9 @@ CHAT_TEMPLATE = (
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Build the processor: a 56 px picture is 16 patches or 4 tokens, a 28 px one 4 patches or 1 token.
+    """Build the processor: a 56 px image is 16 patches or 4 tokens, a 28 px one 4 patches or 1 token.
 
-    Larger pictures are scaled down to 56 x 56 pixels' area. `save_pretrained` and `AutoProcessor` work as usual.
+    Larger images are scaled down to 56 x 56 pixels' area. `save_pretrained` and `AutoProcessor` work as usual.
     """
     patches: dict[str, Any] = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     patches["size"] = {"shortest_edge": THUMBNAIL_SIZE**2, "longest_edge": QUERY_SIZE**2}

@@ -15,12 +15,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmsearch_trl.data.task import Task
-from mmsearch_trl.engine.base import FinishReason
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG, MMSearchProtocol
-from mmsearch_trl.rollout.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.search.types import ImageHit, Observation, TextHit, Tool
 from mmsearch_trl.world.emblems import THUMBNAIL_SIZE, Emblem, draw, random_jitter
 from mmsearch_trl.world.world import Entity, Fact, Group, World, random_facts
 
@@ -118,12 +119,12 @@ class TraceWriter:
         return trajectory
 
     def _prompt(self, task: Task) -> Encoded:
-        """The first message. Query pictures all have one size, so its ids depend on the question alone."""
+        """The first message. Query images all have one size, so its ids depend on the question alone."""
         if task.question not in self._prompts:
             self._prompts[task.question] = self._protocol.prompt(task)
         parts, ids = self._prompts[task.question]
-        picture = self._protocol.chat.images.encode(task.images[0])
-        return Encoded(tuple(part if isinstance(part, str) else picture for part in parts), ids)
+        image = self._protocol.chat.images.encode(task.images[0])
+        return Encoded(tuple(part if isinstance(part, str) else image for part in parts), ids)
 
     def _turn_ids(self, text: str) -> tuple[int, ...]:
         """A turn as the model would write it, end included; many turns are the same, so they are kept."""

@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import combinations
 from types import MappingProxyType
 
-from mmsearch_trl.data.task import Task
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.world.emblems import Emblem, draw, make_emblems, random_jitter
 
 

@@ -13,18 +13,20 @@ import pytest
 from misbehaving import Answer, Site, response, serving
 from PIL import Image
 
-from mmsearch_trl.search.calls.asking import CallPolicy
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.search.cache.store import ResultStore
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.calls.budget import Budget
+from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines, totals_of
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import SearchRuntime
-from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.pages import PageSearch
 from mmsearch_trl.search.text.readers import WebReader
 from mmsearch_trl.search.text.retriever import Retriever
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.text.summarisers import Excerpt
-from mmsearch_trl.search.types import CallRecord, FailureKind, ImageHit, ImageQuery, Observation, TextHit, Tool
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.page_text import PageReader
 from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
@@ -119,7 +121,7 @@ def test_kept_and_shared_answers_cost_nothing(tmp_path: Path) -> None:
         together = await asyncio.gather(*(runtime.text_search("who") for _ in range(8)))
         return [*together, await runtime.text_search("who"), await runtime.text_search("")]
 
-    _, records, runtime = retrieving(told(DOCUMENT), work, cache=AnswerStore(tmp_path / "answers.sqlite"))
+    _, records, runtime = retrieving(told(DOCUMENT), work, cache=ResultStore(tmp_path / "answers.sqlite"))
     assert sum(record.bytes for record in records) == len(DOCUMENT)
     assert [record.bytes for record in records if record.cached or record.coalesced or record.failure] == [0] * 9
     total = runtime.totals[Tool.TEXT_SEARCH]

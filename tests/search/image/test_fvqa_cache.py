@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.images import image_digest
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
 from mmsearch_trl.search.image.fvqa_cache import (
     FOLDER_NAMES,
     PICKLE_NAMES,
@@ -20,7 +23,6 @@ from mmsearch_trl.search.image.fvqa_cache import (
     FvqaPickleCache,
     open_fvqa_cache,
 )
-from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, image_digest
 
 
 QUERY_IMAGE = Image.new("RGB", (9, 7), "blue")
@@ -38,7 +40,7 @@ def failure(cache: Cache, data_id: str | None) -> FailureKind:
 
 
 def file_image(format: str, mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
-    """A picture of the class that Pillow gives an opened file, as in the published pickles."""
+    """An image of the class that Pillow gives an opened file, as in the published pickles."""
     buffer = io.BytesIO()
     Image.new(mode, size, 1 if mode == "P" else "red").save(buffer, format)
     image = Image.open(io.BytesIO(buffer.getvalue()))
@@ -124,7 +126,7 @@ def test_a_pickle_that_names_anything_else_is_refused_by_name(tmp_path: Path, pa
 
 
 @pytest.mark.parametrize(
-    ("rows", "complaint"),
+    ("rows", "message"),
     [
         ([1], "holds list where an FVQA cache holds a dict"),
         ({"x": {"tool_returned_web_title_list": ["a"]}}, "'x' has no list 'tool_returned_images_urls'"),
@@ -132,8 +134,8 @@ def test_a_pickle_that_names_anything_else_is_refused_by_name(tmp_path: Path, pa
         ({3: row([], [])}, "the data id 3 is int"),
     ],
 )
-def test_a_pickle_of_something_else_is_refused(tmp_path: Path, rows: Any, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, rows: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         FvqaPickleCache(save(tmp_path / "c.pkl", rows))
 
 

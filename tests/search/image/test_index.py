@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsearch_trl.search.image.descriptor import FloatArray, PictureDescriptor
+from mmsearch_trl.core.observation import ImageQuery
 from mmsearch_trl.search.image.index import ImageIndex
-from mmsearch_trl.search.index.build import build_image_index
-from mmsearch_trl.search.types import ImageQuery
+from mmsearch_trl.search.index.descriptor import FloatArray, ImageDescriptor
+from mmsearch_trl.search.index_build import build_image_index
 
 
 Picture = Callable[..., Image.Image]
@@ -22,7 +22,7 @@ def folder(emblem: Picture, tmp_path: Path) -> Path:
     (folder / "deep").mkdir(parents=True)
     for number in range(8):
         emblem(number).save(folder / ("deep" if number % 2 else ".") / f"emblem {number}.png")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -85,7 +85,7 @@ def test_building_twice_gives_the_same_fingerprint_and_another_title_another(fol
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "message"),
     [
         ('{"image": "emblem 0.png"}', r"rows.jsonl:2: key 'title' is missing"),
         ('{"image": 5, "title": "a"}', r"rows.jsonl:2: key 'image' is int"),
@@ -95,22 +95,22 @@ def test_building_twice_gives_the_same_fingerprint_and_another_title_another(fol
         ("[1]", r"rows.jsonl:2: a JSON object is needed"),
     ],
 )
-def test_a_bad_row_is_named_and_leaves_nothing_behind(folder: Path, tmp_path: Path, row: str, complaint: str) -> None:
+def test_a_bad_row_is_named_and_leaves_nothing_behind(folder: Path, tmp_path: Path, row: str, message: str) -> None:
     source = folder / "rows.jsonl"
     source.write_text('{"image": "emblem 0.png", "title": "fine"}\n' + row + "\n")
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         build_image_index(source, out / "index", progress=False)
     assert list(out.iterdir()) == []
 
 
 def test_a_caption_without_picture_and_an_empty_folder_are_errors(folder: Path, tmp_path: Path) -> None:
     captions = jsonl(tmp_path / "captions.jsonl", [{"image": "gone.png", "title": "a"}])
-    with pytest.raises(ValueError, match=r"captions.jsonl:1: no picture 'gone.png'"):
+    with pytest.raises(ValueError, match=r"captions.jsonl:1: no image 'gone.png'"):
         build_image_index(folder, tmp_path / "index", captions=captions, progress=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture was found"):
+    with pytest.raises(ValueError, match="no image was found"):
         build_image_index(tmp_path / "empty", tmp_path / "index", progress=False)
 
 
@@ -130,18 +130,18 @@ def test_a_folder_without_index_says_how_to_build_one(tmp_path: Path) -> None:
 
 def test_a_damaged_index_is_refused(folder: Path, tmp_path: Path) -> None:
     build_image_index(folder, tmp_path / "index", progress=False)
-    np.save(tmp_path / "index" / "vectors.npy", np.zeros((3, PictureDescriptor.dim), np.float32))
+    np.save(tmp_path / "index" / "vectors.npy", np.zeros((3, ImageDescriptor.dim), np.float32))
     with pytest.raises(ValueError, match="is damaged: 8 entries"):
         ImageIndex.open(tmp_path / "index")
 
 
 def test_another_encoder_than_the_one_it_was_built_with_is_refused(folder: Path, tmp_path: Path) -> None:
-    class Other(PictureDescriptor):
+    class Other(ImageDescriptor):
         fingerprint = "other"
 
         def encode(self, images: object) -> FloatArray:
             raise AssertionError("must not be used")
 
     build_image_index(folder, tmp_path / "index", progress=False)
-    with pytest.raises(ValueError, match="was built with encoder picture-descriptor-1"):
+    with pytest.raises(ValueError, match="was built with encoder image-descriptor-1"):
         ImageIndex.open(tmp_path / "index", Other())

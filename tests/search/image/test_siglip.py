@@ -16,7 +16,7 @@ from transformers import (
 
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.image.siglip import VisionEncoder
-from mmsearch_trl.search.index.build import build_image_index
+from mmsearch_trl.search.index_build import build_image_index
 
 
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

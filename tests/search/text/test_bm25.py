@@ -11,7 +11,7 @@ import tantivy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.search.index.build import build_text_index
+from mmsearch_trl.search.index_build import build_text_index
 from mmsearch_trl.search.text import bm25_build
 from mmsearch_trl.search.text.bm25 import TextIndex
 
@@ -113,7 +113,7 @@ def test_a_gzipped_source_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "message"),
     [
         ('{"title": "a"}', "rows.jsonl:3: key 'text' is missing"),
         ('{"contents": null}', "rows.jsonl:3: key 'contents' is missing"),
@@ -122,10 +122,10 @@ def test_a_gzipped_source_is_read(tmp_path: Path) -> None:
         ("null", "rows.jsonl:3: a JSON object is needed"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line_and_leaves_nothing_behind(tmp_path: Path, row: str, complaint: str) -> None:
+def test_a_bad_row_is_named_by_its_line_and_leaves_nothing_behind(tmp_path: Path, row: str, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine"}\n\n' + row + "\n")
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         build_text_index(path, tmp_path / "out" / "index", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -6,8 +6,9 @@ import ddgs.ddgs
 import pytest
 from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.text.ddgs_search import ENGINES, DdgsSearch
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 @pytest.fixture

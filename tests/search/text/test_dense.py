@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from search.text.encoders import WORDS, save_encoder
 
-from mmsearch_trl.cli import main
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.index.build import build_dense_index, build_text_index
-from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.index_build import build_dense_index, build_text_index
 from mmsearch_trl.search.text import dense, dense_build
 from mmsearch_trl.search.text.dense import FAISS, VECTORS, DenseIndex
 from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.types import TextHit
 
 
 COUNT = 700
@@ -157,7 +157,7 @@ def test_a_list_that_runs_out_gives_fewer_hits_and_no_other_passage(
 KILLED = """
 import sys, time
 from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.index.build import build_dense_index
+from mmsearch_trl.search.index_build import build_dense_index
 slow = TextEncoder.passages
 def encode(self, texts):
     print(len(texts), flush=True)

@@ -3,8 +3,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import ImageHit, TextHit
 from mmsearch_trl.search.text.hybrid import Hybrid, fused
-from mmsearch_trl.search.types import ImageHit, SearchError, TextHit
 
 
 A, B, C, D = (TextHit(name, "text", score=1.0) for name in "abcd")

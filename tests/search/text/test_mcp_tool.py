@@ -10,8 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.text.mcp_tool import McpSearch
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 COMMAND = [sys.executable, str(Path(__file__).parent / "mcp_server.py")]

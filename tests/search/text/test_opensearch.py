@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from search.text.stand_in import standing_in
 
-from mmsearch_trl.search.calls.watch import SearchLost
+from mmsearch_trl.core.errors import SearchError, SearchLost
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.text.opensearch import OpenSearch
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 CORPUS = [

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.search.store import AnswerStore
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.text.pages import MAX_PAGE_CHARS, PageSearch
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 from mmsearch_trl.search.web.page_text import PageText
 
 
@@ -58,7 +59,7 @@ class Summariser:
     async def close(self) -> None: ...
 
 
-def search(*parts: Any, k: int = 3, cache: AnswerStore | None = None) -> list[TextHit]:
+def search(*parts: Any, k: int = 3, cache: ResultStore | None = None) -> list[TextHit]:
     return list(asyncio.run(PageSearch(*parts, cache=cache).search("who", k)))
 
 
@@ -102,7 +103,7 @@ def test_no_page_at_all_is_a_failure_that_says_why() -> None:
 
 
 def test_addresses_texts_and_summaries_are_kept_apart(tmp_path: Path) -> None:
-    cache = AnswerStore(tmp_path / "stages.sqlite")
+    cache = ResultStore(tmp_path / "stages.sqlite")
     links, reader, summariser = Links(5), Reader(), Summariser()
     first = search(links, reader, summariser, cache=cache)
     assert search(links, reader, summariser, cache=cache) == first

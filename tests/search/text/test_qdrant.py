@@ -12,12 +12,12 @@ import pytest
 from search.text.encoders import WORDS, save_encoder
 from search.text.stand_in import standing_in
 
-from mmsearch_trl.search.calls.watch import SearchLost
+from mmsearch_trl.core.errors import SearchError, SearchLost
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.opening import build_runtime
+from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.qdrant import QdrantSearch
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 PASSAGES = [" ".join(random.Random(number).choices(WORDS, k=8)) for number in range(60)]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from misbehaving import response, serving
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.text.readers import JINA_KEY_VARIABLE, JinaReader, WebReader
-from mmsearch_trl.search.types import FailureKind, SearchError
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.page_text import PageReader, PageText
 

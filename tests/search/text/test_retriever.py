@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from misbehaving import response, serving
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.text.retriever import Retriever
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 ROW = {"document": {"id": "7", "contents": '"Velm"\nVelm is a town.\nIt has a tower.'}, "score": 12.5}

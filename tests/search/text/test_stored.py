@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.text.stored import hit_of, server_and_name
-from mmsearch_trl.search.types import TextHit
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from misbehaving import response, serving
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.text.summarisers import ChatSummariser, excerpt
-from mmsearch_trl.search.types import FailureKind, SearchError
 
 
 PAGE = (

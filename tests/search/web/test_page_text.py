@@ -9,7 +9,8 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.web import page_text
 from mmsearch_trl.search.web.fetch import Fetched
 from mmsearch_trl.search.web.page_text import PageReader, PageText

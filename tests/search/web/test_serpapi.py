@@ -11,9 +11,10 @@ import pytest
 from misbehaving import Site, response, serving
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
 from mmsearch_trl.search.image.serpapi_lens import MAX_UPLOAD, SerpApiLens, encoded
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
-from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, TextHit
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.serpapi import KEY_VARIABLE, SerpApi
 
@@ -75,7 +76,7 @@ def lens(matches: Any, k: int = 3, **answers: bytes) -> tuple[Any, Site]:
         "/image": answering({"image_id": "abc"}),
         "/search.json": success(visual_matches=matches),
         "/good.png": png(),
-        "/bad.png": response(b"no picture", Content_Type="image/png"),
+        "/bad.png": response(b"no image", Content_Type="image/png"),
     } | answers
     return asking(given, lambda api, fetcher, site: SerpApiLens(api, fetcher).search(ImageQuery(PICTURE), k))
 

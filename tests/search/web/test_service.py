@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from misbehaving import Answer, Site, Write, response, serving
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.web.service import Service, seconds_of
 
 

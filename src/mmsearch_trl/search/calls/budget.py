@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 
 
 @dataclass(slots=True)

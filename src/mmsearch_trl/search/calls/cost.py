@@ -1,7 +1,7 @@
 """What one search costs: how often a backend was asked, and the bytes that it sent.
 
 The count is handed down in a context variable, so that it reaches every task which the search begins, and no other
-search. Counted are bodies, of failed tries too: pages and pictures as they came, JSON of services after decompression.
+search. Counted are bodies, of failed tries too: pages and images as they came, JSON of services after decompression.
 Headers are not; nor is what clients of another make (`ddgs`, MCP) receive.
 """
 

@@ -1,9 +1,10 @@
-"""What searches came to, per tool: how many, what kept answers and coalescing saved, and what they cost."""
+"""What searches came to, per tool: how many, what cached results and coalescing saved, and what they cost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from mmsearch_trl.search.types import CallRecord, Tool
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.search.calls.record import CallRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,7 @@ class SearchTotals:
 
     Attributes:
         calls: Searches that ended, or whose callers all left while the backend was asked.
-        cached: Of these, answered by a kept answer.
+        cached: Of these, answered by a cached result.
         coalesced: Of these, answered together with an identical one that was in flight.
         failed: Of these, not answered.
         tries: How often the backend was asked.

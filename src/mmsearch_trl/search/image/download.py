@@ -1,4 +1,4 @@
-"""Thumbnails from the web: the picture, or why there is none. A picture is never made up."""
+"""Thumbnails from the web: the image, or why there is none. An image is never made up."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,17 +6,18 @@ from dataclasses import replace
 
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import ImageHit
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, shrink
-from mmsearch_trl.search.types import ImageHit, SearchError
+from mmsearch_trl.search.media.loading import load_image
+from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, shrink
 from mmsearch_trl.search.web.fetch import IMAGE_TYPES, Fetcher
 
 
 async def with_thumbnails(fetcher: Fetcher, hits: Sequence[tuple[ImageHit, str | None]]) -> list[ImageHit]:
-    """The hits with the pictures that their addresses give; one whose picture cannot be had keeps its title only."""
-    pictures = await asyncio.gather(*(_thumbnail(fetcher, address) for _, address in hits))
-    return [replace(hit, thumbnail=picture) for (hit, _), picture in zip(hits, pictures, strict=True)]
+    """The hits with the images that their addresses give; one whose image cannot be had keeps its title only."""
+    images = await asyncio.gather(*(_thumbnail(fetcher, address) for _, address in hits))
+    return [replace(hit, thumbnail=image) for (hit, _), image in zip(hits, images, strict=True)]
 
 
 async def _thumbnail(fetcher: Fetcher, address: str | None) -> Image.Image | None:

@@ -8,7 +8,7 @@
 
 A question is looked up by its `data_id`, else by its image's public address, else by its image's digest, so that a
 cache of one's own needs no ids. A thumbnail that is missing, broken, or only an address gives a hit with title and
-address: never a made-up picture. A question that is not in the cache is a `NOT_CACHED` failure, which is not the same
+address: never a made-up image. A question that is not in the cache is a `NOT_CACHED` failure, which is not the same
 as having found nothing.
 """
 
@@ -21,11 +21,13 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.images import image_digest
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.image.pickled_cache import PICTURES, TITLES, PickledPicture, read_pickle
+from mmsearch_trl.search.image.pickled_cache import IMAGES, TITLES, PickledImage, read_pickle
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError, image_digest
+from mmsearch_trl.search.media.loading import load_image
 
 
 PICKLE_NAMES = ("fvqa_train_image_search_results_cache.pkl", "fvqa_test_image_search_results_cache.pkl")
@@ -42,7 +44,7 @@ class FvqaPickleCache:
         files: The train pickle, the test pickle, or both.
 
     Raises:
-        ValueError: a file is no FVQA cache; see `read_pickle`.
+        UserError: a file is no FVQA cache; see `read_pickle`.
     """
 
     name = "fvqa-pickle-cache"
@@ -64,8 +66,8 @@ class FvqaPickleCache:
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
         row = _row_of(self._rows, query)
-        pairs = zip_longest(row[TITLES], row[PICTURES])
-        hits = [_pickled_hit(title, picture) for title, picture in pairs]
+        pairs = zip_longest(row[TITLES], row[IMAGES])
+        hits = [_pickled_hit(title, image) for title, image in pairs]
         return _useful(hits)[:k]
 
 
@@ -83,7 +85,7 @@ class FvqaFolderCache:
     def __init__(self, train: Path | None = None, test: Path | None = None) -> None:
         self._folders = {prefix: folder for prefix, folder in (("fvqa_train", train), ("fvqa_test", test)) if folder}
         if not self._folders:
-            raise ValueError("a folder of train or of test questions is needed")
+            raise UserError("a folder of train or of test questions is needed")
         # A folder's time changes when a question is added; a change inside a question's folder goes unseen.
         stamps = [f"{folder.resolve()}:{folder.stat().st_mtime_ns}" for folder in self._folders.values()]
         self.fingerprint = digest_of(self.name, *stamps)
@@ -119,7 +121,7 @@ class FvqaJsonCache:
     end of its path under which there is one; nothing outside the file's folder is read.
 
     Raises:
-        ValueError: the file is no such cache.
+        UserError: the file is no such cache.
     """
 
     name = "fvqa-json-cache"
@@ -129,9 +131,9 @@ class FvqaJsonCache:
         try:
             self._rows = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON: {error}") from error
+            raise UserError(f"{file} is no JSON: {error}") from error
         if not isinstance(self._rows, dict) or not all(map(_is_json_row, self._rows.values())):
-            raise ValueError(f"{file} is no FVQA cache: not every entry has the lists {' and '.join(_JSON_KEYS)}")
+            raise UserError(f"{file} is no FVQA cache: not every entry has the lists {' and '.join(_JSON_KEYS)}")
         self._folder = file.resolve().parent
         self.fingerprint = digest_of(self.name, content)
 
@@ -173,7 +175,7 @@ def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache | Fvq
             with `fvqa_train_cache` or `fvqa_test_cache` in it; or a folder of questions' folders.
 
     Raises:
-        ValueError: there is no such cache at `path`; says what was looked for.
+        UserError: there is no such cache at `path`; says what was looked for.
     """
     path = Path(path)
     if path.is_file():
@@ -187,7 +189,7 @@ def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache | Fvq
     if next(path.glob("*/meta.json"), None) is not None:
         return FvqaFolderCache(path, path)
     wanted = f"{PICKLE_NAMES[0]}, {FOLDER_NAMES[0]}/ or <data_id>/meta.json"
-    raise ValueError(f"{path} is no FVQA cache: it is neither a pickle or .json file nor a folder with {wanted}")
+    raise UserError(f"{path} is no FVQA cache: it is neither a pickle or .json file nor a folder with {wanted}")
 
 
 def _names(query: ImageQuery) -> Iterator[str]:
@@ -211,7 +213,7 @@ def _row_of(rows: Mapping[str, Any], query: ImageQuery) -> Any:
 
 
 def _not_cached(query: ImageQuery) -> SearchError:
-    name = repr(query.data_id[:100]) if query.data_id else "a picture without data id"
+    name = repr(query.data_id[:100]) if query.data_id else "an image without data id"
     return SearchError(FailureKind.NOT_CACHED, f"the cache holds no image search of {name}")
 
 
@@ -223,9 +225,9 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _pickled_hit(title: Any, picture: Any) -> ImageHit:
-    thumbnail = picture.rebuild() if isinstance(picture, PickledPicture) else None
-    return ImageHit(title=_text(title), url=_text(picture) or None, thumbnail=thumbnail)
+def _pickled_hit(title: Any, image: Any) -> ImageHit:
+    thumbnail = image.rebuild() if isinstance(image, PickledImage) else None
+    return ImageHit(title=_text(title), url=_text(image) or None, thumbnail=thumbnail)
 
 
 def _read_question(folder: Path) -> list[ImageHit]:

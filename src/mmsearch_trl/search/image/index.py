@@ -6,7 +6,7 @@
     thumbnails.bin    the re-encoded thumbnails, end to end
 
 Search is exact and deterministic: ties are broken by row. At 100,000 x 768 a query takes about 13 ms on two cores;
-beyond some 250,000 pictures an approximate index is worth its trouble.
+beyond some 250,000 images an approximate index is worth its trouble.
 """
 
 import json
@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import ImageHit, ImageQuery
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.image.descriptor import Encoder, FloatArray, PictureDescriptor
-from mmsearch_trl.search.image.loading import load_image
-from mmsearch_trl.search.image.source import Picture
-from mmsearch_trl.search.image.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
+from mmsearch_trl.search.image.source import ImageRow
+from mmsearch_trl.search.index.descriptor import Encoder, FloatArray, ImageDescriptor
 from mmsearch_trl.search.index.folder import Manifest, check_encoder, digest_of, read_manifest, write_manifest
 from mmsearch_trl.search.index.vectors import best_rows
-from mmsearch_trl.search.types import ImageHit, ImageQuery
+from mmsearch_trl.search.media.loading import load_image
+from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
 
 
 VECTORS, HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
@@ -31,7 +32,7 @@ _BATCH = 32
 
 
 class ImageIndex:
-    """Looks a picture up by its pixels; a `SearchBackend[ImageQuery]`. Open one with `ImageIndex.open`."""
+    """Looks an image up by its pixels; a `SearchBackend[ImageQuery]`. Open one with `ImageIndex.open`."""
 
     name = "image-index"
     by_pixels = True
@@ -44,7 +45,7 @@ class ImageIndex:
         with (folder / HITS).open(encoding="utf-8") as file:
             self._entries = [json.loads(line) for line in file]
         if self._vectors.shape != (manifest.count, encoder.dim) or len(self._entries) != manifest.count:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is damaged: {manifest.count} entries of {encoder.dim} numbers were expected, found vectors "
                 f"{self._vectors.shape} and {len(self._entries)} hits; build it again"
             )
@@ -58,7 +59,7 @@ class ImageIndex:
             encoder: The encoder it was built with; None takes the one that the manifest names.
 
         Raises:
-            ValueError: there is no index, it is damaged, or it was built with another encoder.
+            UserError: there is no index, it is damaged, or it was built with another encoder.
         """
         folder = Path(path)
         manifest = read_manifest(folder, "image")
@@ -70,7 +71,7 @@ class ImageIndex:
         return len(self._entries)
 
     async def search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        """The `k` likest pictures, best first, scored by cosine."""
+        """The `k` likest images, best first, scored by cosine."""
         return await call_blocking(self.search_now, query.image, k)
 
     def search_now(self, image: Image.Image, k: int) -> list[ImageHit]:
@@ -90,14 +91,14 @@ class ImageIndex:
 def load_encoder(model: str | None) -> Encoder:
     """The vision model of this path or name; None is the model-free descriptor."""
     if model is None:
-        return PictureDescriptor()
+        return ImageDescriptor()
     from mmsearch_trl.search.image.siglip import VisionEncoder  # torch is imported only where a model is asked for
 
     return VisionEncoder(model)
 
 
 def write_image_index(
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRow],
     folder: Path,
     encoder: Encoder,
     *,
@@ -105,24 +106,24 @@ def write_image_index(
     thumbnail_side: int = THUMBNAIL_SIDE,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Manifest:
-    """Encode `pictures` into an index in the existing empty `folder`; `advance` is told of pictures done.
+    """Encode `images` into an index in the existing empty `folder`; `advance` is told of images done.
 
     Raises:
-        SourceError: a picture cannot be read; names its file and line.
+        SourceError: an image cannot be read; names its file and line.
     """
     vectors = np.lib.format.open_memmap(
-        folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(pictures), encoder.dim)
+        folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(images), encoder.dim)
     )
     digest = digest_of(encoder.fingerprint)
     with (folder / HITS).open("w", encoding="utf-8") as hits, (folder / _THUMBNAILS).open("wb") as thumbnails:
-        for start in range(0, len(pictures), _BATCH):
-            batch = pictures[start : start + _BATCH]
-            loaded = [picture.load() for picture in batch]
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            loaded = [source.load() for source in batch]
             encoded = encoder.encode([image for image, _ in loaded])
             vectors[start : start + len(batch)] = encoded
-            for picture, (_, shown) in zip(batch, loaded, strict=True):
+            for source, (_, shown) in zip(batch, loaded, strict=True):
                 data = encode_thumbnail(shrink(shown, thumbnail_side))
-                entry = {"title": picture.title, "url": picture.url, "offset": thumbnails.tell(), "length": len(data)}
+                entry = {"title": source.title, "url": source.url, "offset": thumbnails.tell(), "length": len(data)}
                 line = json.dumps(entry)
                 hits.write(line + "\n")
                 thumbnails.write(data)
@@ -130,8 +131,6 @@ def write_image_index(
             digest = digest_of(digest, encoded.tobytes())
             advance(len(batch))
     vectors.flush()
-    manifest = Manifest(
-        kind="image", count=len(pictures), fingerprint=digest, encoder=encoder.fingerprint, model=model
-    )
+    manifest = Manifest(kind="image", count=len(images), fingerprint=digest, encoder=encoder.fingerprint, model=model)
     write_manifest(folder, manifest)
     return manifest

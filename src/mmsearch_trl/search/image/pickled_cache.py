@@ -3,7 +3,7 @@
 The files are `{data_id: {"tool_returned_web_title_list": [str], "tool_returned_images_urls": [str or PIL image]}}`.
 A pickle can name any function to call; here it can name two classes only, Pillow's JPEG and PNG files, and gets a
 stand-in for both. That also frees the file from the Pillow version that wrote it: the stand-in takes the pickled state
-(info, mode, size, palette, pixels, ...) and rebuilds the picture from its pixels.
+(info, mode, size, palette, pixels, ...) and rebuilds the image from its pixels.
 """
 
 import pickle
@@ -12,15 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from mmsearch_trl.search.image.loading import MAX_PIXELS, load_image
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.media.loading import MAX_PIXELS, load_image
 
 
-TITLES, PICTURES = "tool_returned_web_title_list", "tool_returned_images_urls"
+TITLES, IMAGES = "tool_returned_web_title_list", "tool_returned_images_urls"
 
-_PICTURE_CLASSES = {("PIL.JpegImagePlugin", "JpegImageFile"), ("PIL.PngImagePlugin", "PngImageFile")}
+_IMAGE_CLASSES = {("PIL.JpegImagePlugin", "JpegImageFile"), ("PIL.PngImagePlugin", "PngImageFile")}
 
 
-class PickledPicture:
+class PickledImage:
     """Stands in for a Pillow image in a pickle: keeps its state and touches nothing until asked."""
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class PickledPicture:
         self._state = state
 
     def rebuild(self) -> Image.Image | None:
-        """The RGB picture, or None where the state makes none."""
+        """The RGB image, or None where the state makes none."""
         try:
             _, mode, (width, height), palette, pixels = list(self._state)[:5]
             if not 0 < width * height <= MAX_PIXELS:
@@ -45,8 +46,8 @@ class PickledPicture:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) in _PICTURE_CLASSES:
-            return PickledPicture
+        if (module_name, global_name) in _IMAGE_CLASSES:
+            return PickledImage
         raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}, which no FVQA cache needs")
 
 
@@ -54,16 +55,16 @@ def read_pickle(path: Path) -> dict[str, dict[str, list[Any]]]:
     """The rows of a cache file by data id.
 
     Raises:
-        ValueError: the file cannot be read, names a forbidden global, or holds something else than a cache.
+        UserError: the file cannot be read, names a forbidden global, or holds something else than a cache.
     """
     try:
         with path.open("rb") as file:
             rows = _Unpickler(file).load()
     # A damaged pickle makes the unpickler raise nearly anything.
     except Exception as error:
-        raise ValueError(f"{path} is not read as an FVQA cache: {error or type(error).__name__}") from error
+        raise UserError(f"{path} is not read as an FVQA cache: {error or type(error).__name__}") from error
     if not isinstance(rows, dict):
-        raise ValueError(f"{path} holds {type(rows).__name__} where an FVQA cache holds a dict of data ids")
+        raise UserError(f"{path} holds {type(rows).__name__} where an FVQA cache holds a dict of data ids")
     for name, row in rows.items():
         _check_row(path, name, row)
     return rows
@@ -71,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, dict[str, list[Any]]]:
 
 def _check_row(path: Path, name: Any, row: Any) -> None:
     if not isinstance(name, str):
-        raise ValueError(f"{path}: the data id {name!r} is {type(name).__name__}, not text")
-    for key in (TITLES, PICTURES):
+        raise UserError(f"{path}: the data id {name!r} is {type(name).__name__}, not text")
+    for key in (TITLES, IMAGES):
         if not isinstance(row, dict) or not isinstance(row.get(key), list):
-            raise ValueError(f"{path}: {name!r} has no list {key!r}")
+            raise UserError(f"{path}: {name!r} has no list {key!r}")

@@ -1,15 +1,15 @@
-"""Image search by Google Lens, through SerpApi: the picture is uploaded, so it needs no public address."""
+"""Image search by Google Lens, through SerpApi: the image is uploaded, so it needs no public address."""
 
 import io
 from collections.abc import Sequence
 
 from PIL import Image
 
+from mmsearch_trl.core.observation import ImageHit, ImageQuery
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.download import with_thumbnails
-from mmsearch_trl.search.image.thumbnail import shrink
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import ImageHit, ImageQuery
+from mmsearch_trl.search.media.thumbnail import shrink
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.serpapi import SerpApi, rows, text
 
@@ -19,7 +19,7 @@ MAX_UPLOAD = 500_000
 
 _LONGEST_SIDE = 1024
 _SPARE = 2
-"""Hits beyond k that are looked at: one without title and picture is of no use."""
+"""Hits beyond k that are looked at: one without title and image is of no use."""
 
 
 class SerpApiLens:
@@ -43,7 +43,7 @@ class SerpApiLens:
         self.fingerprint = digest_of(self.name, country, language)
 
     async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
-        """Pages that show the picture or one like it, best first.
+        """Pages that show the image or one like it, best first.
 
         Raises:
             SearchError: see `SerpApi.search`.
@@ -67,7 +67,7 @@ class SerpApiLens:
 
 
 def encoded(image: Image.Image) -> bytes:
-    """The picture as a JPEG that SerpApi takes."""
+    """The image as a JPEG that SerpApi takes."""
     side = _LONGEST_SIDE
     while True:
         buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """Image search by a service: `POST /image_search`, as `mmsearch serve images` has it (`search/server.py`).
 
 Any server that takes `{"image": base64, "k": n}` and answers `{"hits": [{"title", "url"?, "score"?, "thumbnail"?}]}`
-will do; a thumbnail is a picture in base64, or null.
+will do; a thumbnail is an image in base64, or null.
 """
 
 import base64
@@ -11,10 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, ImageHit, ImageQuery, SearchError
+from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.web.service import Service
 
 
@@ -27,7 +28,7 @@ class ImageService:
     Args:
         url: Of the endpoint, or of the server that has one.
         token: Bearer token, where the server wants one.
-        corpus: Name of what it serves, part of the key of kept answers.
+        corpus: Name of what it serves, part of the key of cached results.
     """
 
     name = "image-service"
@@ -39,7 +40,7 @@ class ImageService:
         self.fingerprint = digest_of(self.name, server, corpus)
 
     async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
-        """Pages that show the picture, best first.
+        """Pages that show the image, best first.
 
         Raises:
             SearchError: see `Service.post`; `BAD_RESPONSE` where the answer is not of the contract.
@@ -56,24 +57,24 @@ class ImageService:
 
 
 def png_base64(image: Image.Image) -> str:
-    """A picture without loss: the model sees the same pixels as without a service between."""
+    """An image without loss: the model sees the same pixels as without a service between."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _hit(row: dict[str, Any]) -> ImageHit:
-    """A hit; what is wrong with its picture leaves its title."""
+    """A hit; what is wrong with its image leaves its title."""
     title, url, score = row.get("title"), row.get("url"), row.get("score")
     return ImageHit(
         title=title if isinstance(title, str) else "",
         url=url if isinstance(url, str) else None,
-        thumbnail=_picture(row.get("thumbnail")),
+        thumbnail=_image(row.get("thumbnail")),
         score=float(score) if isinstance(score, int | float) else None,
     )
 
 
-def _picture(encoded: Any) -> Image.Image | None:
+def _image(encoded: Any) -> Image.Image | None:
     try:
         return load_image(base64.b64decode(encoded, validate=True)) if isinstance(encoded, str) else None
     except ValueError:

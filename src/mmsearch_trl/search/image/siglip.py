@@ -1,6 +1,6 @@
-"""A trained vision tower as encoder: finds other pictures of the same thing, where weights are at hand.
+"""A trained vision tower as encoder: finds other images of the same thing, where weights are at hand.
 
-Any transformers model that gives one vector a picture will do: SigLIP and CLIP (`get_image_features`), DINOv2 and
+Any transformers model that gives one vector an image will do: SigLIP and CLIP (`get_image_features`), DINOv2 and
 vision towers alone (`pooler_output`). The fingerprint is taken from the weights themselves, so that an index never
 answers queries encoded with other weights of the same name.
 """
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
 
 
@@ -29,7 +30,7 @@ class VisionEncoder:
         device: Where it runs.
 
     Raises:
-        ValueError: the model cannot be loaded or gives no vector for a picture.
+        UserError: the model cannot be loaded or gives no vector for an image.
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
@@ -38,7 +39,7 @@ class VisionEncoder:
             self._processor = AutoImageProcessor.from_pretrained(model, backend="pil")
             self._model = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the vision model {str(model)!r} cannot be loaded: {error}") from error
+            raise UserError(f"the vision model {str(model)!r} cannot be loaded: {error}") from error
         self._device = device
         self.name = str(model)
         self.fingerprint = f"{self._model.config.model_type}-{weights_digest(self._model)}"
@@ -63,5 +64,5 @@ def _pooled(output: Any) -> torch.Tensor:
         return output
     pooled = getattr(output, "pooler_output", None)
     if pooled is None:
-        raise ValueError(f"the model gives no pooled vector for a picture (its output is {type(output).__name__})")
+        raise UserError(f"the model gives no pooled vector for an image (its output is {type(output).__name__})")
     return pooled

@@ -1,4 +1,4 @@
-"""The pictures an image index is built from: a folder, or a JSONL with one picture a line."""
+"""The images an image index is built from: a folder, or a JSONL with one image a line."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.search.image.loading import load_image
 from mmsearch_trl.search.index.rows import Row, SourceError, read_rows
+from mmsearch_trl.search.media.loading import load_image
 
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One entry to be: the picture that is looked up, and what a search shows of it.
+class ImageRow:
+    """One entry to be: the image that is looked up, and what a search shows of it.
 
     Attributes:
-        thumbnail: Another picture to show in results; None shows the picture itself.
+        thumbnail: Another image to show in results; None shows the image itself.
         origin: `file` or `file:line`, for messages.
     """
 
@@ -29,10 +29,10 @@ class Picture:
     origin: str
 
     def load(self) -> tuple[Image.Image, Image.Image]:
-        """The picture to encode and the one to show.
+        """The image to encode and the one to show.
 
         Raises:
-            SourceError: one of the files is no readable picture.
+            SourceError: one of the files is no readable image.
         """
         image = self._open(self.file)
         return image, image if self.thumbnail is None else self._open(self.thumbnail)
@@ -44,45 +44,45 @@ class Picture:
             raise SourceError(f"{self.origin}: {error}") from error
 
 
-def read_pictures(source: Path, captions: Path | None = None) -> list[Picture]:
-    """List the pictures of `source`, in a fixed order.
+def read_images(source: Path, captions: Path | None = None) -> list[ImageRow]:
+    """List the images of `source`, in a fixed order.
 
     Args:
-        source: A folder of pictures (searched whole; a title is the file's name unless a caption gives it), or a JSONL
+        source: A folder of images (searched whole; a title is the file's name unless a caption gives it), or a JSONL
             of `{"image": path relative to the JSONL, "title": str, "url"?: str, "thumbnail"?: path}`.
         captions: For a folder: a JSONL of `{"image": path relative to the folder, "title": str, "url"?: str}`.
 
     Raises:
-        SourceError: a row is wrong, a caption names no picture, or there is no picture at all.
+        SourceError: a row is wrong, a caption names no image, or there is no image at all.
     """
     if source.is_dir():
-        pictures = list(_read_folder(source, captions))
+        images = list(_read_folder(source, captions))
     elif captions is not None:
-        raise SourceError(f"captions {captions} go with a folder of pictures, and {source} is a file")
+        raise SourceError(f"captions {captions} go with a folder of images, and {source} is a file")
     else:
-        pictures = [_picture(row, source.parent) for row in read_rows(source)]
-    if not pictures:
-        raise SourceError(f"{source}: no picture was found (folders are searched for {', '.join(sorted(_SUFFIXES))})")
-    return pictures
+        images = [_image(row, source.parent) for row in read_rows(source)]
+    if not images:
+        raise SourceError(f"{source}: no image was found (folders are searched for {', '.join(sorted(_SUFFIXES))})")
+    return images
 
 
-def _read_folder(folder: Path, captions: Path | None) -> Iterator[Picture]:
+def _read_folder(folder: Path, captions: Path | None) -> Iterator[ImageRow]:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
     captioned = {} if captions is None else {row.text("image"): row for row in read_rows(captions)}
     for file in files:
         name = file.relative_to(folder).as_posix()
         row = captioned.pop(name, None)
         if row is None:
-            yield Picture(file, file.stem, None, None, str(file))
+            yield ImageRow(file, file.stem, None, None, str(file))
         else:
-            yield _picture(row, folder)
+            yield _image(row, folder)
     for row in captioned.values():
-        raise row.error(f"no picture {row.text('image')!r} in {folder}")
+        raise row.error(f"no image {row.text('image')!r} in {folder}")
 
 
-def _picture(row: Row, base: Path) -> Picture:
+def _image(row: Row, base: Path) -> ImageRow:
     thumbnail = row.text("thumbnail", "")
-    return Picture(
+    return ImageRow(
         file=base / row.text("image"),
         title=row.text("title"),
         url=row.text("url", "") or None,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.rows import SourceError
 
 
@@ -28,7 +29,7 @@ class Manifest:
         count: Number of entries.
         fingerprint: SHA-256 over everything the answers depend on; part of the key of cached answers.
         encoder: Fingerprint of the encoder that made the vectors.
-        model: Path or name of the encoder; None for the model-free descriptor of pictures.
+        model: Path or name of the encoder; None for the model-free descriptor of images.
         language: Text index: which analyzer cut the words.
     """
 
@@ -48,11 +49,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path, kind: str) -> Manifest:
     """
     Raises:
-        ValueError: `folder` holds no index of this kind and format; says how to build one.
+        UserError: `folder` holds no index of this kind and format; says how to build one.
     """
     manifest = read_any_manifest(folder, kind)
     if manifest.kind != kind:
-        raise ValueError(f"{folder} holds a {manifest.kind} index where a {kind} index is needed")
+        raise UserError(f"{folder} holds a {manifest.kind} index where a {kind} index is needed")
     return manifest
 
 
@@ -62,28 +63,28 @@ def read_any_manifest(folder: Path, kind: str = "KIND") -> Manifest:
         kind: What is expected there, for the advice.
 
     Raises:
-        ValueError: `folder` holds no index of this format; says how to build one.
+        UserError: `folder` holds no index of this format; says how to build one.
     """
     build = f"build it with `mmsearch index {kind} SOURCE --out {folder}`"
     try:
         manifest = Manifest(**json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
         what = "index" if kind == "KIND" else f"{kind} index"
-        raise ValueError(f"{folder} holds no {what} ({_MANIFEST} is missing): {build}") from None
+        raise UserError(f"{folder} holds no {what} ({_MANIFEST} is missing): {build}") from None
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / _MANIFEST} cannot be read ({error}): {build}") from error
+        raise UserError(f"{folder / _MANIFEST} cannot be read ({error}): {build}") from error
     if manifest.format != FORMAT:
-        raise ValueError(f"{folder} has index format {manifest.format}, this version reads {FORMAT}: {build}")
+        raise UserError(f"{folder} has index format {manifest.format}, this version reads {FORMAT}: {build}")
     return manifest
 
 
 def check_encoder(folder: Path, manifest: Manifest, fingerprint: str) -> None:
     """
     Raises:
-        ValueError: the index was built with another encoder than its queries would be encoded with.
+        UserError: the index was built with another encoder than its queries would be encoded with.
     """
     if fingerprint != manifest.encoder:
-        raise ValueError(
+        raise UserError(
             f"{folder} was built with encoder {manifest.encoder}, queries would be encoded with {fingerprint}: build "
             "the index again or name the encoder it was built with"
         )
@@ -119,7 +120,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well and is deleted when it does not.
 
     Raises:
-        ValueError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
+        UserError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
     """
     check_replaceable(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +137,13 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
 def check_replaceable(out: Path, *, overwrite: bool) -> None:
     """
     Raises:
-        ValueError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
+        UserError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
     """
     if out.exists():
         if not overwrite:
-            raise ValueError(f"{out} exists: choose another folder, delete it, or ask to overwrite it")
+            raise UserError(f"{out} exists: choose another folder, delete it, or ask to overwrite it")
         if not (out / _MANIFEST).is_file():
-            raise ValueError(f"{out} exists and is not an index: it is not replaced; choose another folder")
+            raise UserError(f"{out} exists and is not an index: it is not replaced; choose another folder")
 
 
 def digest_of(*parts: str | bytes) -> str:

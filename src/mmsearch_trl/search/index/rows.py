@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from mmsearch_trl.core.errors import UserError
 
-class SourceError(ValueError):
+
+class SourceError(UserError):
     """A row (or file) that an index cannot be built from; the message is `file:line: what is wrong`."""
 
 

@@ -6,6 +6,8 @@ characters and pairs of them, because a word splitter finds no word borders ther
 
 import tantivy
 
+from mmsearch_trl.core.errors import UserError
+
 
 STEMMED = {
     "ar": "arabic",
@@ -35,12 +37,12 @@ def make_analyzer(language: str) -> tantivy.TextAnalyzer:
     """The analyzer of a language code.
 
     Raises:
-        ValueError: the code is unknown; the known ones are listed.
+        UserError: the code is unknown; the known ones are listed.
     """
     if language in UNSPACED:
         return tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.ngram(1, 2)).filter(tantivy.Filter.lowercase()).build()
     if language not in STEMMED:
-        raise ValueError(f"unknown language {language!r}: choose one of {', '.join(sorted([*STEMMED, *UNSPACED]))}")
+        raise UserError(f"unknown language {language!r}: choose one of {', '.join(sorted([*STEMMED, *UNSPACED]))}")
     return (
         tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
         .filter(tantivy.Filter.remove_long(_LONGEST_WORD))

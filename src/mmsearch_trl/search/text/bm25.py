@@ -15,11 +15,12 @@ from typing import Any
 
 import tantivy
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import Manifest, read_manifest
 from mmsearch_trl.search.index.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
-from mmsearch_trl.search.types import TextHit
 
 
 ANALYZER = "mmsearch"
@@ -46,7 +47,7 @@ class TextIndex:
         self._schema = self._index.schema
         self._searcher = self._index.searcher()
         if self._searcher.num_docs != manifest.count:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is damaged: it should hold {manifest.count} passages and holds {self._searcher.num_docs}; "
                 "build it again"
             )
@@ -56,12 +57,12 @@ class TextIndex:
         """Open an index without rebuilding anything.
 
         Raises:
-            ValueError: there is no index, or it is damaged.
+            UserError: there is no index, or it is damaged.
         """
         folder = Path(path)
         manifest = read_manifest(folder, "text")
         if not tantivy.Index.exists(str(folder / TANTIVY)):
-            raise ValueError(f"{folder} is damaged: {TANTIVY}/ is missing; build it again")
+            raise UserError(f"{folder} is damaged: {TANTIVY}/ is missing; build it again")
         return cls(folder, manifest)
 
     def __len__(self) -> int:

@@ -45,7 +45,7 @@ def write_text_index(
 
     Raises:
         SourceError: a row is wrong (names file and line), or there is none; nothing is left behind.
-        ValueError: the language is unknown, or `out` exists.
+        UserError: the language is unknown, or `out` exists.
     """
     check_replaceable(out, overwrite=overwrite)
     analyzer = make_analyzer(language)

@@ -8,8 +8,9 @@ again, and never kept.
 from collections.abc import Sequence
 from typing import Any
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 ENGINES = "duckduckgo,brave,mojeek,wikipedia"

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.calls.batching import Batched
-from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import Manifest, check_encoder, read_manifest
 from mmsearch_trl.search.index.vectors import BestRows
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.passages import Passages
-from mmsearch_trl.search.types import TextHit
 
 
 VECTORS, FAISS = "vectors.npy", "faiss.index"
@@ -58,7 +59,7 @@ class DenseIndex:
             self._vectors = np.load(folder / VECTORS, mmap_mode="c", allow_pickle=False)
         count, width = self._vectors.shape if self._vectors is not None else (self._faiss.ntotal, self._faiss.d)
         if (count, width) != (manifest.count, encoder.dim) or len(self._passages) != manifest.count:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is damaged: {manifest.count} passages of {encoder.dim} numbers were expected, found "
                 f"{len(self._passages)} passages and vectors ({count}, {width}); build it again"
             )
@@ -74,7 +75,7 @@ class DenseIndex:
 
         Raises:
             ImportError: FAISS is needed and not installed.
-            ValueError: there is no index, it is damaged, or it was built with another encoder.
+            UserError: there is no index, it is damaged, or it was built with another encoder.
         """
         folder = Path(path)
         manifest = read_manifest(folder, "dense")
@@ -137,7 +138,7 @@ def read_faiss(path: Path) -> Any:
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no FAISS index: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no FAISS index: {str(error).splitlines()[0]}") from error
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None:
         lists.nprobe = max(_LEAST_LISTS, math.isqrt(lists.nlist))

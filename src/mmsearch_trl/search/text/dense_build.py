@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import (
     Manifest,
     check_replaceable,
@@ -66,7 +67,7 @@ def write_dense_index(
     Raises:
         ImportError: FAISS is needed and not installed.
         SourceError: a row is wrong (names file and line), or there is none.
-        ValueError: `out` exists, or FAISS knows no such index.
+        UserError: `out` exists, or FAISS knows no such index.
     """
     check_replaceable(out, overwrite=overwrite)
     index = None if kind == EXACT else _empty_index(kind, encoder.dim)
@@ -129,7 +130,7 @@ def _empty_index(kind: str, width: int) -> Any:
     try:
         return faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise ValueError(f"FAISS knows no index {kind!r}: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(f"FAISS knows no index {kind!r}: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _fill(index: Any, vectors: FloatArray, path: Path) -> None:

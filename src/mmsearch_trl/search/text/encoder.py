@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
 
@@ -33,7 +34,7 @@ class TextEncoder:
         device: Where it runs.
 
     Raises:
-        ValueError: the model cannot be loaded.
+        UserError: the model cannot be loaded.
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
@@ -41,7 +42,7 @@ class TextEncoder:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             self._model = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the text encoder {str(model)!r} cannot be loaded: {error}") from error
+            raise UserError(f"the text encoder {str(model)!r} cannot be loaded: {error}") from error
         self._device = device
         self.name = str(model)
         named = Path(self.name).name.lower()

@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from mmsearch_trl.search.calls.asking import call
+from mmsearch_trl.core.observation import TextHit
+from mmsearch_trl.search.calls.backend import SearchBackend
+from mmsearch_trl.search.calls.backend_client import call
+from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import SearchBackend, TextHit
-from mmsearch_trl.search.validation import text_hits
 
 
 _RANK_OFFSET = 60

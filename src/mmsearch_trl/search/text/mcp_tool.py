@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class McpSearch:
 
     Raises:
         ImportError: the MCP package is not installed.
-        ValueError: there is no command, or a variable is not set.
+        UserError: there is no command, or a variable is not set.
     """
 
     name = "mcp"
@@ -48,9 +49,9 @@ class McpSearch:
         except ImportError as error:
             raise ImportError("searching by an MCP server needs mmsearch-trl[mcp]") from error
         if not server:
-            raise ValueError("an MCP server is an address or a command, and this one is empty")
+            raise UserError("an MCP server is an address or a command, and this one is empty")
         if missing := [name for name in environment if name not in os.environ]:
-            raise ValueError(f"the MCP server wants {', '.join(missing)}, which the environment does not have")
+            raise UserError(f"the MCP server wants {', '.join(missing)}, which the environment does not have")
         self._server = server
         self._environment = tuple(environment)
         self._tool, self._argument = tool, argument

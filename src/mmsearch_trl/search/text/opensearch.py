@@ -10,9 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.stored import hit_of, server_and_name
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 from mmsearch_trl.search.web.service import Service
 
 
@@ -28,10 +29,10 @@ class OpenSearch:
 
     Args:
         address: Of the index, such as `http://127.0.0.1:9200/wiki`; its documents are as `stored.py` says.
-        corpus: Name of what the index holds, part of the key of kept answers.
+        corpus: Name of what the index holds, part of the key of cached results.
 
     Raises:
-        ValueError: the address is none of an index, or there is a user without a password.
+        UserError: the address is none of an index, or there is a user without a password.
     """
 
     name = "opensearch"
@@ -101,5 +102,5 @@ def _authorization() -> dict[str, str]:
     if not user:
         return {}
     if not password:
-        raise ValueError(f"{USER_VARIABLE} is set in the environment, and {PASSWORD_VARIABLE} is not")
+        raise UserError(f"{USER_VARIABLE} is set in the environment, and {PASSWORD_VARIABLE} is not")
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}

@@ -7,14 +7,16 @@ each stage gave is kept apart, so that another summariser reads the same pages a
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from mmsearch_trl.search.calls.asking import call, is_paid
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import Failure, FailureKind, TextHit
+from mmsearch_trl.search.cache.store import ResultStore
+from mmsearch_trl.search.calls.backend import Answer, SearchBackend
+from mmsearch_trl.search.calls.backend_client import call, is_paid
 from mmsearch_trl.search.calls.threads import call_blocking
+from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.store import AnswerStore
 from mmsearch_trl.search.text.readers import Reader
 from mmsearch_trl.search.text.summarisers import Summariser
-from mmsearch_trl.search.types import Answer, Failure, FailureKind, SearchBackend, SearchError, TextHit
-from mmsearch_trl.search.validation import text_hits
 
 
 MAX_PAGE_CHARS = 30_000
@@ -40,7 +42,7 @@ class PageSearch:
         reader: Reader,
         summariser: Summariser,
         *,
-        cache: AnswerStore | None = None,
+        cache: ResultStore | None = None,
         page_timeout_s: float = 6.0,
     ) -> None:
         self._links = links

@@ -10,11 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.batching import Batched
-from mmsearch_trl.search.image.descriptor import FloatArray
+from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.stored import hit_of, server_and_name
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 from mmsearch_trl.search.web.service import Service
 
 
@@ -33,10 +34,10 @@ class QdrantSearch:
         address: Of the collection, such as `http://127.0.0.1:6333/collections/wiki`. It holds one vector per point,
             named or not; payloads are as `stored.py` says.
         encoder: Made the collection's vectors, and makes those of queries.
-        corpus: Name of what the collection holds, part of the key of kept answers.
+        corpus: Name of what the collection holds, part of the key of cached results.
 
     Raises:
-        ValueError: the address is none of a collection.
+        UserError: the address is none of a collection.
     """
 
     name = "qdrant"
@@ -46,7 +47,7 @@ class QdrantSearch:
         self._path = f"/{self._collection}"
         key = os.environ.get(KEY_VARIABLE)
         if not server.endswith("/collections"):
-            raise ValueError(f"{address} is no collection, such as http://127.0.0.1:6333/collections/NAME")
+            raise UserError(f"{address} is no collection, such as http://127.0.0.1:6333/collections/NAME")
         self._service = Service(server, headers={"api-key": key} if key else None)
         self._encoder = encoder
         self._encode = Batched(self._vectors_of, _QUERIES)
@@ -116,7 +117,7 @@ def _only_vector(vectors: dict[str, Any]) -> dict[str, str]:
     """What names the collection's one vector in a request: nothing, where it has no name.
 
     Raises:
-        ValueError: there are several.
+        UserError: there are several.
     """
     if "size" in vectors:
         return {}

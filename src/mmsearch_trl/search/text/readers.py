@@ -3,7 +3,8 @@
 import os
 from typing import Protocol
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.web.fetch import TEXT_TYPES, Fetcher
 from mmsearch_trl.search.web.page_text import PageReader, PageText
 from mmsearch_trl.search.web.service import Service

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
@@ -28,7 +29,7 @@ class Reranker:
         model: Path or Hub name.
 
     Raises:
-        ValueError: the model cannot be loaded, or does not give one number.
+        UserError: the model cannot be loaded, or does not give one number.
     """
 
     name = "reranker"
@@ -38,9 +39,9 @@ class Reranker:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"the reranker {str(model)!r} cannot be loaded: {error}") from error
+            raise UserError(f"the reranker {str(model)!r} cannot be loaded: {error}") from error
         if loaded.config.num_labels != 1:
-            raise ValueError(f"{str(model)!r} has {loaded.config.num_labels} labels: a reranker has one")
+            raise UserError(f"{str(model)!r} has {loaded.config.num_labels} labels: a reranker has one")
         self._model = loaded.eval()
         self.fingerprint = f"{loaded.config.model_type}-{weights_digest(loaded)}"
         self._scored = Batched(self.scores, _BATCH)

@@ -9,8 +9,9 @@ scores out, and rerankers give a document as bare text; both are understood.
 from collections.abc import Sequence
 from typing import Any
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, SearchError, TextHit
 from mmsearch_trl.search.web.service import Service
 
 
@@ -23,8 +24,8 @@ class Retriever:
     Args:
         url: Of the endpoint, such as `http://127.0.0.1:8000/retrieve`, or of the server that has one.
         token: Bearer token, where the server wants one.
-        corpus: Name of what it serves, part of the key of kept answers: a server that serves something else under the
-            same address must not be answered for by the old answers.
+        corpus: Name of what it serves, part of the key of cached results: a server that serves something else under
+            the same address must not be answered for by the old results.
     """
 
     name = "retriever"

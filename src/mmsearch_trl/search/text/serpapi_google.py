@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import TextHit
 from mmsearch_trl.search.web.serpapi import SerpApi, rows, text
 
 

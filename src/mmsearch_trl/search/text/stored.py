@@ -4,21 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmsearch_trl.search.types import TextHit
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import TextHit
 
 
 def server_and_name(address: str) -> tuple[str, str]:
     """`http://host:9200/wiki` as the server and the name of what is searched there.
 
     Raises:
-        ValueError: it is no such address, or holds a password.
+        UserError: it is no such address, or holds a password.
     """
     parts = urlsplit(address)
     if parts.username or parts.password:
-        raise ValueError("the address holds a name or a password: keys are read from the environment alone")
+        raise UserError("the address holds a name or a password: keys are read from the environment alone")
     server, _, name = address.rstrip("/").rpartition("/")
     if parts.scheme not in ("http", "https") or not parts.hostname or server.endswith("/") or parts.query:
-        raise ValueError(f"{address} is no address of something to search, such as http://127.0.0.1:9200/NAME")
+        raise UserError(f"{address} is no address of something to search, such as http://127.0.0.1:9200/NAME")
     return server, name
 
 

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from typing import Protocol
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.types import FailureKind, SearchError
 from mmsearch_trl.search.web.service import Service
 
 

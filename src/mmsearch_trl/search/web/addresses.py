@@ -13,8 +13,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.types import FailureKind, SearchError
 
 
 _EMBEDDING = tuple(

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import received
 from mmsearch_trl.search.calls.per_loop import PerLoop
-from mmsearch_trl.search.types import FailureKind, SearchError
 from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, check_host, is_public
 
 

@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.types import FailureKind, SearchError
 from mmsearch_trl.search.web.fetch import Fetched
 from mmsearch_trl.search.web.page_worker import job, receive, send
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from mmsearch_trl.search.types import FailureKind, SearchError
+from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.web.service import Service
 
 
@@ -25,13 +26,13 @@ class SerpApi:
         url: Of the service; another one for tests.
 
     Raises:
-        ValueError: the key is not in the environment.
+        UserError: the key is not in the environment.
     """
 
     def __init__(self, url: str = URL) -> None:
         self._key = os.environ.get(KEY_VARIABLE, "")
         if not self._key:
-            raise ValueError(f"SerpApi needs a key: set {KEY_VARIABLE} in the environment")
+            raise UserError(f"SerpApi needs a key: set {KEY_VARIABLE} in the environment")
         self._service = Service(url, quota_words="run out of searches")
 
     async def search(self, engine: str, **params: str | int) -> Mapping[str, Any]:
@@ -49,7 +50,7 @@ class SerpApi:
         return answer
 
     async def upload(self, jpeg: bytes) -> str:
-        """Store a picture for a search; returns its id.
+        """Store an image for a search; returns its id.
 
         Raises:
             SearchError: see `Service.post`.
@@ -60,7 +61,7 @@ class SerpApi:
         answer = await self._service.post("/image", form=form)
         image_id = _mapping(answer).get("image_id")
         if not isinstance(image_id, str) or not image_id:
-            raise SearchError(FailureKind.BAD_RESPONSE, "SerpApi gave the picture no id")
+            raise SearchError(FailureKind.BAD_RESPONSE, "SerpApi gave the image no id")
         return image_id
 
     async def check(self) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import aiohttp
 
+from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import received
 from mmsearch_trl.search.calls.per_loop import PerLoop
-from mmsearch_trl.search.types import FailureKind, SearchError
 
 
 _KINDS = {

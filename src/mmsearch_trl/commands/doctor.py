@@ -1,0 +1,127 @@
+"""What is installed here, what is missing, and how to install it: `mmsearch doctor`.
+
+Every check imports the library it looks at: an installation that is there and does not load is the common trouble.
+"""
+
+import importlib
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mmsearch_trl.core.errors import VersionError
+from mmsearch_trl.core.versions import check_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report; `advice` says what to do where `ok` is False."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    required: bool = True
+
+
+def examine() -> list[Finding]:
+    """Look at everything; nothing is raised and nothing is changed."""
+    return [
+        _python(),
+        _versions(),
+        *(_library(name, module, advice=_install(name)) for name, module in _REQUIRED),
+        _library(
+            "torchvision",
+            "torchvision",
+            advice="it must match torch: install both from one index; on a CPU run tools/install_torchvision_shim.py",
+        ),
+        _gpu(),
+        *(
+            _library(name, module, advice=_install(f"mmsearch-trl[{extra}]"), required=False)
+            for name, module, extra in _OPTIONAL
+        ),
+    ]
+
+
+def report(findings: list[Finding]) -> None:
+    """Print a table, then what to do."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found"):
+        table.add_column(heading)
+    for finding in findings:
+        mark, style = ("ok", "green") if finding.ok else ("missing", "red") if finding.required else ("-", "dim")
+        table.add_row(Text(mark, style=style), Text(finding.name), Text(finding.found))
+    console.print(table)
+    for finding in findings:
+        if not finding.ok and finding.advice:
+            need = "needed" if finding.required else "optional"
+            console.print(f"{finding.name} ({need}): {finding.advice}", highlight=False, markup=False, soft_wrap=True)
+
+
+_REQUIRED = (
+    ("torch", "torch"),
+    ("transformers", "transformers"),
+    ("trl", "trl"),
+    ("accelerate", "accelerate"),
+    ("peft", "peft"),
+    ("datasets", "datasets"),
+    ("tantivy", "tantivy"),
+    ("pillow", "PIL"),
+)
+_OPTIONAL = (
+    ("vllm", "vllm", "vllm"),
+    ("deepspeed", "deepspeed", "deepspeed"),
+    ("flash-attn", "flash_attn", "flash-attn"),
+    ("wandb", "wandb", "wandb"),
+)
+
+
+def _install(requirement: str) -> str:
+    return f"{sys.executable} -m pip install '{requirement}'"
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= (3, 11)
+    return Finding(name="python", ok=ok, found=platform.python_version(), advice="install Python 3.11 or newer")
+
+
+def _versions() -> Finding:
+    try:
+        check_versions()
+    except VersionError as error:
+        return Finding(name="tested versions", ok=False, found="out of range", advice=str(error))
+    return Finding(name="tested versions", ok=True, found="in range")
+
+
+def _library(name: str, module: str, *, advice: str, required: bool = True) -> Finding:
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        return Finding(name=name, ok=False, found="not installed", advice=advice, required=required)
+    problem = _problem(lambda: importlib.import_module(module))
+    if problem:
+        found = f"{installed}, but it does not load: {problem}"
+        return Finding(name=name, ok=False, found=found, advice=advice, required=required)
+    return Finding(name=name, ok=True, found=installed, required=required)
+
+
+def _gpu() -> Finding:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    advice = "real models need one; the demo does not"
+    return Finding(name="GPU", ok=bool(names), found=", ".join(names) or "none", advice=advice, required=False)
+
+
+def _problem(load: Callable[[], object]) -> str | None:
+    try:
+        load()
+    except Exception as error:  # a broken installation raises anything: ImportError, OSError, RuntimeError
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    return None

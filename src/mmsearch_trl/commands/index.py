@@ -1,0 +1,127 @@
+"""`mmsearch index` and `mmsearch serve`: indexes are built, inspected, searched once, and served."""
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from mmsearch_trl.core.errors import UserError
+
+
+RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
+"""Search-R1's."""
+
+
+def add_index(index: argparse.ArgumentParser) -> None:
+    """Give the `index` subcommand its kinds."""
+    kinds = index.add_subparsers(title="kinds", metavar="image|text|dense|info|query", required=True)
+    image = kinds.add_parser("image", help="of images: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
+    image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of images, .jsonl")
+    image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
+    image.set_defaults(action=_index_image)
+    text = kinds.add_parser("text", help="of passages: a .jsonl of {title?, text, url?} or {id, contents}")
+    text.add_argument("--language", default="en", metavar="CODE")
+    text.set_defaults(action=_index_text)
+    dense = kinds.add_parser("dense", help="of passages, by their meaning; one that was stopped goes on")
+    dense.add_argument("--model", required=True, metavar="M", help="the encoder, such as intfloat/e5-base-v2")
+    dense.add_argument("--kind", default="exact", help="exact, or a FAISS index such as HNSW64 or IVF4096,SQ8")
+    dense.add_argument("--device", default="cpu", help="where the encoder runs")
+    dense.set_defaults(action=_index_dense)
+    for kind in (image, text, dense):
+        kind.add_argument("source", type=Path, metavar="SOURCE")
+        kind.add_argument("--out", type=Path, required=True, metavar="DIR")
+        kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
+    query = kinds.add_parser("query", help="search an index once, by text or by an image")
+    query.add_argument("folder", type=Path, metavar="DIR")
+    query.add_argument("query", nargs="?", metavar="TEXT")
+    query.add_argument("--image", type=Path, metavar="FILE")
+    query.set_defaults(action=_index_query)
+    info = kinds.add_parser("info", help="what a folder holds, and whether it is whole; exit status 1 where it is not")
+    info.add_argument("folder", type=Path, metavar="DIR")
+    info.set_defaults(action=_index_info)
+
+
+def add_serve(serve: argparse.ArgumentParser) -> None:
+    """Give the `serve` subcommand its kinds."""
+    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
+    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
+    retriever.add_argument("--text_index", metavar="DIR", help="by words: folder made by `mmsearch index text`")
+    retriever.add_argument("--text_dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
+    retriever.add_argument("--text_encoder", metavar="M", help="encoder of --text_dense, where it has moved")
+    retriever.add_argument(
+        "--reranker", nargs="?", const=RERANKER, metavar="M", help=f"POST /rerank by a cross-encoder: M, or {RERANKER}"
+    )
+    retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
+    images = kinds.add_parser("images", help="an image index: POST /image_search")
+    images.add_argument("--image_index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
+    images.add_argument("--image_encoder", metavar="M", help="encoder of --image_index, where it has moved")
+    for kind, port in ((retriever, 8000), (images, 8001)):
+        kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
+        kind.add_argument("--port", type=int, default=port)
+        kind.set_defaults(action=_serve)
+
+
+def _index_image(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.index_build import build_image_index
+
+    built = build_image_index(
+        options.source, options.out, captions=options.captions, model=options.model, overwrite=options.overwrite
+    )
+    print(f"{built.path}: {built.count} images in {built.seconds:.1f} s")
+
+
+def _index_text(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.index_build import build_text_index
+
+    built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
+    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _index_dense(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.index_build import build_dense_index
+
+    built = build_dense_index(
+        options.source,
+        options.out,
+        model=options.model,
+        kind=options.kind,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _index_info(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.index_info import describe_index
+
+    info = describe_index(options.folder)
+    print("\n".join(f"{name:<12}{value}" for name, value in info.lines()))
+    if info.missing:
+        raise UserError(f"{options.folder} is damaged: build it again")
+
+
+def _index_query(options: argparse.Namespace) -> None:
+    from mmsearch_trl.commands import search as search_command
+    from mmsearch_trl.search.index.folder import read_any_manifest
+
+    kind = read_any_manifest(options.folder).kind
+    if (kind == "image") != (options.image is not None) or (options.query is None) == (options.image is None):
+        wanted = "--image FILE" if kind == "image" else "one TEXT"
+        raise UserError(f"{options.folder} holds an index of kind {kind}: it is searched by {wanted}")
+    key = "--image_index" if kind == "image" else "--text_index" if kind == "text" else "--text_dense"
+    what = ["--image", str(options.image)] if kind == "image" else ["--", options.query]
+    search_command.main([key, str(options.folder), *what])
+
+
+def _serve(options: argparse.Namespace) -> None:
+    # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from mmsearch_trl.search.config import SearchConfig
+        from mmsearch_trl.search.server import serve
+    except ImportError as error:
+        raise UserError(f"serving needs mmsearch-trl[serve] ({error})") from error
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    config = SearchConfig(**{field.name: given[field.name] for field in fields(SearchConfig) if field.name in given})
+    more = {name: given[name] for name in ("top_k", "reranker") if name in given}
+    serve(config, host=options.host, port=options.port, **more)

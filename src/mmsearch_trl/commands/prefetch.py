@@ -1,0 +1,143 @@
+"""`mmsearch cache prefetch`: fills a cache of answers before a run.
+
+What is kept already is not asked for again, so a prefetch that was stopped goes on where it was.
+"""
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.errors import SearchLost, UserError
+from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.tasks import read_tasks
+from mmsearch_trl.rollout.loop import image_query
+from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
+from mmsearch_trl.search.calls.totals import SearchTotals
+from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.runtime import SearchRuntime
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.recipe.recipe import Recipe
+
+QUESTIONS = "questions"
+"""Stands for the questions of the recipe's data, where a file of queries could be named."""
+_AT_ONCE = 256
+"""Queries that are in memory, with their images."""
+_MAX_FAILURE_SHARE = 0.2
+
+
+class Prefetched(NamedTuple):
+    """What came of the searches, by name, and their totals."""
+
+    outcomes: Counter[str]
+    totals: Mapping[Tool, SearchTotals]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of `--queries`, if it is given, and the arguments that are a recipe's."""
+    parser = argparse.ArgumentParser(prog="mmsearch cache prefetch", allow_abbrev=False, add_help=False)
+    parser.add_argument("--queries")
+    own, recipe = parser.parse_known_args(arguments)
+    return own.queries, recipe
+
+
+def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
+    """Look up the image of every question of a recipe, or text queries, so that a run finds the answers kept.
+
+    Args:
+        queries: What text is searched for: the path of a file as `read_queries` takes it, or `QUESTIONS`.
+
+    Raises:
+        UserError: the recipe keeps no answers, or has no such search; or the file of queries cannot be used.
+        SearchLost: searches are not answered.
+    """
+    if recipe.search.cache is None:
+        raise UserError("search.cache is not set: there is nowhere to keep the answers")
+    tool = Tool.IMAGE_SEARCH if queries is None else Tool.TEXT_SEARCH
+    runtime = build_runtime(recipe.search)
+    try:
+        if not runtime.answers(tool):
+            raise UserError(f"no {tool.value.replace('_', ' ')} is configured: there is nothing to look up")
+        if queries is None:
+            images = (query for task in _tasks(recipe) if (query := image_query(task)) is not None)
+            outcomes = asyncio.run(_prefetch(runtime, runtime.image_search, images, "image"))
+        else:
+            questions = (task.question for task in _tasks(recipe))
+            # Read to its end before anything is asked: a bad line does not end the work half-way.
+            asked = questions if queries == QUESTIONS else list(read_queries(Path(queries)))
+            outcomes = asyncio.run(_prefetch(runtime, runtime.text_search, asked, "query"))
+        return Prefetched(outcomes, runtime.totals)
+    finally:
+        runtime.close()
+
+
+def read_queries(file: Path) -> Iterator[str]:
+    """The queries of a file, one a line; of a `.jsonl` file, the `query` or else the `question` of each line's object.
+
+    Raises:
+        UserError: the file cannot be read, or a line of JSON holds no query; names file and line.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _query(line, f"{file}, line {number}") if file.suffix == ".jsonl" else line.strip()
+    except OSError as error:
+        raise UserError(f"{file}: the queries cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: the queries are no UTF-8 text") from error
+
+
+def _query(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON: {error}") from error
+    found = row.get("query", row.get("question")) if isinstance(row, dict) else None
+    if not isinstance(found, str):
+        raise UserError(f"{where}: holds neither a `query` nor a `question` that is text")
+    return found
+
+
+async def _prefetch(
+    runtime: SearchRuntime,
+    search: Callable[[Any], Coroutine[Any, Any, Observation]],
+    queries: Iterable[Any],
+    unit: str,
+) -> Counter[str]:
+    outcomes: Counter[str] = Counter()
+    watch = FailureMonitor(_MAX_FAILURE_SHARE, window=_AT_ONCE)
+    try:
+        total = len(queries) if isinstance(queries, list) else None
+        waiting = iter(queries)
+        with tqdm(desc="Looking up", unit=unit, total=total) as bar:
+            while chunk := list(islice(waiting, _AT_ONCE)):
+                found = await asyncio.gather(*map(search, chunk))
+                failures = [o.failure for o in found if o.failure is not None]
+                outcomes.update(failure.kind.value for failure in failures)
+                outcomes.update(
+                    "kept before" if o.cached or o.coalesced else "looked up" for o in found if o.failure is None
+                )
+                bar.update(len(chunk))
+                bar.set_postfix(dict(outcomes))
+                counted = Counter(failure.kind for failure in failures if failure.infrastructure)
+                if abort_reason := watch.abort_reason(len(found), counted):
+                    raise SearchLost(f"{abort_reason}; what was found is kept")
+    finally:
+        await runtime.disconnect()
+    return outcomes
+
+
+def _tasks(recipe: "Recipe") -> Iterator[Task]:
+    for file in (*recipe.data.train_files, *recipe.data.eval_files):
+        yield from read_tasks(file, on_error=recipe.data.on_bad_row, resize=recipe.data.resize_images)

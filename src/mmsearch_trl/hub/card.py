@@ -1,0 +1,246 @@
+"""The README.md that travels with a model: what it is, how it searches, how good it is, and code that runs the search.
+
+A search agent is more than its weights. Its quick start therefore holds the very prompts, wording and limits that the
+model was trained with, where they are not the shipped ones; copied out and run, it carries out the loop of training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.hub.card_template import TEMPLATE
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.rewards.rule_reward import RuleReward
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.runtime import SearchRuntime
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+
+_COLUMNS = ("n", "accuracy", "search_ratio", "image_ratio", "text_ratio", "format", "reward")
+_EVALUATED = re.compile(r"eval(?:_(?P<name>[^/]+))?_search_ratio")
+_LIBRARIES = ("mmsearch-trl", "trl", "transformers", "torch", "peft")
+
+
+def write_model_card(
+    trainer: MMSearchGRPOTrainer, model_name: str | None, dataset_name: str | None, tags: str | Sequence[str] | None
+) -> Path:
+    """Write `<output_dir>/README.md` and return its path; arguments as of `Trainer.create_model_card`."""
+    adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
+    base = base_model(trainer)
+    folder = Path(str(trainer.args.output_dir))
+    own = [tags] if isinstance(tags, str) else list(tags or ())
+    data = ModelCardData(
+        base_model=base if base and not Path(base).is_dir() else None,
+        datasets=dataset_name,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text" if trainer.protocol.chat.sees_images else "text-generation",
+        model_name=model_name,
+        tags=sorted({"generated_from_trainer", *own, *trainer._tag_names}),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        name=model_name or folder.name,
+        base=_shown_base(base),
+        adapter=adapter,
+        search_r1=isinstance(trainer.protocol, SearchR1Protocol),
+        images=trainer.protocol.chat.sees_images,
+        steps=trainer.state.global_step,
+        settings=_settings(trainer),
+        rewards=_rewards(trainer),
+        evaluation=evaluation_table(trainer.state.log_history),
+        code=quick_start(trainer.hub_model_id or str(folder.resolve()), trainer),
+        versions=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
+    )
+    path = folder / "README.md"
+    folder.mkdir(parents=True, exist_ok=True)
+    card.save(path)
+    return path
+
+
+def base_model(trainer: MMSearchGRPOTrainer) -> str | None:
+    """What training started from: a Hub name or a folder."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    name = getattr(model.config, "_name_or_path", None)
+    return str(name) if name else None
+
+
+def _shown_base(name: str | None) -> str:
+    """A folder's name, not its path, which says nothing to anyone else and perhaps too much."""
+    if name is None:
+        return "a model of its own"
+    return (
+        f"the local model `{Path(name).name}`" if Path(name).is_dir() else f"[{name}](https://huggingface.co/{name})"
+    )
+
+
+def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
+    """The last evaluation of each data set in a trainer's log, as a Markdown table; None if there was none."""
+    latest: dict[str, Any] = {}
+    for entry in history:
+        latest |= entry
+    lines = []
+    for key in latest:
+        if (match := _EVALUATED.fullmatch(key)) is not None:
+            prefix = key.removesuffix("search_ratio")
+            cells = [_cell(column, latest.get(prefix + column)) for column in _COLUMNS]
+            lines.append(f"| {match['name'] or 'evaluation'} | {' | '.join(cells)} |")
+    if not lines:
+        return None
+    heading = " | ".join(column.replace("_", " ") for column in _COLUMNS)
+    return "\n".join([f"| data | {heading} |", f"|---|{'---|' * len(_COLUMNS)}", *lines])
+
+
+def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
+    """Python that loads the model and answers one question with it, searching as in training."""
+    limits, images = trainer.limits, trainer.protocol.chat.sees_images
+    search = {"text_index": "text_index"} | _result_counts(trainer)
+    if isinstance(trainer.protocol, MMSearchProtocol):
+        search |= {"image_index": "image_index"}
+    imports, protocol = _protocol(trainer.protocol, limits)
+    image = 'load_image("photo.jpg")'
+    lines = [
+        "import asyncio",
+        "",
+        "import torch",
+        "from trl import ModelConfig",
+        "",
+        "from mmsearch_trl.recipe.build import build_engine, load_agent, load_processor",
+        *(["from mmsearch_trl.data.images import resize_prompt_image"] if trainer.resize_images and images else []),
+        "from mmsearch_trl.core.task import Task",
+        "from mmsearch_trl.core.completion import SamplingParams",
+        "from mmsearch_trl.protocol.chat import ChatEncoder",
+        *imports,
+        "from mmsearch_trl.rollout.limits import Limits",
+        "from mmsearch_trl.rollout.loop import run_trajectory",
+        "from mmsearch_trl.search.config import SearchConfig",
+        "from mmsearch_trl.search.factory import build_runtime",
+        *(["from mmsearch_trl.search.media.loading import load_image"] if images else []),
+        "",
+        f"config = ModelConfig(model_name_or_path={model_id!r}, dtype='auto')",
+        "processor = load_processor(config)",
+        "model = load_agent(config).to('cuda' if torch.cuda.is_available() else 'cpu').eval()",
+        "",
+        "# How the model was taught to search.",
+        *protocol,
+        f"limits = {_call(limits)}",
+        "",
+        "# Your own, made by `mmsearch index text PASSAGES --out text_index`, and `mmsearch index image`.",
+        f"search = build_runtime({_arguments('SearchConfig', search)})",
+        "",
+        *(
+            [
+                f"image = {f'resize_prompt_image({image})' if trainer.resize_images else image}",
+                "task = Task(id='1', question='What is its name?', images=(image,))",
+            ]
+            if images
+            else ["task = Task(id='1', question='Who wrote Moby-Dick?')"]
+        ),
+        "sampling = SamplingParams(max_tokens=limits.max_turn_tokens, temperature=0.0)",
+        "engine = build_engine(model, chat)",
+        "trajectory = asyncio.run(run_trajectory(task, engine, protocol, search, limits, sampling))",
+        "engine.close()",
+        "for turn in trajectory.turns:",
+        "    print(turn.text)",
+        "print('Answer:', trajectory.turns[-1].action.text)",
+    ]
+    return "\n".join(lines)
+
+
+def _protocol(protocol: TurnProtocol, limits: Limits) -> tuple[list[str], list[str]]:
+    """The lines that import a protocol and those that make it; they cannot make one of the user's own."""
+    if isinstance(protocol, SearchR1Protocol):
+        prompt = "None" if protocol.prompt_text == load_search_r1_prompt() else repr(protocol.prompt_text)
+        most = protocol.max_observation_tokens
+        return ["from mmsearch_trl.protocol.search_r1 import SearchR1Protocol"], [
+            "chat = ChatEncoder(processor)",
+            f"protocol = SearchR1Protocol(chat, {prompt}, max_observation_tokens={most})",
+        ]
+    if not isinstance(protocol, MMSearchProtocol):
+        return [], ["chat = ChatEncoder(processor)", f"protocol = ...  # your {type(protocol).__name__}"]
+    return [
+        "from mmsearch_trl.protocol.mmsearch import MMSearchProtocol",
+        "from mmsearch_trl.protocol.prompt_files import Prompts",
+        "from mmsearch_trl.protocol.reply_templates import ReplyTemplates",
+    ], [
+        f"chat = ChatEncoder(processor, upstream_framing={limits.compat is not None})",
+        f"prompts = {_prompts(protocol)}",
+        f"templates = {_call(protocol.templates)}",
+        f"protocol = MMSearchProtocol(chat, prompts, templates, compat={limits.compat!r})",
+    ]
+
+
+def _prompts(protocol: MMSearchProtocol) -> str:
+    prompts = protocol.prompts
+    return "Prompts.load()" if prompts == Prompts.load() else _arguments("Prompts", asdict(prompts))
+
+
+def _call(value: Any) -> str:
+    """The call that makes a dataclass instance, its defaults left out."""
+    changed = {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if field.default is MISSING or getattr(value, field.name) != field.default
+    }
+    return _arguments(type(value).__name__, changed)
+
+
+def _arguments(name: str, values: Mapping[str, Any]) -> str:
+    if len(values) < 3:
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    return f"{name}(\n" + "".join(f"    {key}={value!r},\n" for key, value in values.items()) + ")"
+
+
+def _result_counts(trainer: MMSearchGRPOTrainer) -> dict[str, int]:
+    search = trainer.search
+    if not isinstance(search, SearchRuntime):
+        return {}
+    tools = {"image_top_k": Tool.IMAGE_SEARCH, "text_top_k": Tool.TEXT_SEARCH}
+    return {name: search.k[tool] for name, tool in tools.items() if _means_something(name, trainer)}
+
+
+def _settings(trainer: MMSearchGRPOTrainer) -> list[tuple[str, Any, str]]:
+    """Name, value and meaning of what bounds a search."""
+    known = [field for field in fields(Limits) if _means_something(field.name, trainer)]
+    rows = [(field.name, getattr(trainer.limits, field.name), str(field.metadata["help"])) for field in known]
+    results = {"image_top_k": "Most results of an image search.", "text_top_k": "Most results of a text search."}
+    return rows + [(name, value, results[name]) for name, value in _result_counts(trainer).items()]
+
+
+def _means_something(setting: str, trainer: MMSearchGRPOTrainer) -> bool:
+    """Search-R1's protocol searches no images."""
+    return not (setting.startswith("image_") and isinstance(trainer.protocol, SearchR1Protocol))
+
+
+def _rewards(trainer: MMSearchGRPOTrainer) -> list[str]:
+    functions = trainer.reward_funcs
+    return [
+        _call_in_full(function.rule) if isinstance(function, RuleReward) else name
+        for function, name in zip(functions, trainer.reward_func_names, strict=True)
+    ]
+
+
+def _call_in_full(value: Any) -> str:
+    return ", ".join(f"{name} {setting}" for name, setting in asdict(value).items())
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if column == "n":
+        return str(int(value))
+    return f"{value:.3f}" if column == "reward" else f"{value:.1%}"

@@ -1,0 +1,176 @@
+"""From a recipe to the parts that training and evaluation share: processor, model, protocol, engine.
+
+A model name may stand for a LoRA adapter: then its base model is loaded and the adapter put on it, unmerged, so that
+it computes what it computed in training.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainingArguments,
+)
+from transformers.utils.hub import cached_file
+from trl import ModelConfig, get_quantization_config
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
+from mmsearch_trl.protocol.reply_templates import ReplyTemplates
+from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.recipe.recipe import Recipe
+
+
+Processor = ProcessorMixin | PreTrainedTokenizerBase
+"""Of a vision-language model, or the tokenizer of a language model."""
+
+_ADAPTER_FILE = "adapter_config.json"
+
+
+def load_processor(model: ModelConfig) -> Processor:
+    """The processor beside a model or an adapter; the tokenizer where the model is one of language alone.
+
+    Raises:
+        OSError: there is none.
+    """
+    processor = AutoProcessor.from_pretrained(str(model.model_name_or_path), revision=model.model_revision)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:  # as TRL does it in training
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def load_model(model: ModelConfig) -> PreTrainedModel:
+    """The model that a recipe trains.
+
+    Raises:
+        UserError: the name is that of an adapter.
+        OSError: there is no such model.
+    """
+    name = str(model.model_name_or_path)
+    if is_adapter(model):
+        raise UserError(
+            f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
+            "(`mmsearch merge`), or name its base model"
+        )
+    return _from_pretrained(name, _options(model))
+
+
+def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
+    """The model of a finished run: whole, or an adapter on its base model.
+
+    Raises:
+        OSError: there is no such model, or the adapter's base is missing.
+    """
+    name = str(model.model_name_or_path)
+    if not is_adapter(model):
+        return _from_pretrained(name, _options(model))
+    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    options = _options(model) | {"revision": config.revision or "main"}
+    base = _from_pretrained(str(config.base_model_name_or_path), options)
+    return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+
+
+def merge_adapter(name: str, out: Path) -> None:
+    """Write an adapter's base model with the adapter merged in, and its processor, to the folder `out`.
+
+    The merged model computes what base and adapter compute, to the rounding of the weights' type.
+
+    Raises:
+        UserError: `name` is not an adapter, or `out` is there already.
+        OSError: the base model or the processor is missing.
+    """
+    config = ModelConfig(model_name_or_path=name, dtype="auto")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise UserError(f"no such folder: {name}")
+    if not is_adapter(config):
+        raise UserError(f"{name} is no LoRA adapter: it has no {_ADAPTER_FILE}")
+    if out.exists():
+        raise UserError(f"{out} is there already: name a new folder")
+    agent = load_agent(config)
+    assert isinstance(agent, PeftModel)
+    processor = load_processor(config)
+    agent.merge_and_unload().save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def is_adapter(model: ModelConfig) -> bool:
+    """Whether the name, of a folder or on the Hub, is that of a PEFT adapter."""
+    name = str(model.model_name_or_path)
+    if Path(name).is_dir():
+        return (Path(name) / _ADAPTER_FILE).is_file()
+    found = cached_file(
+        name,
+        _ADAPTER_FILE,
+        revision=model.model_revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return found is not None
+
+
+def build_protocol(recipe: Recipe, processor: Processor) -> MMSearchProtocol | SearchR1Protocol:
+    """How turns are read and written, in the prompts and the wording that the recipe names."""
+    if recipe.data.protocol == "search_r1":
+        prompt = load_search_r1_prompt(recipe.data.first_turn_prompt)
+        most = recipe.rollout.max_observation_tokens
+        return SearchR1Protocol(ChatEncoder(processor), prompt, max_observation_tokens=most)
+    compat = recipe.rollout.compat
+    chat = ChatEncoder(processor, upstream_framing=compat is not None)
+    templates = recipe.data.reply_templates
+    return MMSearchProtocol(
+        chat, recipe.data.prompts(), ReplyTemplates.load(templates) if templates else None, compat=compat
+    )
+
+
+def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_batch: int = 64) -> TransformersEngine:
+    """An engine that ends turns where TRL's trainer would: at the model's and the tokenizer's end tokens."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop_ids = {chat.turn_end_id, chat.tokenizer.eos_token_id}
+    stop_ids |= {ends} if isinstance(ends, int) else set(ends or ())
+    return TransformersEngine(
+        model,  # pyright: ignore[reportArgumentType]  (a PeftModel forwards everything to the model it wraps)
+        chat.images,
+        stop_ids=stop_ids - {None},
+        forbidden_ids=chat.forbidden_ids,
+        image_pad_id=chat.image_pad_id,
+        pad_id=chat.tokenizer.pad_token_id,
+        vocabulary_size=chat.vocabulary_size,
+        decode=chat.decode,
+        max_batch=max_batch,
+    )
+
+
+def keep_token_out_of_files(args: TrainingArguments) -> None:
+    """Move a recipe's Hub token to the environment: `training_args.bin`, which a push publishes, would hold it."""
+    if args.hub_token is not None:
+        os.environ["HF_TOKEN"] = args.hub_token
+        args.hub_token = None
+
+
+def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """A vision-language model, or a language model where the configuration knows of no vision."""
+    config = AutoConfig.from_pretrained(name, revision=options["revision"])
+    loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+    return loader.from_pretrained(name, **options)
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "quantization_config": get_quantization_config(model),
+    }

@@ -1,0 +1,306 @@
+"""A recipe: one YAML file that says everything about a training run.
+
+Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
+`trl.SFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
+`SearchConfig`, `Limits` and `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`. Any key can be
+overridden on the command line, nested ones with a dot:
+
+    --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
+
+A recipe with a mistake is refused before any work is done.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import ModelConfig, SFTConfig
+
+from mmsearch_trl.core.versions import check_versions
+from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.data.tasks import data_file
+from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
+from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
+from mmsearch_trl.recipe.values import RecipeError, Where, build, unknown_key
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+Kind = Literal["grpo", "sft"]
+
+_SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits}
+_REWARDS: dict[str, type] = {"mmsearch_r1": RewardConfig, "search_r1": SearchR1RewardConfig}
+_TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": SFTConfig}
+_TEXT_SEARCH_TAG = "<text_search>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A parsed recipe. `values` are its keys as written, overrides included: what a run folder records."""
+
+    path: Path
+    values: Mapping[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    trainer: MMSearchGRPOConfig | SFTConfig
+    search: SearchConfig
+    rollout: Limits
+    reward: RewardConfig | SearchR1RewardConfig
+
+    def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:
+        """Check what no single section can see.
+
+        Args:
+            check_files: Also open the prompts and look for the data and for a local model.
+            evaluation: Only evaluation data are needed, and nothing is asked of the training data.
+
+        Raises:
+            RecipeError: something is missing or contradicts something else.
+        """
+        if not self.model.model_name_or_path:
+            raise RecipeError(f"{self.path}: model_name_or_path is missing: name a model folder or a Hub model")
+        needed = "eval_files" if evaluation else "train_files"
+        if not getattr(self.data, needed):
+            raise RecipeError(f"{self.path}: {needed} is missing: name at least one data file")
+        names = [Path(file).stem for file in self.data.eval_files]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
+        if check_files:
+            self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
+        self._check_protocol()
+        self._check_reference()
+        if isinstance(self.trainer, MMSearchGRPOConfig):
+            self._check_searches_possible(check_files)
+
+    def _check_protocol(self) -> None:
+        """Keys that have no meaning under a protocol are not set."""
+        search_r1 = self.data.protocol == "search_r1"
+        for key in ("image_search_limit", "image_search_first_turn_only"):
+            if search_r1 and key in (self.values.get("rollout") or {}):
+                raise RecipeError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
+        if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
+            raise RecipeError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
+        if search_r1 and self.rollout.compat:
+            raise RecipeError(f"{self.path}: rollout.compat reproduces mmsearch_r1, and protocol is search_r1")
+        if not search_r1 and self.rollout.max_observation_tokens is not None:
+            raise RecipeError(
+                f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
+                "is never cut (rollout.on_overflow says what happens to one that does not fit)"
+            )
+
+    def _check_reference(self) -> None:
+        """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""
+        revised = self.model.model_revision not in (None, "main")
+        if isinstance(self.trainer, MMSearchGRPOConfig) and revised and self.trainer.beta and not self.model.use_peft:
+            raise RecipeError(
+                f"{self.path}: model_revision with beta > 0: the reference would be of the main revision; save this "
+                "revision to a folder and name that"
+            )
+
+    def _check_files(self, keys: Sequence[str]) -> None:
+        model = str(self.model.model_name_or_path)
+        if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+            raise RecipeError(f"{self.path}: model_name_or_path: no such folder: {model}")
+        for key in keys:
+            for file in getattr(self.data, key):
+                try:
+                    data_file(file)
+                except ValueError as error:
+                    raise RecipeError(f"{self.path}: {key}: {error}") from error
+        for key in ("image_index", "image_cache", "text_index"):
+            place = getattr(self.search, key)
+            if place is not None and not Path(place).exists():
+                raise RecipeError(f"{self.path}: search.{key}: not found: {place}")
+
+    def _check_searches_possible(self, check_files: bool) -> None:
+        """A search that the first prompt offers can be carried out."""
+        if self.data.first_turn_prompt is not None and not check_files:
+            return
+        search_r1 = self.data.protocol == "search_r1"
+        try:
+            prompt = (
+                load_search_r1_prompt(self.data.first_turn_prompt) if search_r1 else self.data.prompts().first_turn
+            )
+        except ValueError as error:
+            raise RecipeError(f"{self.path}: {error}") from error
+        rollout = self.rollout
+        image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, IMAGE_SOURCES)
+        text_tag = SEARCH_END if search_r1 else _TEXT_SEARCH_TAG
+        text = ("text", text_tag, rollout.text_search_limit, TEXT_SOURCES)
+        tools = (text,) if search_r1 else (image, text)
+        for name, tag, limit, sources in tools:
+            if tag not in prompt:
+                continue
+            problem = None
+            if limit == 0:
+                problem = f"rollout.{name}_search_limit is 0: set it to 1 or more"
+            elif rollout.max_turns == 1:
+                problem = "rollout.max_turns is 1, so that no search can be answered: set it to 2 or more"
+            elif not any(getattr(self.search, key) for key in sources):
+                problem = f"nothing is set to search in: name one of {', '.join(f'search.{key}' for key in sources)}"
+            if problem:
+                raise RecipeError(
+                    f"{self.path}: the first prompt offers {name} search ({tag}), but {problem}, or name a "
+                    f"first_turn_prompt that does not offer it"
+                )
+
+
+def load_recipe(
+    source: str | Path | Sequence[str], overrides: Mapping[str, Any] | None = None, *, kind: Kind = "grpo"
+) -> Recipe:
+    """Read a recipe and build its sections; `Recipe.validate` then checks them against each other and the disk.
+
+    Args:
+        source: The file, or command line arguments that name it with `--config`.
+        overrides: Values that replace the file's, by dotted key, as from the command line.
+        kind: `"sft"` reads the trainer keys of `trl.SFTConfig` and has no `search:`, `rollout:` and `reward:`.
+
+    Raises:
+        RecipeError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
+        VersionError: an installed library is out of range.
+    """
+    check_versions()
+    if not isinstance(source, str | Path):
+        source, parsed = parse_arguments(source)
+        overrides = parsed | dict(overrides or {})
+    path, overrides = Path(source), overrides or {}
+    values = _read(path)
+    for key, value in overrides.items():
+        _override(values, key, value)
+
+    def where(key: str) -> str:
+        return f"command line (--{key})" if key in overrides else str(path)
+
+    return _build(path, values, kind, where)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Split `--config FILE --key value --section.key=value --flag` into the file and the overriding values.
+
+    Values are read as YAML. Several values after one key are a list, none is `true`.
+    """
+    words: dict[str, list[str]] = {}
+    key = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            key = name.replace("-", "_")
+            words[key] = [value] if equals else []
+        elif key is None:
+            raise RecipeError(f"command line: unexpected {argument!r}; write --config FILE and then --key value")
+        else:
+            words[key].append(argument)
+    if not words.get("config"):
+        raise RecipeError("command line: --config FILE is missing, the recipe to run")
+    path = Path(words.pop("config")[0])
+    return path, {key: _parsed(key, texts) for key, texts in words.items()}
+
+
+def _parsed(key: str, texts: list[str]) -> Any:
+    try:
+        values = [yaml.safe_load(text) for text in texts]
+    except yaml.YAMLError as error:
+        raise RecipeError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
+    if not values:
+        return True
+    return values[0] if len(values) == 1 else values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(f"recipe not found: {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
+    return values
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"command line (--{key}): `{parent}` is not a mapping")
+        values = inner
+    values[last] = value
+
+
+def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Recipe:
+    classes = (ModelConfig, DataConfig, _TRAINERS[kind])
+    names = [{field.name for field in fields(cls) if field.init} for cls in classes]
+    # A protocol that is not known is refused by `DataConfig`, with the ones that are.
+    protocol = str(values.get("protocol", "mmsearch_r1"))
+    known_sections = _SECTIONS | {"reward": _REWARDS.get(protocol, RewardConfig)}
+    _check_reward_keys(values.get("reward"), protocol, where)
+    sections = known_sections if kind == "grpo" else {}
+    for key in values:
+        if key not in sections and not any(key in known for known in names):
+            raise unknown_key(key, sorted(set().union(*names, sections)), where)
+    built = {name: _section(cls, values.get(name), name, where) for name, cls in known_sections.items()}
+    model_values, data_values, trainer_values = (
+        {key: values[key] for key in values if key in known} for known in names
+    )
+    if kind == "grpo":
+        _check_groups(trainer_values, where)
+        # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
+        trainer_values.setdefault("max_completion_length", built["rollout"].max_response_tokens)
+    return Recipe(
+        path=path,
+        values=values,
+        model=build(ModelConfig, model_values, where),
+        data=build(DataConfig, data_values, where),
+        trainer=build(_TRAINERS[kind], trainer_values, where),
+        **built,
+    )
+
+
+def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:
+    """Say of a key that the reward of another protocol has whose it is."""
+    keys = {name: {field.name for field in fields(cls)} for name, cls in _REWARDS.items()}
+    if protocol not in keys:
+        return
+    for key in values if isinstance(values, dict) else ():
+        others = [name for name, known in keys.items() if key in known]
+        if key not in keys[protocol] and others:
+            raise RecipeError(
+                f"{where(f'reward.{key}')}: reward.{key} is a key of protocol {others[0]}, and protocol is {protocol}"
+            )
+
+
+def _section(cls: type, values: Any, name: str, where: Where) -> Any:
+    if values is not None and not isinstance(values, dict):
+        raise RecipeError(f"{where(name)}: `{name}` must be a mapping of keys to values, got {values!r}")
+    return build(cls, values or {}, where, f"{name}.")
+
+
+def _check_groups(values: Mapping[str, Any], where: Where) -> None:
+    """Say with numbers what to change where a generation batch does not hold whole groups of rollouts."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(MMSearchGRPOConfig)}
+    given = defaults | dict(values)
+    per_device, group = given["per_device_train_batch_size"], given["num_generations"]
+    steps = given["steps_per_generation"] or given["gradient_accumulation_steps"]
+    if given["generation_batch_size"] is not None or not all(
+        isinstance(n, int) and n > 0 for n in (per_device, group, steps)
+    ):
+        return  # wrong types, and the other way to give the batch, are TRL's and `build`'s to refuse
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = per_device * processes * steps
+    if batch % group == 0:
+        return
+    fitting = ", ".join(str(number) for number in range(2, batch + 1) if batch % number == 0)
+    raise RecipeError(
+        f"{where('num_generations')}: num_generations {group} does not divide the generation batch of {batch} "
+        f"rollouts (per_device_train_batch_size {per_device} x {processes} processes x {steps} steps per generation). "
+        f"Make the batch a multiple of {group}, such as {(batch // group + 1) * group}, through "
+        "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
+        + (f"; or set num_generations to one of {fitting}" if fitting else "")
+    )

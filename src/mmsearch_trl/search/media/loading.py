@@ -1,0 +1,98 @@
+"""Opens an image from anywhere as RGB, or says why it cannot be opened.
+
+Every image that enters the program (data set rows, index sources, cached thumbnails) comes through `load_image`, so
+that a hostile or odd file is refused in one place: only four raster formats are tried (Pillow's default would start
+Ghostscript for a PostScript file), the size is read from the header before any pixel is decoded (a 9 KB PNG can hold
+81 megapixels), only the first frame is decoded, and a truncated file is an error, never an image with a grey end.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmsearch_trl.core.errors import UserError
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+MAX_PIXELS = 25_000_000
+"""Largest image that is decoded; 75 MB of RGB."""
+
+ImageSource = bytes | bytearray | memoryview | str | Path | Mapping[str, Any] | Image.Image
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open `source` as an RGB image: first frame, turned upright by its EXIF tag, transparency shown on white.
+
+    Args:
+        source: Encoded bytes, a path, a mapping with `bytes` or `path` (as the datasets library stores an image), or
+            a Pillow image.
+        max_pixels: Refuse an image with more pixels than this.
+
+    Raises:
+        UserError: `source` is not a readable image; the message says why.
+    """
+    image = source if isinstance(source, Image.Image) else _open(_encoded(source))
+    if image.width * image.height > max_pixels:
+        raise UserError(f"the image has {image.width}x{image.height} pixels, more than the limit of {max_pixels}")
+    if image.width == 0 or image.height == 0:
+        raise UserError(f"the image is empty ({image.width}x{image.height})")
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    # Decoders raise almost anything on a damaged file (OSError, SyntaxError, struct.error, zlib.error, IndexError).
+    except Exception as error:
+        raise UserError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _encoded(source: bytes | bytearray | memoryview | str | Path | Mapping[str, Any]) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, Mapping):
+        inner = source.get("bytes") or source.get("path")
+        if not isinstance(inner, bytes | bytearray | memoryview | str | Path):
+            raise UserError(f"an image mapping needs 'bytes' or 'path', it has {sorted(map(str, source))}")
+        return _encoded(inner)
+    if not isinstance(source, str | Path):
+        raise UserError(f"an image must be bytes, a path, a mapping or a PIL image, not {type(source).__name__}")
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        raise UserError(f"an image must be a file or bytes, not the address {source[:80]!r}: download it first")
+    try:
+        return Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"the image file {str(source)!r} cannot be read: {reason}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise UserError("the image is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the image has too many pixels: {error}") from error
+    except Exception as error:
+        raise UserError(f"the image ({len(data)} bytes) is not a readable {'/'.join(FORMATS)} file") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,117 @@
+"""`mmsearch search` as a user types it."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.commands.search import _show, half_blocks
+from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.observation import ImageHit, Observation, RawReply
+from mmsearch_trl.search.index_build import build_image_index, build_text_index
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "pictures").mkdir()
+    Image.new("RGB", (40, 20), "red").save(home / "pictures" / "red.png")
+    Image.effect_noise((40, 40), 90).convert("RGB").save(home / "pictures" / "noise.png")
+    rows = [{"title": "Velm [town]", "text": "A town with a tower.", "url": "http://a.example"}]
+    (home / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_image_index(home / "pictures", home / "images", progress=False)
+    build_text_index(home / "rows.jsonl", home / "texts", progress=False)
+    (home / "recipe.yaml").write_text(f"search:\n  text_index: {home / 'texts'}\n  image_top_k: 1\n")
+    return home
+
+
+def test_a_text_is_searched(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "tower", "--text_index", str(home / "texts")]) == 0
+    shown = capsys.readouterr().out
+    assert "1. Velm [town]" in shown and "http://a.example" in shown and "A town with a tower." in shown
+
+
+def test_a_picture_is_looked_up_on_the_backend_of_a_recipe_and_keys(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(home / "pictures" / "red.png")
+    assert (
+        main(["search", "--image", picture, "--config", str(home / "recipe.yaml"), f"--image_index={home / 'images'}"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "1. red" in shown and "(an image of 40 x 20 pixels)" in shown and "2." not in shown
+
+
+def test_an_index_is_queried_by_its_folder_alone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "query", str(home / "texts"), "tower"]) == 0
+    assert "1. Velm [town]" in capsys.readouterr().out
+    picture = str(home / "pictures" / "noise.png")
+    assert main(["index", "query", str(home / "images"), "--image", picture]) == 0
+    assert "1. noise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["texts", "--image", "a.png"], "holds an index of kind text: it is searched by one TEXT"),
+        (["texts"], "holds an index of kind text: it is searched by one TEXT"),
+        (["images", "tower"], "holds an index of kind image: it is searched by --image FILE"),
+        (["gone", "tower"], "gone holds no index"),
+    ],
+)
+def test_an_index_is_queried_by_what_it_holds(
+    home: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", "query", str(home / words[0]), *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_found_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "zebra", "--text_index", str(home / "texts")]) == 0
+    assert "searched, and found nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a text to search for, or --image FILE"),
+        (["a", "--image", "b"], "give a text to search for, or --image FILE"),
+        (["tower"], "the search failed (unavailable): no text search is configured"),
+        (["tower", "--text_index", "/nowhere"], "search.text_index: /nowhere does not exist"),
+        (["tower", "--text_top_k", "many"], "the command line: `text_top_k` must be a whole number, got 'many'"),
+        (
+            ["tower", "--text_retriever", "http://127.0.0.1:9"],
+            "the search failed (unavailable): the service is not there",
+        ),
+        (["--image", "/nowhere.png"], "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", *arguments]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmsearch: error: ") and message in line
+
+
+def test_a_picture_is_half_blocks_in_its_colours() -> None:
+    image = Image.new("RGB", (60, 60), "red")
+    image.paste("blue", (0, 30, 60, 60))
+    drawn = half_blocks(image, columns=8)
+    lines = drawn.plain.splitlines()
+    assert lines == ["   " + "\u2580" * 8] * 4
+    colours = [span.style for span in drawn.spans]
+    assert str(colours[0]) == "rgb(255,0,0) on rgb(255,0,0)" and str(colours[-1]) == "rgb(0,0,255) on rgb(0,0,255)"
+
+
+def test_a_terminal_with_colours_shows_pictures() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="truecolor", width=80)
+    red = Image.new("RGB", (20, 20), "red")
+    _show(Observation(tool=Tool.IMAGE_SEARCH, hits=(ImageHit("a", thumbnail=red), ImageHit("b"))), console)
+    _show(Observation(tool=Tool.IMAGE_SEARCH, raw=RawReply("as it [is]", (red,))), console)
+    assert out.getvalue().count("\u2580") == 2 * 28 * 14
+    assert "its image could not be had" in out.getvalue() and "as it [is]" in out.getvalue()

@@ -1,0 +1,329 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from transformers.trainer_utils import IntervalStrategy
+from trl import ModelConfig, SFTConfig
+
+from mmsearch_trl.core import versions
+from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.recipe.recipe import load_recipe, parse_arguments
+from mmsearch_trl.recipe.values import RecipeError, build
+from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+FVQA_MINI = Path(__file__).parents[1] / "fixtures" / "fvqa_mini.parquet"
+RECIPE = f"""
+model_name_or_path: org/model
+train_files: ['{FVQA_MINI}']
+use_cpu: true
+bf16: false
+learning_rate: 1e-6
+per_device_train_batch_size: 8
+num_generations: 4
+search:
+  image_index: '{FVQA_MINI.parent}'
+  text_index: '{FVQA_MINI.parent}'
+rollout:
+  max_turns: 3
+reward:
+  search_penalty: 0.2
+"""
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_recipe(more: str = "") -> Path:
+        path = tmp_path / "made.yaml"
+        path.write_text(RECIPE + more, encoding="utf-8")
+        return path
+
+    return write_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    needed: str
+    count: int = 0
+    rate: float | None = None
+    on: bool = False
+    mode: Literal["a", "b"] = "a"
+    when: IntervalStrategy | str = "no"
+    names: list[str] = field(default_factory=list)
+    pair: tuple[int, ...] = ()
+    folder: Path | None = None
+    options: dict[str, Any] | str | None = None
+    inner: Inner = Inner()
+
+
+def built(**values: Any) -> Outer:
+    return build(Outer, {"needed": "x"} | values, lambda key: "made.yaml", "top.")
+
+
+def test_values_get_the_types_of_their_fields() -> None:
+    outer = built(count=3.0, rate="1e-6", when="steps", names="one", pair=[1, 2], folder="a/b", inner={"depth": 2})
+    assert (outer.count, outer.rate, outer.names, outer.pair) == (3, 1e-6, ["one"], (1, 2))
+    assert type(outer.count) is int
+    assert outer.when is IntervalStrategy.STEPS
+    assert (outer.folder, outer.inner) == (Path("a/b"), Inner(depth=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 1.5}, r"made\.yaml: `top\.count` must be a whole number, got 1\.5"),
+        ({"count": True}, "`top.count` must be a whole number"),
+        ({"count": None}, "`top.count` must be a whole number, got None"),
+        ({"rate": "fast"}, "`top.rate` must be a number or null, got 'fast'"),
+        ({"on": "yes"}, "`top.on` must be true or false"),
+        ({"mode": "c"}, "`top.mode` must be one of 'a', 'b', got 'c'"),
+        ({"when": "stops"}, "`top.when` must be one of 'no', 'steps', 'epoch'"),
+        ({"when": False}, "put quotes around it"),
+        ({"names": {"a": 1}}, "`top.names` must be a list"),
+        ({"pair": [1, "x"]}, "`top.pair` must be a list"),
+        ({"inner": 3}, "`top.inner` must be a mapping"),
+        ({"inner": {"depht": 3}}, "unknown key `top.inner.depht`; did you mean `top.inner.depth`"),
+        ({"needed": None}, "`top.needed` must be a text"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_its_key(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        built(**values)
+
+
+def test_a_key_without_default_that_is_missing_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"the key `needed` is missing"):
+        build(Outer, {}, lambda key: "made.yaml")
+
+
+def test_flat_keys_and_sections_reach_their_dataclasses(write: Write) -> None:
+    recipe = load_recipe(write())
+    assert recipe.model.model_name_or_path == "org/model"
+    assert recipe.data.train_files == [str(FVQA_MINI)]
+    assert isinstance(recipe.trainer, MMSearchGRPOConfig)
+    assert recipe.trainer.learning_rate == 1e-6
+    assert (recipe.rollout.max_turns, recipe.reward.search_penalty) == (3, 0.2)
+    recipe.validate()
+
+
+def test_no_key_belongs_to_two_sections() -> None:
+    for trainer in (MMSearchGRPOConfig, SFTConfig):
+        names = [field.name for cls in (ModelConfig, DataConfig, trainer) for field in fields(cls)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("cls", [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig])
+def test_every_key_has_a_help_text(cls: type) -> None:
+    assert [key.name for key in fields(cls) if key.init and not key.metadata.get("help")] == []
+
+
+def test_the_command_line_overrides_the_file(write: Write) -> None:
+    arguments = ["--config", str(write()), "--learning_rate", "3e-4", "--rollout.max_turns=2", "--reward.reward_mode"]
+    recipe = load_recipe([*arguments, "SubEM", "--log-completions", "--train-files", "a.parquet", "b.parquet"])
+    assert recipe.trainer.learning_rate == 3e-4
+    assert (recipe.rollout.max_turns, recipe.reward.reward_mode, recipe.reward.search_penalty) == (2, "SubEM", 0.2)
+    assert recipe.trainer.log_completions is True
+    assert recipe.data.train_files == ["a.parquet", "b.parquet"]
+    assert recipe.values["rollout"] == {"max_turns": 2}
+
+
+def test_overrides_may_be_given_as_values(write: Write) -> None:
+    assert load_recipe(write(), {"rollout.max_turns": 5, "seed": 9}).rollout.max_turns == 5
+
+
+def test_dashes_in_a_value_are_kept() -> None:
+    assert parse_arguments(["--config", "a.yaml", "--run-name=my-run", "--learning_rate", "-1"]) == (
+        Path("a.yaml"),
+        {"run_name": "my-run", "learning_rate": -1},
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("learning_rte: 1", r"made\.yaml: unknown key `learning_rte`; did you mean `learning_rate`\?"),
+        ("rewards: {}", "unknown key `rewards`; did you mean `reward`"),
+        ("reward: 3", "`reward` must be a mapping"),
+        ("seed: [1", r"made\.yaml: not readable as YAML"),
+        ("beta: big", "`beta` must be a number, got 'big'"),
+        ("on_bad_row: ignore", "`on_bad_row` must be one of 'raise', 'skip'"),
+        ("max_prompt_length: 0", "max_prompt_length must be at least 1"),
+    ],
+)
+def test_a_mistake_in_the_file_is_an_error_that_names_file_and_key(write: Write, more: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(more))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rollout.max_turn", "2"], r"command line \(--rollout\.max_turn\): unknown key.*`rollout\.max_turns`"),
+        (["--rollout.max_turns", "0"], "max_turns must be at least 1"),
+        (["--learning_rate", "fast"], r"command line \(--learning_rate\): `learning_rate` must be a number"),
+        (["--learning_rate.x", "1"], "`learning_rate` is not a mapping"),
+        (["--seed", "[1"], r"command line \(--seed\): not a YAML value"),
+    ],
+)
+def test_a_mistake_on_the_command_line_says_so(write: Write, arguments: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(["--config", str(write()), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config FILE is missing"),
+        (["recipe.yaml"], "unexpected 'recipe.yaml'"),
+        (["--config", "gone.yaml"], "recipe not found: gone.yaml"),
+    ],
+)
+def test_a_command_line_without_a_recipe_is_an_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(arguments)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    message = (
+        r"num_generations 5 does not divide the generation batch of 8 rollouts \(per_device_train_batch_size 8 x "
+        r"1 processes x 1 steps per generation\)\. Make the batch a multiple of 5, such as 10, .* one of 2, 4, 8"
+    )
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(), {"num_generations": 5})
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RecipeError, match="batch of 24 rollouts"):
+        load_recipe(write(), {"num_generations": 5})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"rollout.image_search_limit": 0},
+            r"offers image search \(<search><img></search>\), but rollout\.image_s",
+        ),
+        (
+            {"rollout.text_search_limit": 0},
+            r"offers text search \(<text_search>\), but rollout\.text_search_limit is 0",
+        ),
+        ({"rollout.max_turns": 1}, "max_turns is 1, so that no search can be answered"),
+        (
+            {"search.text_index": None},
+            r"offers text search .*: name one of search\.text_index, search\.text_dense, search\.text_ret",
+        ),
+        ({"search.image_index": None}, r"name one of search\.image_index, search\.image_cache, search\.image_service"),
+        ({"search.image_cache": "gone.pkl"}, r"search\.image_cache: not found: gone\.pkl"),
+        ({"train_files": "gone.parquet"}, r"train_files: data file not found: gone\.parquet"),
+        ({"eval_files": "gone.jsonl"}, r"eval_files: data file not found: gone\.jsonl"),
+        ({"train_files": []}, "train_files is missing"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing"),
+        ({"model_name_or_path": "./gone"}, r"no such folder: \./gone"),
+        ({"first_turn_prompt": "gone.txt"}, r"prompt file not found: gone\.txt"),
+        ({"forced_answer_prompt": "gone.pkl"}, r"prompt file not found: gone\.pkl"),
+        ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),
+        ({"protocol": "search_r1", "reward": {}, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
+        (
+            {"protocol": "search_r1", "reward": {}, "rollout.image_search_limit": 2},
+            r"rollout\.image_search_limit: protocol search_r1 has no image search",
+        ),
+        ({"model_revision": "v2", "beta": 0.1}, "the reference would be of the main revision"),
+        (
+            {"protocol": "search_r1", "reward": {}, "rollout.text_search_limit": 0},
+            r"offers text search \(</search>\), but rollout\.text_search_limit is 0",
+        ),
+        (
+            {"protocol": "search_r1", "reward": {}, "search.text_index": None},
+            r"offers text search .*: name one of search\.text_index",
+        ),
+    ],
+)
+def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
+    write: Write, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"made\.yaml: .*{message}"):
+        load_recipe(write(), overrides).validate()
+
+
+@pytest.mark.parametrize("key", ["text_retriever", "text_ddgs", "text_pages", "text_mcp"])
+def test_any_backend_answers_the_search_that_the_prompt_offers(write: Write, key: str) -> None:
+    values = {"text_retriever": "http://127.0.0.1:1", "text_ddgs": True, "text_pages": "ddgs", "text_mcp": "server"}
+    overrides = {"search.text_index": None, f"search.{key}": values[key], "search.image_index": None}
+    recipe = load_recipe(write(), overrides | {"search.image_serpapi": True})
+    recipe.validate()
+    assert getattr(recipe.search, key) == values[key]
+
+
+def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path: Path) -> None:
+    recipe = load_recipe(write(), {"protocol": "search_r1", "reward": {"rule": "structure"}})
+    recipe.validate()
+    assert recipe.reward == SearchR1RewardConfig(rule="structure")
+    with pytest.raises(
+        RecipeError, match="search_penalty is a key of protocol mmsearch_r1, and protocol is search_r1"
+    ):
+        load_recipe(write(), {"protocol": "search_r1"})
+    with pytest.raises(RecipeError, match=r"reward\.rule is a key of protocol search_r1, and protocol is mmsearch_r1"):
+        load_recipe(write(), {"reward.rule": "em"})
+    with pytest.raises(RecipeError, match="`protocol` must be one of 'mmsearch_r1', 'search_r1'"):
+        load_recipe(write(), {"protocol": "searchr1"})
+    with pytest.raises(RecipeError, match="reply_templates is a text of protocol mmsearch_r1"):
+        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "reply_templates": "w.yaml"})
+    prompt = tmp_path / "p.txt"
+    prompt.write_text("No slot", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"p\.txt: a first prompt .* exactly once"):
+        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "first_turn_prompt": str(prompt)}).validate()
+
+
+def test_a_supervised_recipe_trains_the_protocol_with_user_messages(write: Write) -> None:
+    text = "\n".join(line for line in write().read_text().splitlines()[:7] if "num_generations" not in line)
+    path = write().with_name("sft.yaml")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="supervised recipes train protocol mmsearch_r1"):
+        load_recipe(path, {"protocol": "search_r1"}, kind="sft").validate()
+
+
+def test_a_tool_may_be_off_with_a_prompt_that_does_not_offer_it(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("Answer. {image} {question}")
+    overrides = {"rollout.image_search_limit": 0, "rollout.text_search_limit": 0, "rollout.max_turns": 1}
+    overrides |= {"search.image_index": None, "search.text_index": None}
+    recipe = load_recipe(write(), overrides | {"first_turn_prompt": str(tmp_path / "p.txt")})
+    recipe.validate()
+    assert recipe.rollout.image_search_limit == recipe.rollout.text_search_limit == 0
+
+
+def test_a_supervised_recipe_has_the_keys_of_sft_and_no_reward(write: Write) -> None:
+    path = write()
+    with pytest.raises(RecipeError, match="unknown key `num_generations`"):
+        load_recipe(path, kind="sft")
+    keys = {"model_name_or_path": "m", "train_files": "a.jsonl", "use_cpu": True, "bf16": False}
+    path.write_text(yaml.safe_dump(keys | {"assistant_only_loss": True}))
+    recipe = load_recipe(path, kind="sft")
+    assert isinstance(recipe.trainer, SFTConfig)
+    assert recipe.trainer.assistant_only_loss
+    with pytest.raises(RecipeError, match="unknown key `reward`"):
+        load_recipe(path, {"reward.search_penalty": 0.1}, kind="sft")
+
+
+def test_the_completion_length_of_trl_follows_the_rollout(write: Write) -> None:
+    assert load_recipe(write(), {"rollout.max_response_tokens": 777}).trainer.max_completion_length == 777
+
+
+def test_a_library_out_of_range_is_an_error_before_the_recipe_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", lambda name: "1.15.0")
+    with pytest.raises(versions.VersionError, match="Tested versions: trl 1"):
+        load_recipe("gone.yaml")

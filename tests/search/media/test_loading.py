@@ -1,0 +1,105 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmsearch_trl.search.media.loading import load_image
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+
+
+def test_every_kind_of_source_gives_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
+    data = encoded(picture, "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    mappings = [{"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
+    for source in [data, bytearray(data), path, str(path), *mappings, picture]:
+        assert load_image(source).tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_the_four_formats_open_as_rgb(picture: Image.Image, format: str) -> None:
+    loaded = load_image(encoded(picture, format))
+    assert (loaded.mode, loaded.size) == ("RGB", picture.size)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "BMP", "EPS", "PPM"])
+def test_other_formats_are_refused(picture: Image.Image, format: str) -> None:
+    with pytest.raises(ValueError, match="not a readable JPEG/PNG/WEBP/GIF file"):
+        load_image(encoded(picture, format))
+
+
+def test_a_pixel_bomb_is_refused_from_its_header() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="9000x9000 pixels, more than the limit"):
+        load_image(bomb)
+
+
+def test_the_exif_orientation_is_applied(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_image(encoded(picture, "JPEG", exif=exif)).size == (20, 30)
+
+
+def test_only_the_first_frame_of_an_animation_is_read() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    data = encoded(red, "GIF", save_all=True, append_images=[blue])
+    assert load_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_transparency_is_shown_on_white() -> None:
+    assert load_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    data = encoded(Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16)), "PNG")
+    assert load_image(data).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_truncated_file_is_an_error(picture: Image.Image) -> None:
+    data = encoded(picture, "PNG")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load_image(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"", "0 bytes"),
+        ("nowhere.png", "'nowhere.png' cannot be read: No such file"),
+        ("https://example.org/a.png", "download it first"),
+        ({"image": 1}, r"needs 'bytes' or 'path', it has \['image'\]"),
+        (17, "not int"),
+        ("bad\0name", "cannot be read"),
+    ],
+)
+def test_an_unusable_source_says_why(source: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        load_image(source)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF"]))
+def test_arbitrary_bytes_give_a_picture_or_a_value_error(tail: bytes, magic: bytes) -> None:
+    try:
+        assert load_image(magic + tail).mode == "RGB"
+    except ValueError as error:
+        assert str(error)
