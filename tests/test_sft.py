@@ -9,10 +9,11 @@ from runs import lessons, sft_arguments, write_jsonl
 
 from mmsearch_trl import sft
 from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
-from mmsearch_trl.data.rows import DataError, RowError
+from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.rollout.limits import Limits
@@ -81,7 +82,7 @@ def test_only_traces_with_a_right_answer_are_demonstrations(world_home: Path, tm
     file = DemonstrationFile(path)
     assert (len(file), file.wrong) == (1, 2)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(DataError, match=r"no demonstration is left \(2 traces without a right answer\)"):
+    with pytest.raises(UserError, match=r"no demonstration is left \(2 traces without a right answer\)"):
         DemonstrationFile(path)
 
 
@@ -139,7 +140,7 @@ def test_a_demonstration_over_max_length_is_left_out_whole(world_home: Path, tmp
     demonstrations = sft.Demonstrations(recipe, PROTOCOL)
     length = len(demonstrations.trajectory(str(file), 1).token_ids)
     assert demonstrations.usable([str(file)], length, "raise")["index"] == [1]
-    with pytest.raises(DataError, match=r"no demonstration is left of .*: 0 bad, 2 over max_length"):
+    with pytest.raises(UserError, match=r"no demonstration is left of .*: 0 bad, 2 over max_length"):
         demonstrations.usable([str(file)], length - 1, "raise")
 
 

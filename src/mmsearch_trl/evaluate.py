@@ -24,12 +24,11 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from mmsearch_trl.core.action import Tool
-from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason
-from mmsearch_trl.data.rows import DataError
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, summarize
@@ -94,7 +93,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     """Carry out the evaluation of a recipe that was validated.
 
     Raises:
-        DataError: a data file, or a row of it, cannot be used.
+        UserError: a data file, or a row of it, cannot be used.
         EngineError: no rollout of a file could be finished.
         RecipeError: it was launched on several processes.
     """
@@ -135,11 +134,11 @@ def _fitting_rows(recipe: Recipe, file: str, protocol: TurnProtocol) -> list[int
     for number, task in enumerate(tqdm(_tasks(recipe, file), desc=f"Checking {Path(file).name}", unit="row")):
         count += 1
         if task.images and not protocol.chat.sees_images:
-            raise DataError(f"{file}: question {task.id} has an image, and the model is a language model")
+            raise UserError(f"{file}: question {task.id} has an image, and the model is a language model")
         if limit is None or len(protocol.prompt(task).token_ids) <= limit:
             fitting.append(number)
     if not fitting:
-        raise DataError(f"{file}: none of {count} rows can be evaluated (max_prompt_length is {limit})")
+        raise UserError(f"{file}: none of {count} rows can be evaluated (max_prompt_length is {limit})")
     if len(fitting) < count:
         logger.warning("%s: left out %d of %d rows: prompt over %d tokens", file, count - len(fitting), count, limit)
     return fitting

@@ -21,13 +21,14 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from trl import SFTConfig, get_peft_config
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.images import resize_prompt_image
-from mmsearch_trl.data.rows import DataError, OnError, RowError, SkippedRows
+from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
@@ -113,7 +114,7 @@ class Demonstrations:
             return as_trajectory(demonstration, self._protocol)
         except RowError:
             raise
-        except ValueError as error:
+        except UserError as error:
             raise source.error(index, str(error)) from error
 
     def usable(self, files: Iterable[str], max_tokens: int | None, on_error: OnError) -> Dataset:
@@ -121,7 +122,7 @@ class Demonstrations:
 
         Raises:
             RowError: one cannot be used, and `on_error` is "raise".
-            DataError: none is left.
+            UserError: none is left.
         """
         rows: list[dict[str, Any]] = []
         skipped, long = SkippedRows(), 0
@@ -143,7 +144,7 @@ class Demonstrations:
         if long:
             logger.warning("left out %d demonstrations of more than max_length %s tokens", long, max_tokens)
         if files and not rows:
-            raise DataError(f"no demonstration is left of {files}: {len(skipped)} bad, {long} over max_length")
+            raise UserError(f"no demonstration is left of {files}: {len(skipped)} bad, {long} over max_length")
         return Dataset.from_list(rows)
 
     def _source(self, file: str) -> DemonstrationFile:

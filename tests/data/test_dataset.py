@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.dataset import drop_long_prompts, load_dataset_rows, row_to_task
-from mmsearch_trl.data.rows import DataError, RowError, SkippedRows
+from mmsearch_trl.data.rows import RowError, SkippedRows
 from mmsearch_trl.data.tasks import read_tasks
 
 
@@ -75,7 +76,7 @@ def test_skipped_rows_are_reported_the_second_time_too(write_parquet: Writer, tm
 
 
 def test_no_row_left_is_an_error(write_parquet: Writer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no usable row \(1 bad"):
+    with pytest.raises(UserError, match=r"no usable row \(1 bad"):
         load_dataset_rows(write_parquet(NO_IMAGE), on_error="skip", cache_dir=tmp_path / "cache")
 
 
@@ -92,5 +93,5 @@ def test_long_prompts_are_dropped_by_a_count_that_sees_the_image_sizes(
         kept = drop_long_prompts(dataset, count, bound)
     assert kept["id"][:] == [f"fvqa_mini-{number}" for number, length in enumerate(lengths) if length <= bound]
     assert f"dropped {5 - len(kept)} of 5 rows" in caplog.text
-    with pytest.raises(DataError, match="all 5 prompts"):
+    with pytest.raises(UserError, match="all 5 prompts"):
         drop_long_prompts(dataset, count, 1)

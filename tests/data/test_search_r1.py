@@ -101,7 +101,7 @@ def test_the_sets_are_written_each_from_the_split_that_upstream_takes(
 def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (flashrag / "nq" / "train.jsonl").write_text('{"id": "0", "question": "who"}\n', encoding="utf-8")
     assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 1
-    assert "train.jsonl, line 1: not a row of FlashRAG: KeyError('golden_answers')" in capsys.readouterr().err
+    assert "train.jsonl, line 1: not a row of FlashRAG: the key 'golden_answers' is missing" in capsys.readouterr().err
     for line in (
         '{"id": "0", "question": "who", "golden_answers": []}',
         '{"id": "0", "question": null, "golden_answers": ["a"]}',

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.data.rows import DataError, RowError, SkippedRows
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.rows import RowError, SkippedRows
 from mmsearch_trl.data.tasks import read_tasks
 
 
@@ -66,7 +67,7 @@ def test_image_paths_in_a_parquet_file_start_at_its_folder(write_parquet: Writer
 
 def test_a_missing_column_is_named_with_the_file_and_the_columns_present(write_parquet: Writer) -> None:
     path = write_parquet({}, without=("reward_model",))
-    with pytest.raises(DataError, match=r"made\.parquet: column reward_model is missing; columns present: prompt, im"):
+    with pytest.raises(UserError, match=r"made\.parquet: column reward_model is missing; columns present: prompt, im"):
         list(read_tasks(path))
 
 
@@ -129,7 +130,7 @@ def test_a_folder_stands_for_its_jsonl_file(write_jsonl: Writer) -> None:
     path = write_jsonl({"question": "?", "answers": ["!"]})
     assert [task.id for task in read_tasks(path.parent)] == ["plain-0"]
     (path.parent / "more.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"found more\.jsonl, plain\.jsonl"):
+    with pytest.raises(UserError, match=r"found more\.jsonl, plain\.jsonl"):
         list(read_tasks(path.parent))
 
 
@@ -142,6 +143,14 @@ def test_a_folder_stands_for_its_jsonl_file(write_jsonl: Writer) -> None:
         (json.dumps({"question": "?", "answers": []}), "ground truth is empty"),
         (json.dumps({"question": "?", "answers": ["x"], "image": "gone.png"}), "unreadable image"),
         (json.dumps({"question": 3, "answers": ["x"]}), "not empty"),
+        (json.dumps({"question": "?", "answers": 3}), "the ground truth must be a text or a list of texts, got int"),
+        (json.dumps({"question": "?", "answers": {"x": "y"}}), "a text or a list of texts, got dict"),
+        (json.dumps({"question": "?", "answers": ["x"], "image": 3}), "no image: .* got int"),
+        (json.dumps({"question": "?", "answers": ["x"], "image": "a\0.png"}), "no image"),
+        (json.dumps({"question": "?", "answers": ["x"], "category": ["a"]}), "'category' must be a text, got list"),
+        (json.dumps({"question": "?", "answers": ["x"], "data_source": True}), "'data_source' must be a text, got bool"),
+        (json.dumps({"question": "\ud800?", "answers": ["x"]}), "not JSON: .*surrogates"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_number(write_jsonl: Writer, line: str, reason: str) -> None:
@@ -151,18 +160,18 @@ def test_a_bad_line_is_an_error_with_its_number(write_jsonl: Writer, line: str, 
 
 
 def test_a_file_of_another_kind_names_the_keys_it_has(write_jsonl: Writer) -> None:
-    with pytest.raises(DataError, match=r"no line has the key answers; keys present: gold, question"):
+    with pytest.raises(UserError, match=r"no line has the key answers; keys present: gold, question"):
         list(read_tasks(write_jsonl({"question": "?", "gold": "x"}), on_error="skip"))
 
 
 @pytest.mark.parametrize(("name", "reason"), [("gone.parquet", "not found"), ("a.csv", r"expected a \.parquet")])
 def test_a_missing_or_unknown_file_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(UserError, match=reason):
         next(read_tasks(tmp_path / name))
 
 
 def test_a_file_that_is_no_parquet_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable parquet file"):
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable parquet file"):
         list(read_tasks(tmp_path / "a.parquet"))

@@ -29,11 +29,10 @@ from transformers import AutoModelForCausalLM
 
 from mmsearch_trl.core.action import ActionKind, Tool
 from mmsearch_trl.core.completion import FinishReason
-from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.observation import Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
-from mmsearch_trl.data.rows import DataError
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
@@ -299,10 +298,10 @@ def test_a_picture_for_a_language_model_is_refused_before_training(taught: Path,
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = _recipe(taught, file, "http://127.0.0.1:1", tmp_path / "run")
-    with pytest.raises(DataError, match=r"rows\.jsonl: question 7 has an image, and the model is a language model"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: question 7 has an image, and the model is a language model"):
         load_rows(recipe, [str(file)], small_lm.build_protocol(WORDS))
     evaluation = _recipe(taught, rows, "http://127.0.0.1:1", tmp_path / "run", eval_files=[str(file)])
-    with pytest.raises(DataError, match="question 7 has an image"):
+    with pytest.raises(UserError, match="question 7 has an image"):
         evaluate(evaluation)
 
 

@@ -86,7 +86,7 @@ class DataConfig:
         """The prompts of the named files, the shipped ones where none is named.
 
         Raises:
-            PromptFileError: a file is missing or is no prompt.
+            UserError: a file is missing or is no prompt.
         """
         return Prompts.load(
             self.first_turn_prompt,

@@ -22,10 +22,11 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
-from mmsearch_trl.data.rows import DataError, ImageSource, OnError, Row, RowError, SkippedRows, accepted
+from mmsearch_trl.data.rows import ImageSource, OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.tasks import data_file, read_rows
 
 
@@ -68,36 +69,37 @@ def load_dataset_rows(
         skipped: Filled with the rows that were left out, also where the Arrow file was there already.
 
     Raises:
-        DataError: a file cannot be used, or no row is left.
+        UserError: a file cannot be used, or no row is left.
         RowError: a row cannot be used (`on_error="raise"`).
     """
     files = [data_file(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     skipped = SkippedRows() if skipped is None else skipped
     folder = Path(cache_dir or Path(datasets_config.HF_DATASETS_CACHE) / "mmsearch_trl")
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_digest(files, on_error)}.arrow"
     report = target.with_suffix(".skipped.json")
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            _write(files, on_error, skipped, target, report)
-        else:
-            skipped.errors += [RowError(Path(path), place, reason) for path, place, reason in _read_json(report)]
+    with writing(folder):  # data files that cannot be read say so themselves
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                _write(files, on_error, skipped, target, report)
+            else:
+                skipped.errors += [RowError(Path(path), place, reason) for path, place, reason in _read_json(report)]
     dataset = datasets.Dataset.from_file(str(target))
     skipped.log(len(dataset))
     if len(dataset) == 0:
-        raise DataError(f"{', '.join(map(str, files))}: no usable row ({len(skipped)} bad ones left out)")
+        raise UserError(f"{', '.join(map(str, files))}: no usable row ({len(skipped)} bad ones left out)")
     return dataset
 
 
 def check_without_images(dataset: datasets.Dataset, files: Sequence[str]) -> None:
     """
     Raises:
-        DataError: a question has an image, which a language model cannot be shown; names the row.
+        UserError: a question has an image, which a language model cannot be shown; names the row.
     """
     rows = cast("Iterable[dict[str, Any]]", dataset.select_columns(["id", "image_sizes"]))
     for row in rows:
         if row["image_sizes"]:
-            raise DataError(
+            raise UserError(
                 f"{', '.join(files)}: question {row['id']} has an image, and the model is a language model: name a "
                 "vision-language model, or data without images"
             )
@@ -127,7 +129,7 @@ def drop_long_prompts(
             kept.append(number)
     dropped = len(dataset) - len(kept)
     if not kept:
-        raise DataError(
+        raise UserError(
             f"all {dropped} prompts are longer than max_prompt_length {max_prompt_length} tokens; raise it"
         )
     if dropped:
@@ -180,7 +182,7 @@ def _checked_rows(file: Path, on_error: OnError, skipped: SkippedRows) -> Iterat
     for row in tqdm(rows, desc=f"Reading {file.name}", unit="row", leave=False):
         try:
             yield _cells(row)
-        except ValueError as error:
+        except UserError as error:
             bad = RowError(file, row.place, f"unreadable image: {error}")
             if on_error == "raise":
                 raise bad from error
@@ -206,10 +208,8 @@ def _encoded(image: ImageSource) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Path):
-        try:
+        with reading(image):
             return image.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {image}: {error.strerror}") from error
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -21,6 +21,7 @@ from mmsearch_trl.core.action import Tool
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.rows import text_cell
 from mmsearch_trl.search.media.loading import load_image
 
 
@@ -97,11 +98,11 @@ def _observation(tool: Tool, rows: Any, folder: Path, number: int) -> Observatio
                 f"turn {number}: a result has the keys {', '.join(sorted(known))} "
                 f"({', '.join(sorted(required))} must be there), got {row!r:.80}"
             )
-        title, url = _text(row["title"], f"turn {number}: title"), row.get("url")
+        title, url = _text(row["title"], f"turn {number}: title"), text_cell(row.get("url"), "url")
         if tool is Tool.TEXT_SEARCH:
             hits.append(TextHit(title, _text(row["text"], f"turn {number}: text"), url=url))
         else:
-            image = row.get("image")
+            image = text_cell(row.get("image"), "image")
             hits.append(ImageHit(title, url=url, thumbnail=load_image(folder / image) if image else None))
     return Observation(tool=tool, hits=tuple(hits))
 

@@ -36,7 +36,7 @@ class TraceReader:
             original: The question as its data file has it; None takes the trace's own images.
 
         Raises:
-            UserError: an image is missing, or the record has no turn.
+            UserError: an image is missing, a tool or a failure is unknown, or the record has no turn.
         """
         if not record.turns:
             raise UserError("the trajectory has no turn")
@@ -59,9 +59,13 @@ class TraceReader:
     def _observation(self, trace: TraceObservation | None) -> Observation | None:
         if trace is None:
             return None
-        tool = Tool(trace.tool)
-        if trace.failure is not None:
-            return Observation(tool=tool, failure=Failure(FailureKind(trace.failure.kind), trace.failure.message))
+        try:
+            tool = Tool(trace.tool)
+            kind = FailureKind(trace.failure.kind) if trace.failure is not None else None
+        except ValueError as error:
+            raise UserError(f"the trace of another version: {error}") from error
+        if trace.failure is not None and kind is not None:
+            return Observation(tool=tool, failure=Failure(kind, trace.failure.message))
         if trace.raw_text is not None:
             return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._image, trace.raw_images))))
         if tool is Tool.TEXT_SEARCH:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.rows import DataError, Row, RowError, gold_answers, image_source
+from mmsearch_trl.data.rows import Row, RowError, gold_answers, image_source, text_cell
 
 
 _KNOWN_KEYS = frozenset(
@@ -26,11 +27,11 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     """Yield every line of a `.jsonl` file, or the reason why it cannot be used, in order; blank lines are passed over.
 
     Raises:
-        DataError: a key that every row needs is in none of the rows, so that the file is of another kind.
+        UserError: a key that every row needs is in none of the rows, so that the file is of another kind.
     """
     number = 0
     seen: set[str] = set()
-    with path.open("rb") as lines:
+    with reading(path), path.open("rb") as lines:
         for line_number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -40,7 +41,7 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     seen |= {"answers"} if "golden_answers" in seen else set()
     missing = [key for key in ("question", "answers") if key not in seen]
     if missing and number:
-        raise DataError(
+        raise UserError(
             f"{path}: no line has the key {', '.join(missing)}; keys present: {', '.join(sorted(seen)) or 'none'}. "
             'A line looks like {"question": "...", "image": "photo.jpg", "answers": ["..."]}.'
         )
@@ -50,20 +51,18 @@ def jsonl_in_folder(folder: Path) -> Path:
     """The one `.jsonl` file of a folder.
 
     Raises:
-        DataError: there is none, or there are several.
+        UserError: there is none, or there are several.
     """
     found = sorted(folder.glob("*.jsonl"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise DataError(f"{folder}: a data folder holds exactly one .jsonl file, found {names}; name the file itself")
+        raise UserError(f"{folder}: a data folder holds exactly one .jsonl file, found {names}; name the file itself")
     return found[0]
 
 
 def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -> Row | RowError:
     try:
-        cells = json.loads(line.decode("utf-8"))
-        if not isinstance(cells, dict):
-            raise UserError(f"expected a JSON object, got a {type(cells).__name__}")
+        cells = json_object(line)
         seen.update(cells)
         return Row(
             place=place,
@@ -71,13 +70,30 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
             question=_text(cells, "question"),
             images=tuple(image_source(image, path.parent) for image in _images(cells.get("image"))),
             answers=gold_answers(cells.get("answers") or cells.get("golden_answers")),
-            data_source=cells.get("data_source") or path.stem,
-            image_url=cells.get("image_url"),
-            category=cells.get("category"),
+            data_source=text_cell(cells.get("data_source"), "data_source") or path.stem,
+            image_url=text_cell(cells.get("image_url"), "image_url"),
+            category=text_cell(cells.get("category"), "category"),
             extra={key: value for key, value in cells.items() if key not in _KNOWN_KEYS},
         )
-    except (ValueError, TypeError) as error:
+    except UserError as error:
         return RowError(path, place, str(error))
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The object of a line of JSON.
+
+    Raises:
+        UserError: it is not UTF-8, no JSON, or no object.
+    """
+    try:
+        cells = json.loads(line.decode("utf-8"))
+        if b"\\u" in line:  # half of a surrogate pair is JSON, and no text
+            json.dumps(cells, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}") from error
+    if not isinstance(cells, dict):
+        raise UserError(f"expected a JSON object, got a {type(cells).__name__}")
+    return cells
 
 
 def _text(cells: dict[str, Any], key: str) -> str:

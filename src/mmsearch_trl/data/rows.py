@@ -22,11 +22,7 @@ OnError = Literal["raise", "skip"]
 ImageSource = bytes | Path | Image.Image
 
 
-class DataError(UserError):
-    """A data file cannot be used; the message names the file and what to do."""
-
-
-class RowError(DataError):
+class RowError(UserError):
     """One row cannot be used. `place` is the row as a reader finds it: "row 3 (from 0)" or "line 4"."""
 
     def __init__(self, path: Path, place: str, reason: str) -> None:
@@ -92,8 +88,10 @@ def gold_answers(truth: Any, candidates: Any = None) -> tuple[str, ...]:
         candidates: None, a list, or a JSON-encoded list; what is not a string in it is dropped.
 
     Raises:
-        UserError: no answer is left of the ground truth, or the candidates are no list.
+        UserError: the ground truth is of another kind or no answer is left of it, or the candidates are no list.
     """
+    if truth and not isinstance(truth, str | list | tuple):
+        raise UserError(f"the ground truth must be a text or a list of texts, got {type(truth).__name__}")
     golds = [truth] if isinstance(truth, str) else list(truth or ())
     golds = [gold for gold in golds if isinstance(gold, str) and gold.strip()]
     if not golds:
@@ -101,7 +99,7 @@ def gold_answers(truth: Any, candidates: Any = None) -> tuple[str, ...]:
     if isinstance(candidates, str):
         try:
             candidates = json.loads(candidates)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"candidate_answers is a string but not a JSON list: {candidates!r:.80}") from error
     if candidates is not None and not isinstance(candidates, list | tuple):
         raise UserError(f"candidate_answers must be a list or a JSON list, got {type(candidates).__name__}")
@@ -118,11 +116,40 @@ def image_source(value: Any, folder: Path) -> ImageSource:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value
-    if isinstance(value, str | Path) and str(value):
+    if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
         return folder / value
     if isinstance(value, Image.Image):
         return value
     raise UserError(f"no image: expected encoded bytes, a path or an image, got {_described(value)}")
+
+
+def text_cell(value: Any, name: str) -> str | None:
+    """A cell that holds a text or a number, as text; None where it is empty.
+
+    Raises:
+        UserError: it holds something else; says so by its `name`.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{name!r} must be a text, got {type(value).__name__}")
+    return str(value)
+
+
+def mapping_cell(value: Any, name: str) -> Mapping[str, Any]:
+    """A cell that holds named values; one without any where it is empty.
+
+    Raises:
+        UserError: it holds something else; says so by its `name`.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{name!r} must hold named values, got {type(value).__name__}")
+    return value or {}
+
+
+def extra_columns(value: Any) -> Mapping[str, Any]:
+    """What `extra_info` adds to `Task.extra`; a value without names is called `extra_info`."""
+    return value if isinstance(value, Mapping) else {} if value is None else {"extra_info": value}
 
 
 def _described(value: Any) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.rows import Row, RowError, gold_answers
+from mmsearch_trl.data.parquet import read_cells, read_schema
+from mmsearch_trl.data.rows import Row, RowError, extra_columns, gold_answers, mapping_cell, text_cell
 
 
 _QUESTION_MARK = "Question: "
@@ -33,20 +33,18 @@ def is_search_r1(schema: pa.Schema) -> bool:
 
 def read_search_r1(path: Path) -> Iterator[Row | RowError]:
     """Yield every row of a file that `is_search_r1`, or the reason why it cannot be used, in order."""
-    file = pq.ParquetFile(path)
-    columns = [column for column in _COLUMNS if column in file.schema_arrow.names]
-    number = 0
-    for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns):
-        for cells in batch.to_pylist():
-            yield _row(cells, path, number)
-            number += 1
+    present = read_schema(path).names
+    columns = [column for column in _COLUMNS if column in present]
+    for number, cells in enumerate(read_cells(path, columns, rows_at_a_time=_ROWS_AT_A_TIME)):
+        yield _row(cells, path, number)
 
 
 def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
     place = f"row {number} (counted from 0)"
     try:
-        truth = (cells["reward_model"] or {}).get("ground_truth") or {}
-        source = cells.get("data_source") or path.stem
+        model = mapping_cell(cells["reward_model"], "reward_model")
+        truth = mapping_cell(model.get("ground_truth"), "ground_truth")
+        source = text_cell(cells.get("data_source"), "data_source") or path.stem
         return Row(
             place=place,
             id=f"{source}-{number if cells.get('id') is None else cells['id']}",
@@ -54,9 +52,9 @@ def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
             images=(),
             answers=gold_answers(truth.get("target")),
             data_source=source,
-            extra=cells.get("extra_info") or {},
+            extra=extra_columns(cells.get("extra_info")),
         )
-    except (ValueError, TypeError, AttributeError) as error:
+    except UserError as error:
         return RowError(path, place, str(error))
 
 
@@ -64,7 +62,7 @@ def _question(cells: Mapping[str, Any]) -> str:
     question = cells.get("question")
     if question is None and cells.get("prompt"):
         prompt = cells["prompt"]
-        text = prompt if isinstance(prompt, str) else str(prompt[0].get("content"))
+        text = str(mapping_cell(prompt[0], "prompt").get("content")) if isinstance(prompt, list) else str(prompt)
         _instructions, mark, question = text.rpartition(_QUESTION_MARK)
         if not mark:
             raise UserError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.fvqa import read_parquet
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
+from mmsearch_trl.data.parquet import read_schema
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
-from mmsearch_trl.data.rows import DataError, OnError, Row, RowError, SkippedRows, accepted
+from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.search_r1 import is_search_r1, read_search_r1
 
 
@@ -22,15 +22,15 @@ def data_file(path: str | Path) -> Path:
     """The file that `path` stands for: itself, or the one `.jsonl` file in it.
 
     Raises:
-        DataError: it is missing or of a kind that cannot be read.
+        UserError: it is missing or of a kind that cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         return jsonl_in_folder(path)
     if not path.is_file():
-        raise DataError(f"data file not found: {path}")
+        raise UserError(f"data file not found: {path}")
     if path.suffix not in (*_PARQUET, ".jsonl"):
-        raise DataError(f"{path}: expected a .parquet or .pq file, a .jsonl file, or a folder with one .jsonl file")
+        raise UserError(f"{path}: expected a .parquet or .pq file, a .jsonl file, or a folder with one .jsonl file")
     return path
 
 
@@ -40,15 +40,11 @@ def read_rows(file: Path) -> Iterator[Row | RowError]:
     Images are not opened.
 
     Raises:
-        DataError: a parquet file cannot be read.
+        UserError: a parquet file cannot be read.
     """
     if file.suffix not in _PARQUET:
         return read_jsonl(file)
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a readable parquet file: {error}") from error
-    return read_search_r1(file) if is_search_r1(schema) else read_parquet(file)
+    return read_search_r1(file) if is_search_r1(read_schema(file)) else read_parquet(file)
 
 
 def read_tasks(
@@ -62,7 +58,7 @@ def read_tasks(
         skipped: Filled with the rows that were left out.
 
     Raises:
-        DataError: the file cannot be used.
+        UserError: the file cannot be used.
         RowError: a row cannot be used (`on_error="raise"`).
     """
     skipped = SkippedRows() if skipped is None else skipped
@@ -70,7 +66,7 @@ def read_tasks(
     for row in accepted(read_rows(file), on_error, skipped):
         try:
             images = tuple(load_prompt_image(image) for image in row.images)
-        except ValueError as error:
+        except UserError as error:
             bad = RowError(file, row.place, f"unreadable image: {error}")
             if on_error == "raise":
                 raise bad from error

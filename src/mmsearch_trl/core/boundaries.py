@@ -1,0 +1,78 @@
+"""Where the system or a library says no to something that a person named: its exception becomes a `UserError`.
+
+Each of these stands around the one call that may be refused, where the name of the file, the model or the package is
+known. None of our own code belongs inside, or its defects would be told as the user's mistakes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmsearch_trl.core.errors import UserError
+
+
+@contextmanager
+def reading(file: str | Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: the system does not let the file be read (it is missing, a folder, not ours to read).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or file}: cannot be read: {reason(error)}") from error
+
+
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: the system does not let the file or folder be written (its folder, its rights, a full disk).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or place}: cannot be written: {reason(error)}") from error
+
+
+@contextmanager
+def loading(what: str, name: str | Path) -> Iterator[None]:
+    """Around `from_pretrained`, which says in any of these types that there is no such model, or no such package.
+
+    Args:
+        what: Such as `the text encoder`.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{what} {str(name)!r} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def optional(purpose: str, extra: str) -> Iterator[None]:
+    """Around the import of a package that not every installation has.
+
+    Args:
+        purpose: Such as `searching by ddgs`.
+        extra: Of this package's `pyproject.toml`, by comma where one of several will do.
+
+    Raises:
+        UserError: it is not installed, or does not load; names the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise missing(purpose, extra, str(error)) from error
+
+
+def missing(purpose: str, extra: str, why: str) -> UserError:
+    """That something needs an extra which is not installed."""
+    return UserError(f"{purpose} needs an optional package ({why}): pip install 'mmsearch-trl[{extra}]'")
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without the file's name."""
+    return error.strerror or str(error) or type(error).__name__
