@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.world.demo import WARM_START_STEPS, evaluate_groups, make_trainer, make_warm_start, results
@@ -67,7 +67,7 @@ def _seed(folder: Path, recipe: Path, seed: int) -> dict[str, Any]:
     trained = time.perf_counter()
     after = {}
     for images, passages in RESULT_COUNTS:
-        trainer.search.k[Tool.IMAGE_SEARCH], trainer.search.k[Tool.TEXT_SEARCH] = images, passages
+        trainer.search.k[ActionKind.IMAGE_SEARCH], trainer.search.k[ActionKind.TEXT_SEARCH] = images, passages
         after[f"{images} images, {passages} passages"] = _groups(trainer)
     return {
         "seed": seed,

@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
@@ -192,29 +192,29 @@ class CannedTools:
         self._max_images = max_images
         self._side = side
         self.records: list[CallRecord] = []
-        self.calls: list[tuple[Tool, str]] = []
+        self.calls: list[tuple[str, str]] = []
 
     async def image_search(self, query: ImageQuery) -> Observation:
         rng = random.Random(query.image.tobytes()[:3000])
-        await self._wait(Tool.IMAGE_SEARCH, str(query.url))
+        await self._wait(ActionKind.IMAGE_SEARCH, str(query.url))
         count = rng.randint(1, self._max_images) if self._max_images else 0
         hits = tuple(
             ImageHit(f"page {i}", thumbnail=noise(rng.randint(28, self._side), rng.randint(28, self._side), rng))
             for i in range(count)
         )
-        return self._observe(Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
+        return self._observe(Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits))
 
     async def text_search(self, query: str) -> Observation:
-        await self._wait(Tool.TEXT_SEARCH, query)
+        await self._wait(ActionKind.TEXT_SEARCH, query)
         rng = random.Random(query)
         hits = tuple(TextHit("title", " ".join(["founded"] * rng.randint(1, 9))) for _ in range(rng.randint(1, 2)))
-        return self._observe(Observation(tool=Tool.TEXT_SEARCH, hits=hits))
+        return self._observe(Observation(tool=ActionKind.TEXT_SEARCH, hits=hits))
 
     def drain_records(self) -> list[CallRecord]:
         records, self.records = self.records, []
         return records
 
-    async def _wait(self, tool: Tool, query: str) -> None:
+    async def _wait(self, tool: str, query: str) -> None:
         self.calls.append((tool, query))
         if self._delay is not None:
             await asyncio.sleep(self._delay())

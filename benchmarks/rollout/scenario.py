@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
@@ -53,7 +53,7 @@ class Row:
     group: int
     turns: tuple[str, ...]
     query: str | None
-    seconds: dict[Tool, float]
+    seconds: dict[str, float]
 
     @property
     def id(self) -> str:
@@ -109,11 +109,11 @@ def _row(rng: random.Random, index: int) -> Row:
     actions, query, seconds = [], None, {}
     if rng.random() < P_IMAGE_SEARCH:
         actions.append(IMAGE_SEARCH_TAG)
-        seconds[Tool.IMAGE_SEARCH] = _lognormal(rng, IMAGE_SEARCH_MEDIAN_S, IMAGE_SEARCH_SIGMA)
+        seconds[ActionKind.IMAGE_SEARCH] = _lognormal(rng, IMAGE_SEARCH_MEDIAN_S, IMAGE_SEARCH_SIGMA)
     if rng.random() < P_TEXT_SEARCH:
         query = f"{index}{_words(rng, 4)}"
         actions.append(f"<text_search>{query}</text_search>")
-        seconds[Tool.TEXT_SEARCH] = _lognormal(rng, TEXT_SEARCH_MEDIAN_S, TEXT_SEARCH_SIGMA)
+        seconds[ActionKind.TEXT_SEARCH] = _lognormal(rng, TEXT_SEARCH_MEDIAN_S, TEXT_SEARCH_SIGMA)
     actions.append(f"<answer>{rng.choice(YEARS)}</answer>")
     turns = tuple(f"<reason>{_words(rng, rng.randint(*TURN_WORDS))}</reason>{action}" for action in actions)
     return Row(index=index, group=index // GROUP, turns=turns, query=query, seconds=seconds)

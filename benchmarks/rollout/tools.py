@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.rollout.scenario import Scenario
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend_client import CallPolicy
@@ -30,7 +30,7 @@ class SleepingImageSearch:
     async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
         self.calls += 1
         row = self._scenario.row(query.data_id or "")
-        await asyncio.sleep(self._scale * row.seconds[Tool.IMAGE_SEARCH])
+        await asyncio.sleep(self._scale * row.seconds[ActionKind.IMAGE_SEARCH])
         return self._scenario.image_hits(row)[:k]
 
 
@@ -44,7 +44,7 @@ class SleepingTextSearch:
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:
         row = self._scenario.row_of_query(query)
-        await asyncio.sleep(self._scale * row.seconds[Tool.TEXT_SEARCH])
+        await asyncio.sleep(self._scale * row.seconds[ActionKind.TEXT_SEARCH])
         return self._scenario.text_hits(row)[:k]
 
 

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -59,16 +59,16 @@ class RowTools:
         return {"search": self._search, "text_search": self._text_search}
 
     def _search(self, query: str) -> list[dict[str, Any]]:
-        self._sleep(Tool.IMAGE_SEARCH)
+        self._sleep(ActionKind.IMAGE_SEARCH)
         hits = tuple(self._scenario.image_hits(self._row))
-        return self._blocks(Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
+        return self._blocks(Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits))
 
     def _text_search(self, query: str) -> list[dict[str, Any]]:
-        self._sleep(Tool.TEXT_SEARCH)
+        self._sleep(ActionKind.TEXT_SEARCH)
         hits = tuple(self._scenario.text_hits(self._scenario.row_of_query(query)))
-        return self._blocks(Observation(tool=Tool.TEXT_SEARCH, hits=hits))
+        return self._blocks(Observation(tool=ActionKind.TEXT_SEARCH, hits=hits))
 
-    def _sleep(self, tool: Tool) -> None:
+    def _sleep(self, tool: str) -> None:
         with self._spans.recorded():
             time.sleep(self._scale * self._row.seconds[tool])
         start, end = self._spans.items[-1]

@@ -23,7 +23,8 @@ from accelerate import PartialState
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.script import run_script
@@ -65,7 +66,7 @@ class EvaluationReport:
     seed: int
     seconds: float
     data: Mapping[str, EvaluationSummary]
-    searches: Mapping[Tool, SearchTotals]
+    searches: Mapping[ActionKind, SearchTotals]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

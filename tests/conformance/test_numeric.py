@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.observation import Failure, FailureKind, Observation
 from mmsearch_trl.core.task import Task
@@ -158,7 +158,7 @@ def _trajectory(*turns: Turn) -> Trajectory:
 def _from_text(assistant: str, tool_text: str) -> Trajectory:
     """The trajectory that upstream's tool text tells of: one turn per character the model wrote, then its searches."""
     failure = Failure(FailureKind.UNAVAILABLE, "down") if "There is an error encountered" in tool_text else None
-    tools = {Tool.IMAGE_SEARCH: "[Image Search Results]", Tool.TEXT_SEARCH: "[Text Search Results]"}
+    tools = {ActionKind.IMAGE_SEARCH: "[Image Search Results]", ActionKind.TEXT_SEARCH: "[Text Search Results]"}
     searches = [Observation(tool=tool, failure=failure) for tool, header in tools.items() if header in tool_text]
     spare = [None] * (len(assistant) - len(searches))
     return _trajectory(*(_turn([0], observation=observation) for observation in (*searches, *spare)))

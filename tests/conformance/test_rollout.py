@@ -13,7 +13,7 @@ import pytest
 import toy
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageQuery, Observation, RawReply
@@ -49,16 +49,16 @@ class VectorTools:
 
     async def image_search(self, query: ImageQuery) -> Observation:
         self._calls.append(["image", str(query.url)])
-        return await self._ask(Tool.IMAGE_SEARCH, self._image, query)
+        return await self._ask(ActionKind.IMAGE_SEARCH, self._image, query)
 
     async def text_search(self, query: str) -> Observation:
         self._calls.append(["text", query])
-        return await self._ask(Tool.TEXT_SEARCH, self._text, query)
+        return await self._ask(ActionKind.TEXT_SEARCH, self._text, query)
 
     def drain_records(self) -> list[CallRecord]:
         return []
 
-    async def _ask(self, tool: Tool, backend: Any, query: Any) -> Observation:
+    async def _ask(self, tool: str, backend: Any, query: Any) -> Observation:
         try:
             answer = checked_answer(tool, await backend.search(query, 5), 5)
         except SearchError as error:
@@ -200,7 +200,7 @@ def _failed_search_is_typed(scenario: Scenario) -> None:
 def _whole_question_is_quoted(scenario: Scenario) -> None:
     for trajectory in scenario.trajectories:
         text = PROCESSOR.tokenizer.decode(trajectory.completion_ids)
-        if trajectory.turns[0].action.is_search:
+        if trajectory.turns[0].action.calls_tool:
             assert f"Original user's question: {trajectory.task.question}\n" in text
     assert scenario.active_per_round() == scenario.vector["expected"]["engine_active_per_round"]
 

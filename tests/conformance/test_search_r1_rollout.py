@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import toy
 
-from mmsearch_trl.core.action import ActionKind, Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.observation import Observation, TextHit
 from mmsearch_trl.core.task import Task
@@ -81,7 +81,7 @@ def test_vector(search_r1_rollout_vector: Vector) -> None:
             assert CHAT.decode(cut.token_ids) == vector["expected"]
         case "passages_to_string":
             hits = tuple(_hit(row) for row in vector["docs"])
-            reply = PROTOCOL.reply(Observation(tool=Tool.TEXT_SEARCH, hits=hits), TASK, ())
+            reply = PROTOCOL.reply(Observation(tool=ActionKind.TEXT_SEARCH, hits=hits), TASK, ())
             expected = vector["expected"].strip() or "The search found nothing."
             assert reply.parts == (f"\n\n<information>{expected}</information>\n\n",)
         case "step":
@@ -101,6 +101,6 @@ def _check_step(vector: Vector) -> None:
         assert "".join(str(part) for part in first.reply) == vector["next_obs"][i]
         assert (trajectory.stop is StopReason.ANSWERED) == bool(vector["dones"][i])
         assert (first.action.kind is not ActionKind.NONE) == bool(vector["valid_action"][i])
-        assert first.action.is_search == bool(vector["is_search"][i])
+        assert first.action.calls_tool == bool(vector["is_search"][i])
         searched += queries
     assert searched == [query for call in vector["search_calls"] for query in call]

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.observation import Failure, FailureKind, Observation
 from mmsearch_trl.core.reward import RewardParts
@@ -19,7 +19,7 @@ WRONG = RewardParts(0.1, 0.0, 1.0, 0, "y")
 BROKEN = RewardParts(0.0, 0.0, 0.0, 0, None)
 
 
-def _turn(tokens: int, tool: Tool | None = None, failure: Failure | None = None) -> Turn:
+def _turn(tokens: int, tool: str | None = None, failure: Failure | None = None) -> Turn:
     return Turn(
         token_ids=(7,) * tokens,
         logprobs=(0.0,) * tokens,
@@ -37,9 +37,9 @@ def _trajectory(*turns: Turn, source: str = "fvqa", category: str | None = None,
     return Trajectory(task=task, prompt=(), prompt_ids=(0, 0), turns=list(turns), stop=stop)
 
 
-IMAGE = _turn(2, Tool.IMAGE_SEARCH)
-TEXT = _turn(4, Tool.TEXT_SEARCH)
-TEXT_DOWN = _turn(4, Tool.TEXT_SEARCH, DOWN)
+IMAGE = _turn(2, ActionKind.IMAGE_SEARCH)
+TEXT = _turn(4, ActionKind.TEXT_SEARCH)
+TEXT_DOWN = _turn(4, ActionKind.TEXT_SEARCH, DOWN)
 LAST = _turn(6)
 
 

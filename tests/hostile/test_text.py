@@ -17,7 +17,7 @@ from hostile.pages import INVISIBLE, MARKS, SPOOFS, TAGGED, Page, disguises, wid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
@@ -73,11 +73,11 @@ class Finds:
 
     async def image_search(self, query: ImageQuery) -> Observation:
         hits = (ImageHit(self.page.title, thumbnail=PICTURE), ImageHit(self.page.text))
-        return Observation(tool=Tool.IMAGE_SEARCH, hits=hits)
+        return Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits)
 
     async def text_search(self, query: str) -> Observation:
         hit = TextHit(self.page.title, self.page.text)
-        return Observation(tool=Tool.TEXT_SEARCH, hits=(hit, TextHit("b", self.page.text, url=self.page.title)))
+        return Observation(tool=ActionKind.TEXT_SEARCH, hits=(hit, TextHit("b", self.page.text, url=self.page.title)))
 
     def drain_records(self) -> list[CallRecord]:
         return self.records

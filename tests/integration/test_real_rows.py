@@ -9,7 +9,7 @@ import tiny
 import torch
 from peft import LoraConfig
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.rule_reward import RuleReward
@@ -76,7 +76,7 @@ def test_three_steps_with_lora_on_real_rows(runtime: SearchRuntime, tmp_path: Pa
         torch.testing.assert_close(row[: len(sampled)], sampled, atol=2e-5, rtol=0)
         for observation in trajectory.observations:
             assert observation.failure is None
-            assert observation.hits or observation.tool is Tool.TEXT_SEARCH, "random words may find nothing"
+            assert observation.hits or observation.tool == ActionKind.TEXT_SEARCH, "random words may find nothing"
     trainer.close()
 
 

@@ -27,7 +27,7 @@ from search.over_http import served
 from servers import ENGINE_ARGS, environment
 from transformers import AutoModelForCausalLM
 
-from mmsearch_trl.core.action import ActionKind, Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.observation import Observation, TextHit
@@ -88,7 +88,7 @@ def _transcript(protocol: SearchR1Protocol, rng: random.Random) -> tuple[list[in
     name, city = rng.choice(list(zip(NAMES, CITIES, strict=True)))
     task = Task(id="1", question=f"where lives {name}")
     title, _, text = _contents(name, city).partition("\n")
-    found = Observation(tool=Tool.TEXT_SEARCH, hits=(TextHit(title, text),))
+    found = Observation(tool=ActionKind.TEXT_SEARCH, hits=(TextHit(title, text),))
     pieces: list[tuple[Sequence[int], bool]] = [(protocol.prompt(task).token_ids, False)]
     encode, end = small_lm.encoder(protocol), [protocol.chat.turn_end_id]
     if rng.random() < 0.3:

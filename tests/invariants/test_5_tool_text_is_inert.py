@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Trainers
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, RawReply, TextHit
@@ -69,14 +69,14 @@ class Hostile:
 
     async def image_search(self, query: ImageQuery) -> Observation:
         if self.raw:
-            return Observation(tool=Tool.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] {self.text}"))
+            return Observation(tool=ActionKind.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] {self.text}"))
         hits = (ImageHit(self.text, thumbnail=PICTURE), ImageHit(self.text, url=self.text))
-        return Observation(tool=Tool.IMAGE_SEARCH, hits=hits)
+        return Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits)
 
     async def text_search(self, query: str) -> Observation:
         if self.raw:
-            return Observation(tool=Tool.TEXT_SEARCH, raw=RawReply(self.text))
-        return Observation(tool=Tool.TEXT_SEARCH, hits=(TextHit(self.text, self.text, url=self.text),))
+            return Observation(tool=ActionKind.TEXT_SEARCH, raw=RawReply(self.text))
+        return Observation(tool=ActionKind.TEXT_SEARCH, hits=(TextHit(self.text, self.text, url=self.text),))
 
     def drain_records(self) -> list[CallRecord]:
         return []
@@ -153,11 +153,11 @@ def test_a_prompt_file_that_holds_a_control_token_is_an_error() -> None:
 def test_a_thumbnail_that_the_processor_refuses_leaves_its_title() -> None:
     thin = tiny.noise(3, 900, tiny.random.Random(0))
     observation = Observation(
-        tool=Tool.IMAGE_SEARCH, hits=(ImageHit("thin page", thumbnail=thin), ImageHit("b", thumbnail=PICTURE))
+        tool=ActionKind.IMAGE_SEARCH, hits=(ImageHit("thin page", thumbnail=thin), ImageHit("b", thumbnail=PICTURE))
     )
     reply = PROTOCOL.reply(observation, TASK, [CHAT.turn_end_id])
     assert sum(isinstance(part, ImageInput) for part in reply.parts) == 1
     assert "thin page" in CHAT.decode(reply.token_ids)
     place = "<|vision_start|><|image_pad|><|vision_end|>"
-    raw = Observation(tool=Tool.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] 1. {place} x", (thin,)))
+    raw = Observation(tool=ActionKind.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] 1. {place} x", (thin,)))
     assert CHAT.image_pad_id not in PROTOCOL.reply(raw, TASK, [CHAT.turn_end_id]).token_ids

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from servers import Trainers
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.images import ImageInput
@@ -31,7 +31,7 @@ class FailingTools(tiny.CannedTools):
 
     async def text_search(self, query: str) -> Observation:
         await asyncio.sleep(0)
-        return self._observe(Observation(tool=Tool.TEXT_SEARCH, failure=Failure(self._kind, "no")))
+        return self._observe(Observation(tool=ActionKind.TEXT_SEARCH, failure=Failure(self._kind, "no")))
 
 
 class FailingEngine(tiny.WrappedEngine):

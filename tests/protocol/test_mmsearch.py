@@ -8,7 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
@@ -123,7 +123,7 @@ def _said(protocol: MMSearchProtocol, observation: Observation) -> str:
 
 def test_text_hits_are_worded_as_the_released_checkpoints_know_them() -> None:
     hits = (TextHit("T", "some text", url="http://a"), TextHit("Title", "more"))
-    said = _said(OURS, Observation(tool=Tool.TEXT_SEARCH, hits=hits))
+    said = _said(OURS, Observation(tool=ActionKind.TEXT_SEARCH, hits=hits))
     assert said == (
         "\n<|im_start|>user\nSearched results: <information>"
         + ReplyTemplates().text_header
@@ -135,13 +135,13 @@ def test_text_hits_are_worded_as_the_released_checkpoints_know_them() -> None:
 
 def test_image_hits_are_worded_as_the_released_checkpoints_know_them() -> None:
     hits = (ImageHit("A {rank} b", thumbnail=TASK.images[0]), ImageHit("no image"))
-    said = _said(OURS, Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
+    said = _said(OURS, Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits))
     body = "1. image: <|vision_start|><|vision_end|>\ntitle: A {rank} b\n2. title: no image\n"
     assert ReplyTemplates().image_header + body + "</information>\n" in said and said.count("AFTER-IMG") == 1
 
 
-@pytest.mark.parametrize("tool", list(Tool))
-def test_a_failure_is_told_in_own_words_and_never_in_the_backend_s(tool: Tool) -> None:
+@pytest.mark.parametrize("tool", SEARCHES)
+def test_a_failure_is_told_in_own_words_and_never_in_the_backend_s(tool: str) -> None:
     failure = Failure(FailureKind.RATE_LIMITED, "key=SECRET <|im_end|>")
     said = _said(OURS, Observation(tool=tool, failure=failure))
     assert "could not be carried out (rate limited)" in said and "SECRET" not in said and "<information>" not in said
@@ -149,24 +149,24 @@ def test_a_failure_is_told_in_own_words_and_never_in_the_backend_s(tool: Tool) -
 
 
 def test_nothing_found_is_no_failure() -> None:
-    said = _said(OURS, Observation(tool=Tool.TEXT_SEARCH))
+    said = _said(OURS, Observation(tool=ActionKind.TEXT_SEARCH))
     assert "<information>[Text Search Results] The search found nothing." in said
 
 
 @pytest.mark.parametrize(
     ("protocol", "tool", "text", "after"),
     [
-        (OURS, Tool.TEXT_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
-        (OURS, Tool.TEXT_SEARCH, "plain", None),
-        (OURS, Tool.TEXT_SEARCH, "see [Text Search Results] x", None),
-        (COMPAT, Tool.TEXT_SEARCH, "see [Text Search Results] x", "AFTER-TXT"),
-        (COMPAT, Tool.TEXT_SEARCH, "[Image Search Results] and [Text Search Results] x", "AFTER-IMG"),
-        (COMPAT, Tool.IMAGE_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
-        (COMPAT, Tool.IMAGE_SEARCH, "x [Image Search Results] There is an error encountered x", None),
+        (OURS, ActionKind.TEXT_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
+        (OURS, ActionKind.TEXT_SEARCH, "plain", None),
+        (OURS, ActionKind.TEXT_SEARCH, "see [Text Search Results] x", None),
+        (COMPAT, ActionKind.TEXT_SEARCH, "see [Text Search Results] x", "AFTER-TXT"),
+        (COMPAT, ActionKind.TEXT_SEARCH, "[Image Search Results] and [Text Search Results] x", "AFTER-IMG"),
+        (COMPAT, ActionKind.IMAGE_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
+        (COMPAT, ActionKind.IMAGE_SEARCH, "x [Image Search Results] There is an error encountered x", None),
     ],
 )
 def test_ready_made_text_is_framed_where_it_has_a_heading(
-    protocol: MMSearchProtocol, tool: Tool, text: str, after: str | None
+    protocol: MMSearchProtocol, tool: str, text: str, after: str | None
 ) -> None:
     said = _said(protocol, Observation(tool=tool, raw=RawReply(text)))
     assert (after is None) == (f"user\n{text}<|im_end|>" in said)
@@ -177,7 +177,7 @@ def test_upstream_hands_text_on_where_no_prompt_is_set() -> None:
     prompts = Prompts(first_turn="{image}{question}", after_image_search="", after_text_search="", forced_answer="")
     protocol = MMSearchProtocol(CHAT, prompts, compat="mmsearch_r1")
     text = "[Text Search Results] x"
-    assert f"user\n{text}<|im_end|>" in _said(protocol, Observation(tool=Tool.TEXT_SEARCH, raw=RawReply(text)))
+    assert f"user\n{text}<|im_end|>" in _said(protocol, Observation(tool=ActionKind.TEXT_SEARCH, raw=RawReply(text)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.observation import Failure, FailureKind, Observation, RawReply, TextHit
 from mmsearch_trl.core.task import Task
@@ -32,7 +32,7 @@ def completion(text: str, *, ended: bool = False) -> Completion:
 
 
 def observed(**outcome: Any) -> Observation:
-    return Observation(tool=Tool.TEXT_SEARCH, **outcome)
+    return Observation(tool=ActionKind.TEXT_SEARCH, **outcome)
 
 
 def test_the_first_prompt_is_a_user_message_with_the_question_asked() -> None:
@@ -125,7 +125,7 @@ def test_every_outcome_is_one_plain_block(outcome: dict[str, Any], sentence: str
 
 
 def test_notices_are_blocks_too() -> None:
-    for notice in (PROTOCOL.overflow(Tool.TEXT_SEARCH, ()), PROTOCOL.ask_for_answer(TASK, ())):
+    for notice in (PROTOCOL.overflow(ActionKind.TEXT_SEARCH, ()), PROTOCOL.ask_for_answer(TASK, ())):
         assert notice.parts[0].startswith("\n\n<information>") and notice.parts[0].endswith("</information>\n\n")
 
 

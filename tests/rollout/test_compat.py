@@ -5,7 +5,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, Observation
@@ -26,7 +26,7 @@ def _trajectory() -> Trajectory:
     for number in range(3):
         ids = (*CHAT.tokenizer(f" who {number:02d} city").input_ids, END)
         images = [ImageHit("page", thumbnail=tiny.noise(28 + 28 * i, 56, rng)) for i in range(2)]
-        observation = Observation(tool=Tool.IMAGE_SEARCH, hits=tuple(images))
+        observation = Observation(tool=ActionKind.IMAGE_SEARCH, hits=tuple(images))
         reply = PROTOCOL.reply(observation, TASK, ids) if number < 2 else None
         turn = Turn(
             token_ids=ids,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason, SamplingParams
 from mmsearch_trl.core.errors import ContextOverflow
 from mmsearch_trl.core.observation import Failure, FailureKind, Observation
@@ -45,7 +45,7 @@ def roll_out(
 def test_searches_are_answered_and_an_answer_ends_it() -> None:
     trajectory, engine, tools = roll_out(REASON + IMAGE, REASON + TEXT, REASON + ANSWER)
     assert trajectory.stop is StopReason.ANSWERED and len(trajectory.turns) == 3
-    assert [tool for tool, _ in tools.calls] == [Tool.IMAGE_SEARCH, Tool.TEXT_SEARCH]
+    assert [tool for tool, _ in tools.calls] == [ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH]
     assert tools.calls[0][1] == TASK.image_url and tools.calls[1][1] == "who"
     for number, (ids, keys, _) in enumerate(engine.requests):
         before = replace(trajectory, turns=trajectory.turns[:number])
@@ -187,7 +187,7 @@ class FailingTools(tiny.CannedTools):
     async def text_search(self, query: str) -> Observation:
         observation = await super().text_search(query)
         kind = self._kinds.pop(0)
-        return observation if kind is None else Observation(tool=Tool.TEXT_SEARCH, failure=Failure(kind, "no"))
+        return observation if kind is None else Observation(tool=ActionKind.TEXT_SEARCH, failure=Failure(kind, "no"))
 
 
 TIMEOUT, INVALID = FailureKind.TIMEOUT, FailureKind.INVALID_QUERY

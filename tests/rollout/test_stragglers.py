@@ -11,7 +11,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.images import ImageInput
@@ -197,7 +197,7 @@ def test_a_search_that_was_interrupted_is_asked_again_and_nothing_is_sampled_twi
     engine._scripts["task1"] = [0.05, ANSWER]
     run(run_batch(others, engine, PROTOCOL, tools, LIMITS, [SamplingParams(max_tokens=1)], carried=[late]))
     finished = late.trajectory
-    assert finished.stop is StopReason.ANSWERED and tools.calls == [(Tool.TEXT_SEARCH, "who")]
+    assert finished.stop is StopReason.ANSWERED and tools.calls == [(ActionKind.TEXT_SEARCH, "who")]
     assert [(turn.token_ids, turn.logprobs) for turn in finished.turns[:2]] == recorded
     asked = [sampling.seed for name, sampling in engine.asked if name == "task0"]
     assert len(asked) == len(set(asked)) == 3, "one request a turn, each with its own seed"

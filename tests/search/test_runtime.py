@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, RawReply, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
@@ -82,7 +82,7 @@ def kind(observation: Observation) -> FailureKind | None:
 def test_hits_are_cut_to_k_and_named_by_backend() -> None:
     observation = ask(returning(HITS), k_text=2)
     assert observation.hits == tuple(HITS[:2])
-    assert (observation.tool, observation.backend, observation.failure) == (Tool.TEXT_SEARCH, "test", None)
+    assert (observation.tool, observation.backend, observation.failure) == (ActionKind.TEXT_SEARCH, "test", None)
 
 
 def test_nothing_found_is_a_success_without_hits() -> None:
@@ -284,7 +284,7 @@ def test_every_call_is_recorded_once_and_the_log_is_drained() -> None:
     records = runtime.drain_records()
     assert sorted(record.failure or "" for record in records) == ["", "", "", FailureKind.INVALID_QUERY]
     assert sum(record.coalesced for record in records) == 1
-    assert all(record.seconds >= 0 and record.tool is Tool.TEXT_SEARCH for record in records)
+    assert all(record.seconds >= 0 and record.tool == ActionKind.TEXT_SEARCH for record in records)
     assert runtime.drain_records() == [] == runtime.records
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
@@ -79,13 +79,13 @@ def image_search(title: str = "Bel Tor", *, failure: Failure | None = None) -> O
         )
     )
     return Observation(
-        tool=Tool.IMAGE_SEARCH, hits=hits, failure=failure, backend="pixels", seconds=1.25, cached=not failure
+        tool=ActionKind.IMAGE_SEARCH, hits=hits, failure=failure, backend="pixels", seconds=1.25, cached=not failure
     )
 
 
 def text_search(text: str = "Bel Tor founded 1742 city Calton.") -> Observation:
     hits = (TextHit("Bel Tor", text, url="https://example.org/wiki"), TextHit("Mor Dan", "Mor Dan founded 1201."))
-    return Observation(tool=Tool.TEXT_SEARCH, hits=hits, backend="bm25", seconds=0.35, coalesced=True)
+    return Observation(tool=ActionKind.TEXT_SEARCH, hits=hits, backend="bm25", seconds=0.35, coalesced=True)
 
 
 def trajectory(turns: Sequence[Turn], *, task_id: str = "world-7", group: str = "known", **task: object) -> Trajectory:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from trl.trainer import grpo_trainer
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation
 from mmsearch_trl.trainer import evaluation
@@ -77,7 +77,7 @@ def test_no_picture_is_gathered_or_logged_in_training(tmp_path: Path, gathered: 
     tools, given = tiny.CannedTools(), tiny.tasks(4, images=(1, 2))
     trainer = tiny.trainer(FAMILY, tmp_path, given, tools=tools, max_steps=2, log_completions=True)
     trainer.train()
-    assert {tool for tool, _ in tools.calls} == {Tool.IMAGE_SEARCH, Tool.TEXT_SEARCH}
+    assert {tool for tool, _ in tools.calls} == {ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH}
     assert len(gathered) > 4, "TRL gathers prompts and completions"
     assert not _pictures(gathered)
     assert trainer._logs["completion"] and not _pictures(_logs(trainer))
@@ -87,7 +87,7 @@ def test_no_picture_is_gathered_or_logged_in_evaluation(tmp_path: Path, gathered
     tools = tiny.CannedTools()
     trainer = tiny.trainer(FAMILY, tmp_path, tools=tools)
     trainer.evaluate(tiny.dataset(tiny.tasks(5, images=(1, 2), seed=4)))
-    assert any(tool is Tool.IMAGE_SEARCH for tool, _ in tools.calls)
+    assert any(tool == ActionKind.IMAGE_SEARCH for tool, _ in tools.calls)
     assert gathered and not _pictures(gathered)
     assert not _pictures(_logs(trainer))
 
@@ -96,9 +96,9 @@ class _SameThumbnails(tiny.CannedTools):
     """Two thumbnails that every image search finds, drawn anew each time: equal images, different objects."""
 
     async def image_search(self, query: ImageQuery) -> Observation:
-        await self._wait(Tool.IMAGE_SEARCH, str(query.url))
+        await self._wait(ActionKind.IMAGE_SEARCH, str(query.url))
         hits = tuple(ImageHit(f"page {i}", thumbnail=Image.new("RGB", (56, 84), (i, 90, 9))) for i in range(2))
-        return self._observe(Observation(tool=Tool.IMAGE_SEARCH, hits=hits))
+        return self._observe(Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits))
 
 
 def test_a_picture_is_processed_once_over_rollouts_and_training(tmp_path: Path) -> None:
@@ -125,6 +125,6 @@ def test_a_picture_is_processed_once_over_rollouts_and_training(tmp_path: Path) 
 
     images._processor = spy
     trainer.train()
-    searches = [tool for tool, _ in tools.calls].count(Tool.IMAGE_SEARCH)
+    searches = [tool for tool, _ in tools.calls].count(ActionKind.IMAGE_SEARCH)
     assert searches > 2 and trainer.processing_class.image_processor is processor
     assert len(seen) == len(set(seen)) == images.processed == 2 + 2

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
 from mmsearch_trl.search.calls.backend_client import CallPolicy
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def record(**values: Any) -> CallRecord:
-    return CallRecord(**{"tool": Tool.TEXT_SEARCH, "seconds": 0.1, "cached": False, "coalesced": False} | values)
+    return CallRecord(**{"tool": ActionKind.TEXT_SEARCH, "seconds": 0.1, "cached": False, "coalesced": False} | values)
 
 
 def test_the_calls_of_all_ranks_are_summed() -> None:
@@ -50,7 +50,7 @@ def test_the_calls_of_all_ranks_are_summed() -> None:
 def test_bytes_and_dollars_of_all_ranks_are_told_by_tool_and_exact() -> None:
     large = 2**40 + 1
     """More than a float32 tells from its neighbours."""
-    picture = record(tool=Tool.IMAGE_SEARCH, tries=3, paid=True, bytes=large, price=0.045)
+    picture = record(tool=ActionKind.IMAGE_SEARCH, tries=3, paid=True, bytes=large, price=0.045)
     both = SearchCalls.gather([picture, record(bytes=7), record(cached=True)], lambda row: torch.cat([row, row]), CPU)
     metrics = both.metrics()
     assert metrics["search/image/bytes"] == 2 * large and metrics["search/image/price"] == pytest.approx(0.09)

@@ -98,7 +98,7 @@ def test_a_name_takes_one_search_and_other_facts_two(traces: list[Trajectory]) -
 
 
 def test_the_number_of_results_varies_from_the_start(traces: list[Trajectory]) -> None:
-    counts = Counter((o.tool.value, len(o.hits)) for trace in traces for o in trace.observations)
+    counts = Counter((o.tool, len(o.hits)) for trace in traces for o in trace.observations)
     assert set(counts) == {("image_search", k) for k in range(1, 6)} | {("text_search", k) for k in range(1, 4)}
 
 
@@ -111,7 +111,7 @@ def test_results_hold_the_truth_once_and_mostly_first(traces: list[Trajectory]) 
         for observation in trace.observations:
             titles = [hit.title for hit in observation.hits]
             assert titles.count(name) == 1 and len(set(titles)) == len(titles)
-            ranks[observation.tool.value].append(titles.index(name))
+            ranks[observation.tool].append(titles.index(name))
     for tool in ranks:
         assert 0.02 < sum(rank > 0 for rank in ranks[tool]) / len(ranks[tool]) < 0.25
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchLost, UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.task import Task
@@ -40,7 +40,7 @@ class Prefetched(NamedTuple):
     """What came of the searches, by name, and their totals."""
 
     outcomes: Counter[str]
-    totals: Mapping[Tool, SearchTotals]
+    totals: Mapping[ActionKind, SearchTotals]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -63,11 +63,11 @@ def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
     """
     if recipe.search.cache is None:
         raise UserError("search.cache is not set: there is nowhere to keep the answers")
-    tool = Tool.IMAGE_SEARCH if queries is None else Tool.TEXT_SEARCH
+    tool = ActionKind.IMAGE_SEARCH if queries is None else ActionKind.TEXT_SEARCH
     runtime = build_runtime(recipe.search)
     try:
         if not runtime.answers(tool):
-            raise UserError(f"no {tool.value.replace('_', ' ')} is configured: there is nothing to look up")
+            raise UserError(f"no {tool.replace('_', ' ')} is configured: there is nothing to look up")
         if queries is None:
             images = (query for task in _tasks(recipe) if (query := image_query(task)) is not None)
             outcomes = asyncio.run(_prefetch(runtime, runtime.image_search, images, "image"))

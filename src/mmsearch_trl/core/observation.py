@@ -5,8 +5,6 @@ from enum import StrEnum
 
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
-
 
 class FailureKind(StrEnum):
     """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's.
@@ -92,7 +90,7 @@ class Observation:
         raw: Set instead of `hits` by tools that write their own reply (`search/upstream_tools.py`).
     """
 
-    tool: Tool
+    tool: str
     hits: tuple[Hit, ...] = ()
     failure: Failure | None = None
     raw: RawReply | None = None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
@@ -25,10 +25,10 @@ from mmsearch_trl.data.rows import text_cell
 from mmsearch_trl.search.media.loading import load_image
 
 
-_RESULTS = {"image_results": Tool.IMAGE_SEARCH, "text_results": Tool.TEXT_SEARCH}
+_RESULTS = {"image_results": ActionKind.IMAGE_SEARCH, "text_results": ActionKind.TEXT_SEARCH}
 _KEYS = {
-    Tool.IMAGE_SEARCH: ({"title"}, {"title", "image", "url"}),
-    Tool.TEXT_SEARCH: ({"title", "text"}, {"title", "text", "url"}),
+    ActionKind.IMAGE_SEARCH: ({"title"}, {"title", "image", "url"}),
+    ActionKind.TEXT_SEARCH: ({"title", "text"}, {"title", "text", "url"}),
 }
 
 
@@ -87,7 +87,7 @@ def read_conversation(line: Mapping[str, Any], folder: Path, name: str) -> Demon
     return Demonstration(task=task, texts=tuple(texts), observations=tuple(observations))
 
 
-def _observation(tool: Tool, rows: Any, folder: Path, number: int) -> Observation:
+def _observation(tool: ActionKind, rows: Any, folder: Path, number: int) -> Observation:
     required, known = _KEYS[tool]
     if not isinstance(rows, list):
         raise UserError(f"turn {number} must hold a list of results, got {rows!r:.80}")
@@ -99,7 +99,7 @@ def _observation(tool: Tool, rows: Any, folder: Path, number: int) -> Observatio
                 f"({', '.join(sorted(required))} must be there), got {row!r:.80}"
             )
         title, url = _text(row["title"], f"turn {number}: title"), text_cell(row.get("url"), "url")
-        if tool is Tool.TEXT_SEARCH:
+        if tool == ActionKind.TEXT_SEARCH:
             hits.append(TextHit(title, _text(row["text"], f"turn {number}: text"), url=url))
         else:
             image = text_cell(row.get("image"), "image")

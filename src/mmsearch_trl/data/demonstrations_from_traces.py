@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
 from mmsearch_trl.core.task import Task
@@ -60,7 +60,7 @@ class TraceReader:
         if trace is None:
             return None
         try:
-            tool = Tool(trace.tool)
+            tool = trace.tool
             kind = FailureKind(trace.failure.kind) if trace.failure is not None else None
         except ValueError as error:
             raise UserError(f"the trace of another version: {error}") from error
@@ -68,7 +68,7 @@ class TraceReader:
             return Observation(tool=tool, failure=Failure(kind, trace.failure.message))
         if trace.raw_text is not None:
             return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._image, trace.raw_images))))
-        if tool is Tool.TEXT_SEARCH:
+        if tool == ActionKind.TEXT_SEARCH:
             return Observation(
                 tool=tool, hits=tuple(TextHit(hit.title, hit.text or "", url=hit.url) for hit in trace.hits)
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.reward import RewardParts
@@ -140,7 +140,10 @@ def upstream_batch_metrics(
     `search_fail_ratio_*` counts trajectories over a denominator padded by 1e-5, and `answer_acc` guesses right answers
     from the reward (above `format_penalty`), which a large search penalty defeats.
     """
-    rows = [(_of(trajectory, Tool.IMAGE_SEARCH), _of(trajectory, Tool.TEXT_SEARCH)) for trajectory in trajectories]
+    rows = [
+        (_of(trajectory, ActionKind.IMAGE_SEARCH), _of(trajectory, ActionKind.TEXT_SEARCH))
+        for trajectory in trajectories
+    ]
     threshold = format_penalty + 1e-4
     lengths = [_response_length(trajectory) for trajectory in trajectories]
     own = {
@@ -164,13 +167,13 @@ def _rows(trajectories: Sequence[Trajectory], parts: Sequence[RewardParts]) -> l
     if len(trajectories) != len(parts):
         raise UserError(f"{len(trajectories)} trajectories but {len(parts)} scores")
     return [
-        _Row(trajectory, part, _of(trajectory, Tool.IMAGE_SEARCH), _of(trajectory, Tool.TEXT_SEARCH))
+        _Row(trajectory, part, _of(trajectory, ActionKind.IMAGE_SEARCH), _of(trajectory, ActionKind.TEXT_SEARCH))
         for trajectory, part in zip(trajectories, parts, strict=True)
     ]
 
 
-def _of(trajectory: Trajectory, tool: Tool) -> tuple[Observation, ...]:
-    return tuple(observation for observation in trajectory.observations if observation.tool is tool)
+def _of(trajectory: Trajectory, tool: str) -> tuple[Observation, ...]:
+    return tuple(observation for observation in trajectory.observations if observation.tool == tool)
 
 
 def _split(rows: Iterable[_Row], key: Callable[[_Row], str | None]) -> dict[str, list[_Row]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.hub.card_template import TEMPLATE
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -209,7 +209,7 @@ def _result_counts(trainer: MMSearchGRPOTrainer) -> dict[str, int]:
     search = trainer.search
     if not isinstance(search, SearchRuntime):
         return {}
-    tools = {"image_top_k": Tool.IMAGE_SEARCH, "text_top_k": Tool.TEXT_SEARCH}
+    tools = {"image_top_k": ActionKind.IMAGE_SEARCH, "text_top_k": ActionKind.TEXT_SEARCH}
     return {name: search.k[tool] for name, tool in tools.items() if _means_something(name, trainer)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from mmsearch_trl.core.action import Action, Tool
+from mmsearch_trl.core.action import Action
 from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.task import Task
@@ -32,7 +32,7 @@ class TurnProtocol(Protocol):
         """What tells the model the outcome of its search."""
         ...
 
-    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+    def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
         ...
 

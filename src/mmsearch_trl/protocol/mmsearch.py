@@ -8,12 +8,12 @@ Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from PIL import Image
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.observation import Hit, ImageHit, Observation
 from mmsearch_trl.core.task import Task
@@ -32,7 +32,10 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 Content = list[str | Image.Image]
 
 
-_TOOL_NAMES = {Tool.IMAGE_SEARCH: "Image Search Results", Tool.TEXT_SEARCH: "Text Search Results"}
+_TOOL_NAMES: Mapping[str, str] = {
+    ActionKind.IMAGE_SEARCH: "Image Search Results",
+    ActionKind.TEXT_SEARCH: "Text Search Results",
+}
 
 
 class MMSearchProtocol:
@@ -118,20 +121,21 @@ class MMSearchProtocol:
         That is text without a heading, and, under `compat`, any for which no prompt is set. Upstream looks for both
         headings anywhere in the text, the image search's with precedence, whichever tool was asked.
         """
-        prompts = {
-            Tool.IMAGE_SEARCH: self.prompts.after_image_search,
-            Tool.TEXT_SEARCH: self.prompts.after_text_search,
+        prompts: dict[str, str] = {
+            ActionKind.IMAGE_SEARCH: self.prompts.after_image_search,
+            ActionKind.TEXT_SEARCH: self.prompts.after_text_search,
         }
         if observation.raw is None:
             return prompts[observation.tool]
-        text, headings = observation.raw.text, {tool: f"[{name}]" for tool, name in _TOOL_NAMES.items()}
+        text = observation.raw.text
+        headings: dict[str, str] = {tool: f"[{name}]" for tool, name in _TOOL_NAMES.items()}
         if not self._compat:
             return prompts[observation.tool] if text.startswith(headings[observation.tool]) else None
         error = " There is an error encountered"
-        fine = [tool for tool in Tool if headings[tool] in text and headings[tool] + error not in text]
+        fine = [tool for tool in SEARCHES if headings[tool] in text and headings[tool] + error not in text]
         return next((prompts[tool] for tool in fine if prompts[tool]), None)
 
-    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+    def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
         return self.chat.reply([self.templates.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
 
@@ -145,7 +149,7 @@ class MMSearchProtocol:
 
     def _body(self, observation: Observation) -> Content:
         templates = self.templates
-        image = observation.tool is Tool.IMAGE_SEARCH
+        image = observation.tool == ActionKind.IMAGE_SEARCH
         if not observation.hits:
             return [templates.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
         content: Content = [templates.image_header if image else templates.text_header]

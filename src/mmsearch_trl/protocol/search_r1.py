@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Hit, Observation, TextHit
@@ -93,7 +93,7 @@ class SearchR1Protocol:
         """The block of results behind the search."""
         return self._information(_text(observation))
 
-    def overflow(self, tool: Tool, sampled: Sequence[int]) -> Encoded:
+    def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         return self._information("The results are too long to be shown.")
 
     def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:

@@ -12,7 +12,7 @@ the finished response is cut at `max_response_tokens` (`rollout/compat.py`).
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
@@ -127,9 +127,11 @@ class Limits:
             return StopReason.SEARCH_LIMIT
         image = action.kind is ActionKind.IMAGE_SEARCH
         tool, limit = (
-            (Tool.IMAGE_SEARCH, self.image_search_limit) if image else (Tool.TEXT_SEARCH, self.text_search_limit)
+            (ActionKind.IMAGE_SEARCH, self.image_search_limit)
+            if image
+            else (ActionKind.TEXT_SEARCH, self.text_search_limit)
         )
-        done = sum(observation.tool is tool for observation in trajectory.observations)
+        done = sum(observation.tool == tool for observation in trajectory.observations)
         return StopReason.SEARCH_LIMIT if done >= limit else None
 
     def fits(self, trajectory: Trajectory, turn_tokens: int, reply_tokens: int, *, final: bool = False) -> bool:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import ContextOverflow, EngineError
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
@@ -150,7 +150,7 @@ async def _take_turn(
     """Append one turn with the reply to it, or set why there is none."""
     turn = trajectory.turns.pop() if trajectory.turns and not trajectory.turns[-1].reply_ids else None
     before = trajectory.turns[-1] if trajectory.turns else None
-    final = before is not None and before.action.is_search and before.observation is None  # asked for the answer
+    final = before is not None and before.action.calls_tool and before.observation is None  # asked for the answer
     if turn is None:
         turn = await _sample(trajectory, engine, protocol, limits, sampling, final)
     if turn is None:
@@ -204,7 +204,7 @@ async def _react(
     turn: Turn, trajectory: Trajectory, protocol: TurnProtocol, tools: Tools, limits: Limits, final: bool
 ) -> tuple[Turn, StopReason | None]:
     """Carry out what a turn asks for. Returns the turn with its reply, and why the trajectory ends, if it does."""
-    if not turn.action.is_search:
+    if not turn.action.calls_tool:
         if turn.action.kind is ActionKind.ANSWER:
             return turn, StopReason.ANSWERED
         return _without_action(turn, trajectory, protocol, limits)
@@ -251,7 +251,7 @@ async def _search(action: Action, task: Task, tools: Tools) -> Observation:
     query = image_query(task)
     if query is None:
         failure = Failure(FailureKind.INVALID_QUERY, f"Task {task.id} has no image to search by.")
-        return Observation(tool=Tool.IMAGE_SEARCH, failure=failure)
+        return Observation(tool=ActionKind.IMAGE_SEARCH, failure=failure)
     return await tools.image_search(query)
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation, RawReply
@@ -90,16 +90,16 @@ class SearchRuntime:
     ) -> None:
         if cache is None and mode is not Mode.LIVE:
             raise UserError(f"mode {mode.value!r} needs a cache")
-        self.k = {Tool.IMAGE_SEARCH: k_image, Tool.TEXT_SEARCH: k_text}
+        self.k = {ActionKind.IMAGE_SEARCH: k_image, ActionKind.TEXT_SEARCH: k_text}
         self.mode = mode
         self.records: list[CallRecord] = []
-        self.totals: dict[Tool, SearchTotals] = totals_of([])
+        self.totals: dict[ActionKind, SearchTotals] = totals_of([])
         """Of all calls so far, those whose records were drained included."""
         self._image = image
         self._text = text
-        backends: dict[Tool, Any] = {Tool.IMAGE_SEARCH: image, Tool.TEXT_SEARCH: text}
-        policies = {Tool.IMAGE_SEARCH: image_policy, Tool.TEXT_SEARCH: text_policy}
-        self._clients: dict[Tool, BackendClient[Any]] = {
+        backends: dict[ActionKind, Any] = {ActionKind.IMAGE_SEARCH: image, ActionKind.TEXT_SEARCH: text}
+        policies = {ActionKind.IMAGE_SEARCH: image_policy, ActionKind.TEXT_SEARCH: text_policy}
+        self._clients: dict[ActionKind, BackendClient[Any]] = {
             tool: BackendClient(
                 tool, backend, policies[tool], self.k[tool], thumbnail_side=thumbnail_side, budget=budget
             )
@@ -107,7 +107,7 @@ class SearchRuntime:
             if backend is not None
         }
         self._paid = {tool: backend is not None and is_paid(backend) for tool, backend in backends.items()}
-        self._price = {Tool.IMAGE_SEARCH: image_price, Tool.TEXT_SEARCH: text_price}
+        self._price = {ActionKind.IMAGE_SEARCH: image_price, ActionKind.TEXT_SEARCH: text_price}
         self._cache = cache
         self._records_lock = threading.Lock()
         self._in_flight: SingleFlight[tuple[Observation, Cost]] = SingleFlight()
@@ -115,14 +115,14 @@ class SearchRuntime:
 
     async def image_search(self, query: ImageQuery) -> Observation:
         """Look an image up. Raises nothing but `asyncio.CancelledError`."""
-        return await self._observe(Tool.IMAGE_SEARCH, self._image, query, _image_identity)
+        return await self._observe(ActionKind.IMAGE_SEARCH, self._image, query, _image_identity)
 
     async def text_search(self, query: str) -> Observation:
         """Search text. The query is sent in Unicode normal form C with each run of blanks as one; an empty one is the
         policy's failure (`INVALID_QUERY`). Raises nothing but `asyncio.CancelledError`."""
-        return await self._observe(Tool.TEXT_SEARCH, self._text, normalise_query(query), _text_identity)
+        return await self._observe(ActionKind.TEXT_SEARCH, self._text, normalise_query(query), _text_identity)
 
-    def answers(self, tool: Tool) -> bool:
+    def answers(self, tool: ActionKind) -> bool:
         """Whether there is a backend for a tool."""
         return tool in self._clients
 
@@ -163,7 +163,7 @@ class SearchRuntime:
 
     async def _observe(
         self,
-        tool: Tool,
+        tool: ActionKind,
         backend: SearchBackend[Any] | None,
         query: Any,
         identify: Callable[[Any, Any], Awaitable[list[str | None]]],
@@ -171,9 +171,7 @@ class SearchRuntime:
         """Time a call, record it, and turn what is wrong before it begins into a failure."""
         start, cost = time.perf_counter(), Cost()
         if backend is None:
-            observation = _failed(
-                tool, "", FailureKind.UNAVAILABLE, f"no {tool.value.replace('_', ' ')} is configured"
-            )
+            observation = _failed(tool, "", FailureKind.UNAVAILABLE, f"no {tool.replace('_', ' ')} is configured")
         elif self._closed:
             observation = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime is closed")
         elif query == "":
@@ -191,7 +189,7 @@ class SearchRuntime:
 
     def _record(self, observation: Observation, cost: Cost) -> None:
         """Put a call into the log, with that part of the cost of its answer which it bears."""
-        tool = observation.tool
+        tool = ActionKind(observation.tool)
         paid = self._paid[tool]
         record = CallRecord(
             tool=tool,
@@ -208,7 +206,9 @@ class SearchRuntime:
             self.records.append(record)
             self.totals[tool] += SearchTotals.of(record)
 
-    async def _join(self, tool: Tool, backend: SearchBackend[Any], query: Any, key: str) -> tuple[Observation, Cost]:
+    async def _join(
+        self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str
+    ) -> tuple[Observation, Cost]:
         """The outcome of the call under `key`, which is begun if there is none in flight, and what this caller bears
         of its cost."""
 
@@ -235,7 +235,7 @@ class SearchRuntime:
         assert self._cache is not None
         return self._cache.get(key, however_old=self.mode is Mode.REPLAY)
 
-    async def _answer(self, tool: Tool, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
+    async def _answer(self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
         """One call: from the cache, or from the backend."""
         try:
             if self._cache is not None and self.mode is not Mode.RECORD:
@@ -270,17 +270,17 @@ async def _image_identity(backend: SearchBackend[ImageQuery], query: ImageQuery)
     return [digest] if getattr(backend, "by_pixels", False) else [digest, query.data_id, query.url]
 
 
-def _succeeded(tool: Tool, backend: str, answer: Answer) -> Observation:
+def _succeeded(tool: ActionKind, backend: str, answer: Answer) -> Observation:
     if isinstance(answer, RawReply):
         return Observation(tool=tool, raw=answer, backend=backend)
     return Observation(tool=tool, hits=tuple(answer), backend=backend)
 
 
-def _failed(tool: Tool, backend: str, kind: FailureKind, message: str) -> Observation:
+def _failed(tool: ActionKind, backend: str, kind: FailureKind, message: str) -> Observation:
     return Observation(tool=tool, failure=Failure(kind, message), backend=backend)
 
 
-def _unexpected(tool: Tool, backend: str, error: Exception) -> Observation:
+def _unexpected(tool: ActionKind, backend: str, error: Exception) -> Observation:
     """A failure from an exception that no backend should raise. Only its type is told: its text may hold a key."""
-    logger.warning("%s: the backend %s raised %s", tool.value, backend, type(error).__name__)
+    logger.warning("%s: the backend %s raised %s", tool, backend, type(error).__name__)
     return _failed(tool, backend, FailureKind.UNAVAILABLE, f"the backend raised {type(error).__name__}")

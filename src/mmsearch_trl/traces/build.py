@@ -94,7 +94,7 @@ def _observed(token_ids: Sequence[int], spell: Speller) -> Iterator[TraceToken]:
 def _observation(observation: Observation) -> TraceObservation:
     raw = observation.raw
     return TraceObservation(
-        tool=observation.tool.value,
+        tool=observation.tool,
         hits=tuple(_hit(hit) for hit in observation.hits),
         failure=_failure(observation.failure),
         raw_text=raw.text if raw else None,

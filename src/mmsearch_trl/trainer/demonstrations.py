@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmsearch_trl.core.action import Action, ActionKind, Tool
+from mmsearch_trl.core.action import Action
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
@@ -12,9 +12,6 @@ from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.data.demonstrations import Demonstration
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-
-
-_ASKS = {Tool.IMAGE_SEARCH: ActionKind.IMAGE_SEARCH, Tool.TEXT_SEARCH: ActionKind.TEXT_SEARCH}
 
 
 def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Trajectory:
@@ -49,12 +46,12 @@ def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Traje
 
 
 def _check(action: Action, observation: Observation | None, number: int, *, last: bool) -> None:
-    if observation is not None and action.kind is not _ASKS[observation.tool]:
+    if observation is not None and action.tool != observation.tool:
         raise UserError(
-            f"assistant turn {number} is followed by results of {observation.tool.value} and does not end in a call "
+            f"assistant turn {number} is followed by results of {observation.tool} and does not end in a call "
             f"of it, but in {action.kind.value}"
         )
-    if last and action.is_search:
+    if last and action.calls_tool:
         raise UserError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 

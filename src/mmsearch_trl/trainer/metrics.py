@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mmsearch_trl.core.action import ActionKind, Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
@@ -101,8 +101,8 @@ def _row(trajectory: Trajectory) -> list[float]:
     tools = {observation.tool for observation in trajectory.observations}
     return [
         float(bool(tools)),
-        float(Tool.IMAGE_SEARCH in tools),
-        float(Tool.TEXT_SEARCH in tools),
+        float(ActionKind.IMAGE_SEARCH in tools),
+        float(ActionKind.TEXT_SEARCH in tools),
         float(len(trajectory.turns)),
         float(trajectory.stop is StopReason.ANSWERED),
         float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import SEARCHES, ActionKind
 from mmsearch_trl.core.observation import Failure, FailureKind
 from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
@@ -38,7 +38,7 @@ class SearchCalls:
         latency_p95: Seconds, of the slowest rank.
     """
 
-    by_tool: Mapping[Tool, SearchTotals]
+    by_tool: Mapping[ActionKind, SearchTotals]
     failures: Mapping[FailureKind, int]
     latency_p95: float
 
@@ -69,7 +69,7 @@ class SearchCalls:
         }
         metrics |= _costs("search", total)
         for tool, totals in self.by_tool.items():
-            metrics |= _costs(f"search/{tool.value.removesuffix('_search')}", totals)
+            metrics |= _costs(f"search/{tool.removesuffix('_search')}", totals)
         return metrics
 
     @property
@@ -78,17 +78,19 @@ class SearchCalls:
 
 
 def gather_totals(
-    totals: Mapping[Tool, SearchTotals], gather: Gather, device: torch.device
-) -> dict[Tool, SearchTotals]:
+    totals: Mapping[ActionKind, SearchTotals], gather: Gather, device: torch.device
+) -> dict[ActionKind, SearchTotals]:
     """Sum every tool's totals of this rank with those of the others: a collective call."""
     rows = []
-    for tool in Tool:
+    for tool in SEARCHES:
         *counts, price = astuple(totals[tool])
         rows.append([*counts, round(price * _MICRO)])
     summed = gather(torch.tensor([rows], device=device)).cpu().sum(dim=0).tolist()
     names = [each.name for each in fields(SearchTotals)]
     sums = [dict(zip(names, row, strict=True)) for row in summed]
-    return {tool: SearchTotals(**row | {"price": row["price"] / _MICRO}) for tool, row in zip(Tool, sums, strict=True)}
+    return {
+        tool: SearchTotals(**row | {"price": row["price"] / _MICRO}) for tool, row in zip(SEARCHES, sums, strict=True)
+    }
 
 
 def _costs(name: str, total: SearchTotals) -> dict[str, float]:

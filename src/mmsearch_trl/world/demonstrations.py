@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Hit, ImageHit, Observation
 from mmsearch_trl.core.trajectory import Trajectory
@@ -48,7 +48,7 @@ def _conversation(trace: Trajectory, images: Path) -> dict[str, Any]:
 
 
 def _results(observation: Observation, images: Path) -> dict[str, Any]:
-    key = "image_results" if observation.tool is Tool.IMAGE_SEARCH else "text_results"
+    key = "image_results" if observation.tool == ActionKind.IMAGE_SEARCH else "text_results"
     return {key: [_hit(hit, images) for hit in observation.hits]}
 
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
@@ -158,7 +158,7 @@ class TraceWriter:
         if rng.random() < self._mix.shuffled_image:
             rng.shuffle(hits)
         thumbnails = [ImageHit(hit.name, url=hit.url, thumbnail=draw(hit.emblem, THUMBNAIL_SIZE)) for hit in hits]
-        return Observation(tool=Tool.IMAGE_SEARCH, hits=tuple(thumbnails))
+        return Observation(tool=ActionKind.IMAGE_SEARCH, hits=tuple(thumbnails))
 
     def _text_results(self, entity: Entity, rng: random.Random) -> Observation:
         """The entity's passage and passages about names that share a syllable with it, as a lexical index finds."""
@@ -171,7 +171,7 @@ class TraceWriter:
         if rng.random() < self._mix.shuffled_text:
             rng.shuffle(hits)
         passages = [TextHit(hit.name, hit.passage, url=hit.url) for hit in hits]
-        return Observation(tool=Tool.TEXT_SEARCH, hits=tuple(passages))
+        return Observation(tool=ActionKind.TEXT_SEARCH, hits=tuple(passages))
 
     def _bearer(self, name: str, rng: random.Random) -> Entity:
         """The known entity of that name, or a newcomer. A passage shows no emblem, so any one will do."""

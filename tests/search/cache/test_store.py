@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, RawReply, TextHit
 from mmsearch_trl.search.cache.answer_bytes import unpack
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
@@ -141,9 +141,9 @@ text = st.text(max_size=20)
 
 @given(st.tuples(text, text, text, st.integers(1, 9)), st.tuples(text, text, text, st.integers(1, 9)))
 def test_keys_are_equal_exactly_when_the_calls_are(one: tuple, two: tuple) -> None:
-    keys = [answer_key(Tool.IMAGE_SEARCH, call[0], [call[1], call[2]], call[3]) for call in (one, two)]
+    keys = [answer_key(ActionKind.IMAGE_SEARCH, call[0], [call[1], call[2]], call[3]) for call in (one, two)]
     assert (keys[0] == keys[1]) == (one == two)
-    assert keys[0] != answer_key(Tool.TEXT_SEARCH, one[0], [one[1], one[2]], one[3])
+    assert keys[0] != answer_key(ActionKind.TEXT_SEARCH, one[0], [one[1], one[2]], one[3])
 
 
 def size(store: ResultStore) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.backend import Answer
@@ -45,7 +45,7 @@ def asking(backend: Backend, calls: int = 1, breaker: CircuitBreaker | None = No
     """The outcomes of so many calls at once: answers, or failures."""
 
     async def run() -> list[Any]:
-        client = BackendClient(Tool.TEXT_SEARCH, backend, CallPolicy(**policy), 3, breaker=breaker)
+        client = BackendClient(ActionKind.TEXT_SEARCH, backend, CallPolicy(**policy), 3, breaker=breaker)
         return await asyncio.gather(*(client.call("who") for _ in range(calls)), return_exceptions=True)
 
     return asyncio.run(run())
@@ -77,7 +77,7 @@ def test_a_pause_holds_for_every_call_to_the_backend() -> None:
     backend = Backend(failure(FailureKind.RATE_LIMITED, retry_after=0.4), None)
 
     async def run() -> None:
-        client = BackendClient(Tool.TEXT_SEARCH, backend, CallPolicy(), 3)
+        client = BackendClient(ActionKind.TEXT_SEARCH, backend, CallPolicy(), 3)
         first = asyncio.ensure_future(client.call("who"))
         while not backend.times:
             await asyncio.sleep(0.001)
@@ -154,7 +154,7 @@ def test_a_backend_that_is_back_is_asked_again() -> None:
     breaker = CircuitBreaker(failures=2, pause_s=0.2)
 
     async def run() -> Answer:
-        client = BackendClient(Tool.TEXT_SEARCH, backend, CallPolicy(retries=0), 3, breaker=breaker)
+        client = BackendClient(ActionKind.TEXT_SEARCH, backend, CallPolicy(retries=0), 3, breaker=breaker)
         for _ in range(3):
             with pytest.raises(SearchError):
                 await client.call("who")
@@ -176,7 +176,7 @@ def test_a_cancelled_call_frees_its_slot_and_its_turn_to_probe() -> None:
     breaker.ended(failed=True, now=0.0)
 
     async def run() -> Answer:
-        client = BackendClient(Tool.TEXT_SEARCH, backend, CallPolicy(max_concurrency=1), 3, breaker=breaker)
+        client = BackendClient(ActionKind.TEXT_SEARCH, backend, CallPolicy(max_concurrency=1), 3, breaker=breaker)
         task = asyncio.ensure_future(client.call("who"))
         while not backend.times:
             await asyncio.sleep(0.001)

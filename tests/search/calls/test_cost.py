@@ -13,7 +13,7 @@ import pytest
 from misbehaving import Answer, Site, response, serving
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend_client import CallPolicy
@@ -93,8 +93,8 @@ def retrieving(answer: Answer, work: Callable[[SearchRuntime], Awaitable[Any]], 
 def test_the_bytes_of_a_body_are_counted() -> None:
     observation, [record], runtime = retrieving(told(DOCUMENT), lambda runtime: runtime.text_search("who"))
     assert observation.hits and observation.bytes == record.bytes == len(DOCUMENT)
-    assert runtime.totals[Tool.TEXT_SEARCH] == SearchTotals(calls=1, tries=1, bytes=len(DOCUMENT))
-    assert runtime.totals[Tool.IMAGE_SEARCH] == SearchTotals()
+    assert runtime.totals[ActionKind.TEXT_SEARCH] == SearchTotals(calls=1, tries=1, bytes=len(DOCUMENT))
+    assert runtime.totals[ActionKind.IMAGE_SEARCH] == SearchTotals()
 
 
 def test_the_bodies_of_failed_tries_are_counted_too() -> None:
@@ -124,8 +124,8 @@ def test_kept_and_shared_answers_cost_nothing(tmp_path: Path) -> None:
     _, records, runtime = retrieving(told(DOCUMENT), work, cache=ResultStore(tmp_path / "answers.sqlite"))
     assert sum(record.bytes for record in records) == len(DOCUMENT)
     assert [record.bytes for record in records if record.cached or record.coalesced or record.failure] == [0] * 9
-    total = runtime.totals[Tool.TEXT_SEARCH]
-    assert total == totals_of(records)[Tool.TEXT_SEARCH]
+    total = runtime.totals[ActionKind.TEXT_SEARCH]
+    assert total == totals_of(records)[ActionKind.TEXT_SEARCH]
     assert (total.calls, total.cached, total.coalesced, total.failed, total.tries) == (10, 1, 7, 1, 1)
 
 
@@ -246,7 +246,7 @@ def test_all_that_a_search_fetches_counts_and_its_price_is_calls_by_the_price_of
     assert seen.bytes == sizes["/image"] + sizes["/search.json"] + sizes["/picture"]
     assert read.bytes == sizes["/search.json"] + sizes["/page"], "compressed, as it came"
     assert [record.price for record in records] == [IMAGE_PRICE, TEXT_PRICE, TEXT_PRICE]
-    assert runtime.totals[Tool.TEXT_SEARCH].price == pytest.approx(2 * TEXT_PRICE)
+    assert runtime.totals[ActionKind.TEXT_SEARCH].price == pytest.approx(2 * TEXT_PRICE)
     lines = summary_lines(runtime.totals)
     assert "about $0.01" in lines[0] and "2 tries paid: about $0.02" in lines[1]
     assert KEY not in repr((lines, records, seen, read)) + caplog.text
@@ -259,7 +259,7 @@ def test_no_more_is_spent_than_the_budget_allows_and_a_price_that_is_not_known_i
 
     found, _, runtime = searching(paid_answers(), lambda site: paid_runtime(site, budget=Budget(2)), work)
     assert [observation.failure is None for observation in found] == [True, True, False, False, False]
-    assert runtime.totals[Tool.TEXT_SEARCH].paid == 2 and runtime.totals[Tool.TEXT_SEARCH].price == 0
+    assert runtime.totals[ActionKind.TEXT_SEARCH].paid == 2 and runtime.totals[ActionKind.TEXT_SEARCH].price == 0
     [line] = summary_lines(runtime.totals)
     assert "price unknown (search.text_price_per_call is not set)" in line and "$" not in line
 

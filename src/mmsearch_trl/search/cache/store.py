@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.cache.answer_bytes import FORMAT, pack, unpack
 from mmsearch_trl.search.calls.backend import Answer
@@ -37,9 +37,9 @@ _TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, entry BLOB, 
 _BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (made, size)"
 
 
-def answer_key(tool: Tool, fingerprint: str, query: Sequence[str | None], k: int) -> str:
+def answer_key(tool: ActionKind, fingerprint: str, query: Sequence[str | None], k: int) -> str:
     """SHA-256 under which the answer to a query is kept; `query` is the normalised text, or digest and names."""
-    return digest_of(json.dumps([FORMAT, tool.value, fingerprint, list(query), k], ensure_ascii=True))
+    return digest_of(json.dumps([FORMAT, tool, fingerprint, list(query), k], ensure_ascii=True))
 
 
 class ResultStore:

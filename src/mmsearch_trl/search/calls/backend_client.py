@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
@@ -73,7 +73,7 @@ class BackendClient(Generic[QueryT]):
 
     def __init__(
         self,
-        tool: Tool,
+        tool: ActionKind,
         backend: SearchBackend[QueryT],
         policy: CallPolicy,
         k: int,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import FailureKind
 
 
@@ -19,7 +19,7 @@ class CallRecord:
         price: Dollars that the tries are estimated to have cost.
     """
 
-    tool: Tool
+    tool: ActionKind
     seconds: float
     cached: bool
     coalesced: bool

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import SEARCHES, ActionKind
 from mmsearch_trl.search.calls.record import CallRecord
 
 
@@ -50,25 +50,25 @@ class SearchTotals:
         )
 
 
-def totals_of(records: Iterable[CallRecord]) -> dict[Tool, SearchTotals]:
+def totals_of(records: Iterable[CallRecord]) -> dict[ActionKind, SearchTotals]:
     """Every tool's, those without calls included."""
-    totals = dict.fromkeys(Tool, SearchTotals())
+    totals = dict.fromkeys(SEARCHES, SearchTotals())
     for record in records:
         totals[record.tool] += SearchTotals.of(record)
     return totals
 
 
-def summary_lines(totals: Mapping[Tool, SearchTotals]) -> list[str]:
+def summary_lines(totals: Mapping[ActionKind, SearchTotals]) -> list[str]:
     """One line to read for each tool that was called."""
     return [_line(tool, total) for tool, total in totals.items() if total.calls]
 
 
-def _line(tool: Tool, total: SearchTotals) -> str:
+def _line(tool: ActionKind, total: SearchTotals) -> str:
     shared = f"{total.cached} kept, {total.coalesced} shared, {total.failed} failed"
-    line = f"{tool.value.replace('_', ' ')}: {total.calls} calls ({shared}), {total.tries} tries"
+    line = f"{tool.replace('_', ' ')}: {total.calls} calls ({shared}), {total.tries} tries"
     line += f", {total.bytes / 1e6:.1f} MB received"
     if not total.paid:
         return line
-    key = "image_price_per_call" if tool is Tool.IMAGE_SEARCH else "text_price_per_call"
+    key = "image_price_per_call" if tool == ActionKind.IMAGE_SEARCH else "text_price_per_call"
     price = f"about ${total.price:.2f}" if total.price else f"price unknown (search.{key} is not set)"
     return f"{line}, {total.paid} tries paid: {price}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmsearch_trl.core.action import Tool
+from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, Hit, ImageHit, RawReply, TextHit
 from mmsearch_trl.search.calls.backend import Answer
@@ -18,10 +18,10 @@ IMAGE_PAD = "<|image_pad|>"
 IMAGE_PLACEHOLDER = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 """Where an image stands in a `RawReply`."""
 
-_HIT_TYPES = {Tool.IMAGE_SEARCH: ImageHit, Tool.TEXT_SEARCH: TextHit}
+_HIT_TYPES = {ActionKind.IMAGE_SEARCH: ImageHit, ActionKind.TEXT_SEARCH: TextHit}
 
 
-def checked_answer(tool: Tool, answer: Answer, k: int, side: int | None = None) -> tuple[Hit, ...] | RawReply:
+def checked_answer(tool: ActionKind, answer: Answer, k: int, side: int | None = None) -> tuple[Hit, ...] | RawReply:
     """The answer, cut to `k` hits, its images in RGB; a hit whose thumbnail cannot be used keeps its title only.
 
     Args:
@@ -43,15 +43,15 @@ def text_hits(answer: Answer) -> list[TextHit]:
     Raises:
         SearchError: `BAD_RESPONSE`: it gave something else.
     """
-    checked = checked_answer(Tool.TEXT_SEARCH, answer, sys.maxsize)
+    checked = checked_answer(ActionKind.TEXT_SEARCH, answer, sys.maxsize)
     if isinstance(checked, RawReply):
         raise SearchError(FailureKind.BAD_RESPONSE, "the backend returned a ready-made reply, not hits")
     return [hit for hit in checked if isinstance(hit, TextHit)]
 
 
-def _checked_hit(tool: Tool, hit: Hit, side: int | None) -> Hit:
+def _checked_hit(tool: ActionKind, hit: Hit, side: int | None) -> Hit:
     if not isinstance(hit, _HIT_TYPES[tool]):
-        raise SearchError(FailureKind.BAD_RESPONSE, f"the backend returned a {type(hit).__name__} to {tool.value}")
+        raise SearchError(FailureKind.BAD_RESPONSE, f"the backend returned a {type(hit).__name__} to {tool}")
     text = hit.title if isinstance(hit, ImageHit) else hit.title + hit.text
     if not isinstance(text, str):
         raise SearchError(FailureKind.BAD_RESPONSE, f"a hit's title is {type(hit.title).__name__}, not text")

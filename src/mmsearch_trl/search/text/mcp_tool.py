@@ -42,7 +42,12 @@ class McpSearch:
     name = "mcp"
 
     def __init__(
-        self, server: str | Sequence[str], tool: str, *, argument: str = "query", environment: Sequence[str] = ()
+        self,
+        server: str | Sequence[str],
+        tool: str,
+        *,
+        argument: str = "query",
+        environment: Sequence[str] = (),
     ) -> None:
         try:
             import mcp.client.client  # noqa: F401
