@@ -24,7 +24,6 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from mmsearch_trl.core.action import ActionKind
-from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.script import run_script

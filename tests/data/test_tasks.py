@@ -148,7 +148,10 @@ def test_a_folder_stands_for_its_jsonl_file(write_jsonl: Writer) -> None:
         (json.dumps({"question": "?", "answers": ["x"], "image": 3}), "no image: .* got int"),
         (json.dumps({"question": "?", "answers": ["x"], "image": "a\0.png"}), "no image"),
         (json.dumps({"question": "?", "answers": ["x"], "category": ["a"]}), "'category' must be a text, got list"),
-        (json.dumps({"question": "?", "answers": ["x"], "data_source": True}), "'data_source' must be a text, got bool"),
+        (
+            json.dumps({"question": "?", "answers": ["x"], "data_source": True}),
+            "'data_source' must be a text, got bool",
+        ),
         (json.dumps({"question": "\ud800?", "answers": ["x"]}), "not JSON: .*surrogates"),
         ("[" * 100_000, "not JSON"),
     ],
