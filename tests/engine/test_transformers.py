@@ -245,6 +245,14 @@ def test_an_error_in_the_model_fails_its_batch_only(
     assert one(engine, given[0]).token_ids == expected
 
 
+def test_a_defect_is_told_as_it_is_and_not_as_the_engines_failure(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_inputs", lambda batch: list(zip(batch, [], strict=True)))
+    (outcome,) = together(engine.generate(*prompts(1)[0], SamplingParams(max_tokens=2)))
+    assert type(outcome) is ValueError and "zip()" in str(outcome)
+
+
 def test_a_model_that_computes_nan_is_an_engine_error() -> None:
     model = FAMILY.model()
     model.lm_head.weight.data.fill_(torch.nan)

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine import weight_files
 from mmsearch_trl.engine.weight_files import save_adapter, save_weights, sync_folder
 from mmsearch_trl.engine.weight_sync import adapter_weights
@@ -109,11 +110,11 @@ def test_a_failure_in_the_middle_leaves_the_versions_before_it(tmp_path: Path, e
     assert names(tmp_path) == ["1"]
 
 
-def test_a_full_disk_is_an_os_error_and_stops_no_other_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_stops_no_other_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_files, "_SHARD_BYTES", 1000)
     monkeypatch.setattr(weight_files, "save_file", lambda *_, **__: _full())
     stream = Stream(tensors(5))
-    with pytest.raises(OSError, match="could not be written: no space"):
+    with pytest.raises(UserError, match=r"2: cannot be written: no space"):
         save_weights(stream, tmp_path, 2)
     assert stream.asked == 5, "the other ranks gather all five"
     assert names(tmp_path) == []

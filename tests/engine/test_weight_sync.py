@@ -172,7 +172,7 @@ def test_what_plain_weights_cannot_express_is_an_error(options: dict[str, Any], 
 
 
 def test_a_wrapped_model_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unwrapped transformers model"):
+    with pytest.raises(TypeError, match="unwrapped transformers model"):
         list(sampler_weights(nn.DataParallel(tiny.qwen25().model())))
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.protocol.prompt_files import PromptFileError, Prompts, load_prompt
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.protocol.prompt_files import Prompts, load_prompt
 
 
 GRAMMAR = re.compile(
@@ -61,7 +62,7 @@ def test_an_upstream_prompt_is_read_from_its_pickle_and_the_question_follows_its
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     target = tmp_path / "made"
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(RunsOnLoad(target)))
-    with pytest.raises(PromptFileError, match=r"p\.pkl.*mkdir"):
+    with pytest.raises(UserError, match=r"p\.pkl.*mkdir"):
         load_prompt(tmp_path / "p.pkl", "first_turn")
     assert not target.exists()
 
@@ -69,7 +70,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
 @pytest.mark.parametrize("value", [b"text", ["text"], {"a": "b"}, None, 3, ("text",)])
 def test_a_pickle_of_anything_but_one_str_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(value))
-    with pytest.raises(PromptFileError, match=type(value).__name__):
+    with pytest.raises(UserError, match=type(value).__name__):
         load_prompt(tmp_path / "p.pkl", "first_turn")
 
 
@@ -81,7 +82,7 @@ def test_bytes_that_are_no_pickle_end_in_an_error_that_names_the_file(
     path.write_bytes(data)
     try:
         assert isinstance(load_prompt(path, "first_turn"), str)
-    except PromptFileError as error:
+    except UserError as error:
         assert "p.pkl" in str(error)
 
 
@@ -93,12 +94,12 @@ def test_nothing_need_follow_the_results_of_a_search(tmp_path: Path) -> None:
 def test_a_missing_and_an_unknown_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{}")
     for name, message in [("gone.txt", "not found"), ("p.json", r"a \.txt file")]:
-        with pytest.raises(PromptFileError, match=message):
+        with pytest.raises(UserError, match=message):
             load_prompt(tmp_path / name, "first_turn")
 
 
 @pytest.mark.parametrize("text", ["no slot", "{image} only", "{image} {question} {question}"])
 def test_a_first_prompt_without_both_slots_once_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.txt").write_text(text)
-    with pytest.raises(PromptFileError, match=r"p\.txt.*exactly once"):
+    with pytest.raises(UserError, match=r"p\.txt.*exactly once"):
         Prompts.load(first_turn=tmp_path / "p.txt")

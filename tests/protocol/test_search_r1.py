@@ -10,11 +10,11 @@ from PIL import Image
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Failure, FailureKind, Observation, RawReply, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.prompt_files import PromptFileError
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol, load_search_r1_prompt
 from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
@@ -167,7 +167,7 @@ def test_a_prompt_file_has_one_question(tmp_path: Path) -> None:
     file.write_text("Q: {question}\n", encoding="utf-8")
     assert load_search_r1_prompt(file) == "Q: {question}"
     file.write_text("Q", encoding="utf-8")
-    with pytest.raises(PromptFileError, match=r"p\.txt: .* exactly once, this one 0 times"):
+    with pytest.raises(UserError, match=r"p\.txt: .* exactly once, this one 0 times"):
         load_search_r1_prompt(file)
 
 

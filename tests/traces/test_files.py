@@ -3,6 +3,7 @@ import logging
 import pytest
 from PIL import Image
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.traces.files import TraceWriter, image_store, read_traces, trace_path
 from mmsearch_trl.traces.images import MAX_SIDE, ImageStore
 
@@ -68,7 +69,7 @@ def test_a_broken_line_names_file_and_line(run_dir):
 
 
 def test_a_folder_without_traces_says_what_to_give(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give the folder of a run"):
+    with pytest.raises(UserError, match="give the folder of a run"):
         list(read_traces(tmp_path))
 
 

@@ -56,7 +56,10 @@ class ImageEncoder:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        output = self._processor(images=[image], return_tensors="pt")
+        try:
+            output = self._processor(images=[image], return_tensors="pt")
+        except ValueError as error:  # such as one side over 200 times the other
+            raise UserError(f"the model's image processor refuses the image: {error}") from error
         features = ImageFeatures(output["pixel_values"], output["image_grid_thw"][0])
         with self._lock:
             self.processed += 1

@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
-from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.engine.stops import Decode, end_of_stop
@@ -83,7 +83,7 @@ class TransformersEngine:
         self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
     ) -> Completion:
         if sampling.stops and self._decode is None:
-            raise UserError("Sampling.stops need an engine that was given `decode`")
+            raise ValueError("SamplingParams.stops need an engine that was given `decode`")
         request = _Request(token_ids, images, sampling, asyncio.get_running_loop().create_future())
         self._pending.append(request)
         if self._worker is None or self._worker.done():
@@ -104,9 +104,12 @@ class TransformersEngine:
             try:
                 completions = await loop.run_in_executor(self._executor, self._generate, batch)
             except Exception as error:
+                # What torch raises where memory or a device gives out; anything else is a defect, and told as it is.
+                gave_out = isinstance(error, RuntimeError | ArithmeticError | MemoryError)
+                outcome = EngineError(f"{type(error).__name__}: {error}") if gave_out else error
                 for request in batch:
                     if not request.answer.done():
-                        request.answer.set_exception(EngineError(f"{type(error).__name__}: {error}"))
+                        request.answer.set_exception(outcome)
                 continue
             finally:
                 self.busy_seconds += loop.time() - started

@@ -17,6 +17,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.weight_sync import adapter_weights
 
 
@@ -55,7 +57,7 @@ def save_weights(
             after a barrier.
 
     Raises:
-        OSError: the version could not be written; nothing is there under its name.
+        UserError: the version could not be written; nothing is there under its name.
     """
     return _save(weights, folder, version, write, lambda partial, tensors: _write_shards(tensors, partial))
 
@@ -68,7 +70,7 @@ def save_adapter(model: PeftModel, folder: Path, version: int, *, write: bool = 
 
     Raises:
         UserError: vLLM cannot serve this adapter by itself.
-        OSError: the version could not be written; nothing is there under its name.
+        UserError: the version could not be written; nothing is there under its name.
     """
 
     def write_all(partial: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -84,11 +86,17 @@ def sync_folder(run_folder: Path, *, local: bool, num_bytes: int) -> Iterator[Pa
 
     A run that was killed leaves its folder behind; the next one with the same run folder empties it.
 
+    Raises:
+        UserError: the run's folder cannot be written.
+
     Args:
         local: Whether every sampler runs on this machine, and so sees its shared memory.
         num_bytes: Size of one version. Shared memory is used when all versions take at most half of what is free.
     """
-    folder = (_in_shared_memory(run_folder, num_bytes) if local else None) or _emptied(run_folder / "sync")
+    folder = _in_shared_memory(run_folder, num_bytes) if local else None
+    if folder is None:
+        with writing(run_folder / "sync"):
+            folder = _emptied(run_folder / "sync")
     try:
         yield folder
     finally:
@@ -125,16 +133,17 @@ def _save(
             yield name, tensor
 
     stream = measured()
+    final = folder / str(version)
     try:
         if write:
-            with _new_version(folder, version) as partial:
+            with writing(final), _new_version(folder, version) as partial:
                 write_all(partial, stream)
-    except SafetensorError as error:
-        raise OSError(f"{folder / str(version)} could not be written: {error}") from error
+    except SafetensorError as error:  # a full disk, too
+        raise UserError(f"{final}: cannot be written: {error}") from error
     finally:
         for _ in stream:  # whatever happened here, other ranks wait for this one to gather the rest
             pass
-    return Sent(folder / str(version), sum(sizes))
+    return Sent(final, sum(sizes))
 
 
 @contextmanager

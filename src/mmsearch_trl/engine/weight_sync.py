@@ -157,7 +157,7 @@ class _Stored:
 def _base(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
-        raise UserError(f"weights are read from an unwrapped transformers model, and this is {type(model).__name__}")
+        raise TypeError(f"weights are read from an unwrapped transformers model, and this is {type(model).__name__}")
     return base
 
 

@@ -129,7 +129,7 @@ class ChatEncoder:
         """Whether the model takes an image; Qwen's processor refuses one 200 times as long as it is wide."""
         try:
             self.images.encode(image)
-        except ValueError:
+        except UserError:
             return False
         return True
 

@@ -15,16 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 
 
 IMAGE_SLOT = "{image}"
 QUESTION_SLOT = "{question}"
 UPSTREAM_IMAGE_MARK = "<image>"
-
-
-class PromptFileError(UserError):
-    """A prompt file is missing, unreadable or not a prompt; the message names the file."""
 
 
 class _StrUnpickler(pickle.Unpickler):
@@ -62,7 +59,7 @@ class Prompts:
         """Read the four prompts from files; None takes the one that ships with the package.
 
         Raises:
-            PromptFileError: a file is missing, is not a prompt, or holds a slot other than once.
+            UserError: a file is missing, is not a prompt, or holds a slot other than once.
         """
         return cls(
             first_turn=with_slots(load_prompt(first_turn, "first_turn"), first_turn or "first_turn.txt"),
@@ -78,21 +75,25 @@ def load_prompt(path: str | Path | None, default_name: str) -> str:
     The newline that editors put at the end of a text file is no part of the prompt; a pickled prompt is kept as it is.
 
     Raises:
-        PromptFileError: the file is missing, of another kind, or a pickle of anything but one `str`.
+        UserError: the file is missing, of another kind, or a pickle of anything but one `str`.
     """
     if path is None:
         shipped = files("mmsearch_trl.protocol") / "prompts" / f"{default_name}.txt"
         return shipped.read_text(encoding="utf-8").removesuffix("\n")
     path = Path(path)
     if not path.is_file():
-        raise PromptFileError(f"prompt file not found: {path}")
+        raise UserError(f"prompt file not found: {path}")
+    if path.suffix not in (".pkl", ".txt"):
+        raise UserError(f"{path}: a prompt is a .txt file, or a .pkl file that holds one str")
     if path.suffix == ".pkl":
-        text = _unpickle_str(path)
-    elif path.suffix == ".txt":
-        text = _read_text(path).removesuffix("\n")
-    else:
-        raise PromptFileError(f"{path}: a prompt is a .txt file, or a .pkl file that holds one str")
-    return text
+        with reading(path):
+            content = path.read_bytes()
+        return _unpickle_str(path, content)
+    try:
+        with reading(path):
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def with_slots(prompt: str, source: str | Path) -> str:
@@ -102,7 +103,7 @@ def with_slots(prompt: str, source: str | Path) -> str:
         return f"{before}{IMAGE_SLOT}{after}{QUESTION_SLOT}"
     for slot in (IMAGE_SLOT, QUESTION_SLOT):
         if prompt.count(slot) != 1:
-            raise PromptFileError(
+            raise UserError(
                 f"{source}: a first prompt holds {slot} exactly once, this one {prompt.count(slot)} times; "
                 f"write {IMAGE_SLOT} and {QUESTION_SLOT} where they belong, or end the prompt with "
                 f"{UPSTREAM_IMAGE_MARK}"
@@ -110,18 +111,11 @@ def with_slots(prompt: str, source: str | Path) -> str:
     return prompt
 
 
-def _read_text(path: Path) -> str:
+def _unpickle_str(path: Path, content: bytes) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path}: not UTF-8 text: {error}") from error
-
-
-def _unpickle_str(path: Path) -> str:
-    try:
-        value = _StrUnpickler(io.BytesIO(path.read_bytes())).load()
+        value = _StrUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle raises almost anything, from EOFError to IndexError
-        raise PromptFileError(f"{path}: not a pickled prompt (one str and nothing else): {error}") from error
+        raise UserError(f"{path}: not a pickled prompt (one str and nothing else): {error}") from error
     if type(value) is not str:
-        raise PromptFileError(f"{path}: not a pickled prompt: it holds a {type(value).__name__}, not a str")
+        raise UserError(f"{path}: not a pickled prompt: it holds a {type(value).__name__}, not a str")
     return value

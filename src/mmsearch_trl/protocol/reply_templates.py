@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 
 
@@ -48,10 +49,10 @@ class ReplyTemplates:
         Raises:
             UserError: The file is missing or no mapping, or a field is unknown or wrong.
         """
+        with reading(path):
+            content = Path(path).read_bytes()
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the reply templates: {error.strerror}") from error
+            values = yaml.safe_load(content)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not YAML: {error}") from error
         known = [item.name for item in fields(cls)]
@@ -59,7 +60,7 @@ class ReplyTemplates:
             raise UserError(f"{path}: reply templates is a mapping of {', '.join(known)}; got {values!r}")
         try:
             return cls(**values)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:

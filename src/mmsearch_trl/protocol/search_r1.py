@@ -25,7 +25,7 @@ from mmsearch_trl.core.observation import Hit, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, PromptFileError, load_prompt
+from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, load_prompt
 from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
 
@@ -118,11 +118,11 @@ def load_search_r1_prompt(path: str | Path | None = None) -> str:
     """The first prompt from a file; None takes the one that ships with the package.
 
     Raises:
-        PromptFileError: the file is missing, is no prompt, or does not hold `{question}` exactly once.
+        UserError: the file is missing, is no prompt, or does not hold `{question}` exactly once.
     """
     prompt = load_prompt(path, "search_r1")
     if prompt.count(QUESTION_SLOT) != 1:
-        raise PromptFileError(
+        raise UserError(
             f"{path}: a first prompt of Search-R1's protocol holds {QUESTION_SLOT} exactly once, this one "
             f"{prompt.count(QUESTION_SLOT)} times"
         )

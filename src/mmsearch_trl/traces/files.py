@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.traces.build import images_of, trace_record
@@ -33,39 +34,48 @@ def image_store(run_dir: Path) -> ImageStore:
 
 
 class TraceWriter:
-    """Appends the trajectories of one process to one file, their images to `images/` beside it."""
+    """Appends the trajectories of one process to one file, their images to `images/` beside it.
+
+    Raises:
+        UserError: from any of its methods, when the file cannot be written.
+    """
 
     def __init__(self, path: Path, tokenizer: Decoder) -> None:
         """Open `path` for appending, its folder made if need be."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(path)
+            self._file = path.open("ab")
         self.path = path
-        self._file = path.open("ab")
         self._images = ImageStore(path.parent / "images")
         self._spell = TokenSpeller(tokenizer)
 
     def write(self, batch: Iterable[ScoredTrajectory], *, step: int, split: str = "train") -> None:
         """Append a batch and flush it; an image is on disk before a line names it."""
         for scored in batch:
-            for digest, image in images_of(scored.trajectory):
-                self._images.put(digest, image)
             line = trace_record(scored, self._spell, step=step, split=split).to_json()
-            self._file.write(line.encode("ascii") + b"\n")
-        self._file.flush()
+            with writing(self.path):
+                for digest, image in images_of(scored.trajectory):
+                    self._images.put(digest, image)
+                self._file.write(line.encode("ascii") + b"\n")
+        with writing(self.path):
+            self._file.flush()
 
     def forget_from(self, step: int) -> None:
         """Drop what was sampled at `step` or later: a run that resumes from a checkpoint samples it again."""
         self._file.close()
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with aside.open("wb") as kept:
-            kept.writelines(
-                record.to_json().encode("ascii") + b"\n" for record in read_trace_file(self.path) if record.step < step
-            )
-        aside.replace(self.path)
-        self._file = self.path.open("ab")
+        with writing(aside):
+            with aside.open("wb") as kept:
+                for record in read_trace_file(self.path):
+                    if record.step < step:
+                        kept.write(record.to_json().encode("ascii") + b"\n")
+            aside.replace(self.path)
+            self._file = self.path.open("ab")
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
     def __enter__(self) -> "TraceWriter":
         return self
@@ -80,11 +90,11 @@ def trace_files(run_dir: Path) -> list[Path]:
     """The trace files of a run, by name.
 
     Raises:
-        FileNotFoundError: the run has none.
+        UserError: the run has none.
     """
     files = sorted((run_dir / "traces").glob("*.jsonl"))
     if not files:
-        raise FileNotFoundError(f"{run_dir / 'traces'} holds no *.jsonl: give the folder of a run that writes traces")
+        raise UserError(f"{run_dir / 'traces'} holds no *.jsonl: give the folder of a run that writes traces")
     return files
 
 
@@ -92,8 +102,7 @@ def read_traces(run_dir: Path) -> Iterator[TraceRecord]:
     """Yield every record of a run, file by file, in the order written.
 
     Raises:
-        FileNotFoundError: the run has no traces.
-        UserError: a line is not a record; the message names file and line.
+        UserError: the run has no traces, or a line is not a record; the message names file and line.
     """
     for path in trace_files(run_dir):
         yield from read_trace_file(path)
@@ -101,14 +110,14 @@ def read_traces(run_dir: Path) -> Iterator[TraceRecord]:
 
 def read_trace_file(path: Path) -> Iterator[TraceRecord]:
     """Yield the records of one file; see `read_traces`."""
-    with path.open("rb") as lines:
+    with reading(path), path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 logger.warning("%s, line %d: passed over, the run ended while it was written", path, number)
                 return
             try:
                 record = TraceRecord.from_json(line)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
             yield record
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.core.errors import UserError
-
 
 MAX_SIDE = 384
 """Pixels of the longer side: enough to see what is in the image, few enough to put thousands into one page."""
@@ -49,7 +47,7 @@ class ImageStore:
 
     def _path(self, digest: str, suffix: str) -> Path:
         if not _DIGEST.fullmatch(digest):
-            raise UserError(f"image digest {digest!r} is not a hexadecimal SHA-256; use `image_digest`")
+            raise ValueError(f"image digest {digest!r} is not a hexadecimal SHA-256; use `image_digest`")
         return self.folder / digest[:2] / f"{digest}.{suffix}"
 
 

@@ -15,11 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.traces.records import TraceRecord
 
 
+_SUFFIXES = (".png", ".pdf", ".svg")
 SMOOTHING_STEPS = 7
 """Width of the moving average: a group has few rollouts per step, and one step's mean is mostly noise."""
 _BLUE, _VERMILLION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -86,7 +88,13 @@ def learning_curves(records: Iterable[TraceRecord]) -> LearningCurves:
 
 
 def plot_learning(curves: LearningCurves, out: Path) -> Path:
-    """Draw the curves to `out` (PNG, PDF or SVG by its suffix; 150 dpi) and return it."""
+    """Draw the curves to `out` (PNG, PDF or SVG by its suffix; 150 dpi) and return it.
+
+    Raises:
+        UserError: `out` cannot be written, or has the suffix of another kind of file.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise UserError(f"{out}: a plot is written as one of {', '.join(_SUFFIXES)}")
     figure = Figure(figsize=(9.6, 3.7), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     _panel(left, "Right answers", _series(curves.train, "right"), _series(curves.evaluation, "right"))
@@ -98,8 +106,9 @@ def plot_learning(curves: LearningCurves, out: Path) -> Path:
             f"line: training, mean of {SMOOTHING_STEPS} steps    ring: evaluation, 95 % interval",
             fontsize=8, color=_GREY,
         )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
     return out
 
 

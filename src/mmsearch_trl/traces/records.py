@@ -124,7 +124,10 @@ class TraceRecord:
         Raises:
             UserError: it is not JSON, or not a record; the message says which.
         """
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"not JSON: {error}") from error
         try:
             row |= {key: tuple(row[key]) for key in ("answers", "prompt", "images")}
             row["outcome"] = TraceOutcome(**row["outcome"] | {"failure": _failure(row["outcome"]["failure"])})

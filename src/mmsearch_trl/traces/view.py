@@ -19,6 +19,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.traces.files import image_store, read_traces
 from mmsearch_trl.traces.images import ImageStore
 from mmsearch_trl.traces.records import TraceRecord, TraceToken
@@ -38,8 +39,7 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
     """Write the page of a run and return its path (`<run_dir>/trajectories.html` unless `out` says otherwise).
 
     Raises:
-        FileNotFoundError: the run has no traces.
-        UserError: a trace line is broken; the message names file and line.
+        UserError: the run has no traces, or a trace line is broken (names file and line); or `out` cannot be written.
     """
     total, ids = _kept_ids(run_dir, max_records)
     records = [record for record in read_traces(run_dir) if record.id in ids]
@@ -48,8 +48,9 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
     images = dict(_inlined(image_store(run_dir), records))
     page = _render(run_dir.resolve().name, [_entry(record) for record in records], images, total)
     out = out or run_dir / "trajectories.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
     return out
 
 

@@ -13,8 +13,6 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
-from mmsearch_trl.core.errors import UserError
-
 
 QUERY_SIZE = 56
 """Side of the image in a question, pixels: 16 patches of 14, merged into 4 image tokens."""
@@ -108,7 +106,7 @@ def make_emblems(count: int, rng: random.Random) -> list[Emblem]:
         emblems = [e for e in code if len({e.border, e.background, e.colour}) == 3]
         if len(emblems) >= count:
             return rng.sample(emblems, count)
-    raise UserError(f"{count} emblems that differ in two attributes were asked for; fewer than that exist")
+    raise ValueError(f"{count} emblems that differ in two attributes were asked for; fewer than that exist")
 
 
 def draw(emblem: Emblem, size: int = QUERY_SIZE, jitter: tuple[int, int] = (0, 0)) -> Image.Image:
@@ -118,7 +116,7 @@ def draw(emblem: Emblem, size: int = QUERY_SIZE, jitter: tuple[int, int] = (0, 0
     """
     x, y = MAX_JITTER - jitter[0], MAX_JITTER - jitter[1]
     if not (0 <= x <= 2 * MAX_JITTER and 0 <= y <= 2 * MAX_JITTER):
-        raise UserError(f"jitter {jitter} is out of range: at most {MAX_JITTER} pixels in each direction")
+        raise ValueError(f"jitter {jitter} is out of range: at most {MAX_JITTER} pixels in each direction")
     return _canvas(emblem, size).crop((x, y, x + size, y + size))
 
 
