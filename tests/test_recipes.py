@@ -5,8 +5,8 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from trl import SFTConfig
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
-from mmsearch_trl.recipe.values import RecipeError
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
@@ -51,7 +51,7 @@ def test_a_recipe_explains_itself_and_how_it_is_launched(path: Path) -> None:
 def test_a_mistyped_key_of_a_recipe_is_refused(tmp_path: Path) -> None:
     text = (MMSEARCH_R1 / "qwen2.5-vl-7b.yaml").read_text().replace("epsilon:", "epsilom:")
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=r"r\.yaml: unknown key `epsilom`; did you mean `epsilon`"):
+    with pytest.raises(UserError, match=r"r\.yaml: unknown key `epsilom`; did you mean `epsilon`"):
         load_recipe(tmp_path / "r.yaml", ON_CPU)
 
 

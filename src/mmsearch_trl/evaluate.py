@@ -37,7 +37,6 @@ from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, witho
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
-from mmsearch_trl.recipe.values import RecipeError
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -93,14 +92,13 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     """Carry out the evaluation of a recipe that was validated.
 
     Raises:
-        UserError: a data file, or a row of it, cannot be used.
+        UserError: a data file, or a row of it, cannot be used; or it was launched on several processes.
         EngineError: no rollout of a file could be finished.
-        RecipeError: it was launched on several processes.
     """
     args = recipe.trainer
     assert isinstance(args, MMSearchGRPOConfig)
     if PartialState().num_processes > 1:
-        raise RecipeError("evaluation runs in one process: start it without `accelerate launch`")
+        raise UserError("evaluation runs in one process: start it without `accelerate launch`")
     search = build_runtime(recipe.search)
     protocol = build_protocol(recipe, load_processor(recipe.model))
     rows = {Path(file).stem: _fitting_rows(recipe, file, protocol) for file in recipe.data.eval_files}

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from mmsearch_trl.core.errors import SearchLost, UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation, RawReply
-from mmsearch_trl.recipe.values import build
+from mmsearch_trl.recipe.validation import build
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.media.loading import load_image

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.recipe.values import RecipeError, unknown_key
+from mmsearch_trl.core.nearest import did_you_mean
 
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGr
     known = [field.name for field in fields(EngineArgs)]
     for name in given:
         if name in _OURS:
-            raise RecipeError(f"engine_args: `{name}` cannot be set here, the engine sets it itself")
+            raise UserError(f"engine_args: `{name}` cannot be set here, the engine sets it itself")
         if name not in known:
-            raise unknown_key(name, known, lambda _: "engine_args")
+            raise UserError(f"engine_args: unknown key `{name}`{did_you_mean(name, known)}")
     args = _DEFAULTS | ({} if torch.cuda.is_available() else _CPU_DEFAULTS) | dict(given)
     return EngineArgs(model=model, **_placement(group), **args)
 

@@ -19,12 +19,13 @@ from typing import Any, Literal
 import yaml
 from trl import ModelConfig, SFTConfig
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
-from mmsearch_trl.recipe.values import RecipeError, Where, build, unknown_key
+from mmsearch_trl.recipe.validation import Where, build, unknown_key
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -61,16 +62,16 @@ class Recipe:
             evaluation: Only evaluation data are needed, and nothing is asked of the training data.
 
         Raises:
-            RecipeError: something is missing or contradicts something else.
+            UserError: something is missing or contradicts something else.
         """
         if not self.model.model_name_or_path:
-            raise RecipeError(f"{self.path}: model_name_or_path is missing: name a model folder or a Hub model")
+            raise UserError(f"{self.path}: model_name_or_path is missing: name a model folder or a Hub model")
         needed = "eval_files" if evaluation else "train_files"
         if not getattr(self.data, needed):
-            raise RecipeError(f"{self.path}: {needed} is missing: name at least one data file")
+            raise UserError(f"{self.path}: {needed} is missing: name at least one data file")
         names = [Path(file).stem for file in self.data.eval_files]
         if len(set(names)) < len(names):
-            raise RecipeError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
+            raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
         self._check_protocol()
@@ -83,13 +84,13 @@ class Recipe:
         search_r1 = self.data.protocol == "search_r1"
         for key in ("image_search_limit", "image_search_first_turn_only"):
             if search_r1 and key in (self.values.get("rollout") or {}):
-                raise RecipeError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
+                raise UserError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
         if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
-            raise RecipeError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
+            raise UserError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
         if search_r1 and self.rollout.compat:
-            raise RecipeError(f"{self.path}: rollout.compat reproduces mmsearch_r1, and protocol is search_r1")
+            raise UserError(f"{self.path}: rollout.compat reproduces mmsearch_r1, and protocol is search_r1")
         if not search_r1 and self.rollout.max_observation_tokens is not None:
-            raise RecipeError(
+            raise UserError(
                 f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
                 "is never cut (rollout.on_overflow says what happens to one that does not fit)"
             )
@@ -98,7 +99,7 @@ class Recipe:
         """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""
         revised = self.model.model_revision not in (None, "main")
         if isinstance(self.trainer, MMSearchGRPOConfig) and revised and self.trainer.beta and not self.model.use_peft:
-            raise RecipeError(
+            raise UserError(
                 f"{self.path}: model_revision with beta > 0: the reference would be of the main revision; save this "
                 "revision to a folder and name that"
             )
@@ -106,17 +107,17 @@ class Recipe:
     def _check_files(self, keys: Sequence[str]) -> None:
         model = str(self.model.model_name_or_path)
         if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-            raise RecipeError(f"{self.path}: model_name_or_path: no such folder: {model}")
+            raise UserError(f"{self.path}: model_name_or_path: no such folder: {model}")
         for key in keys:
             for file in getattr(self.data, key):
                 try:
                     data_file(file)
                 except ValueError as error:
-                    raise RecipeError(f"{self.path}: {key}: {error}") from error
+                    raise UserError(f"{self.path}: {key}: {error}") from error
         for key in ("image_index", "image_cache", "text_index"):
             place = getattr(self.search, key)
             if place is not None and not Path(place).exists():
-                raise RecipeError(f"{self.path}: search.{key}: not found: {place}")
+                raise UserError(f"{self.path}: search.{key}: not found: {place}")
 
     def _check_searches_possible(self, check_files: bool) -> None:
         """A search that the first prompt offers can be carried out."""
@@ -128,7 +129,7 @@ class Recipe:
                 load_search_r1_prompt(self.data.first_turn_prompt) if search_r1 else self.data.prompts().first_turn
             )
         except ValueError as error:
-            raise RecipeError(f"{self.path}: {error}") from error
+            raise UserError(f"{self.path}: {error}") from error
         rollout = self.rollout
         image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, IMAGE_SOURCES)
         text_tag = SEARCH_END if search_r1 else _TEXT_SEARCH_TAG
@@ -145,7 +146,7 @@ class Recipe:
             elif not any(getattr(self.search, key) for key in sources):
                 problem = f"nothing is set to search in: name one of {', '.join(f'search.{key}' for key in sources)}"
             if problem:
-                raise RecipeError(
+                raise UserError(
                     f"{self.path}: the first prompt offers {name} search ({tag}), but {problem}, or name a "
                     f"first_turn_prompt that does not offer it"
                 )
@@ -162,7 +163,7 @@ def load_recipe(
         kind: `"sft"` reads the trainer keys of `trl.SFTConfig` and has no `search:`, `rollout:` and `reward:`.
 
     Raises:
-        RecipeError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
+        UserError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
         VersionError: an installed library is out of range.
     """
     check_versions()
@@ -193,11 +194,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
             key = name.replace("-", "_")
             words[key] = [value] if equals else []
         elif key is None:
-            raise RecipeError(f"command line: unexpected {argument!r}; write --config FILE and then --key value")
+            raise UserError(f"command line: unexpected {argument!r}; write --config FILE and then --key value")
         else:
             words[key].append(argument)
     if not words.get("config"):
-        raise RecipeError("command line: --config FILE is missing, the recipe to run")
+        raise UserError("command line: --config FILE is missing, the recipe to run")
     path = Path(words.pop("config")[0])
     return path, {key: _parsed(key, texts) for key, texts in words.items()}
 
@@ -206,7 +207,7 @@ def _parsed(key: str, texts: list[str]) -> Any:
     try:
         values = [yaml.safe_load(text) for text in texts]
     except yaml.YAMLError as error:
-        raise RecipeError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
+        raise UserError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
     if not values:
         return True
     return values[0] if len(values) == 1 else values
@@ -214,13 +215,13 @@ def _parsed(key: str, texts: list[str]) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError(f"recipe not found: {path}")
+        raise UserError(f"recipe not found: {path}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not readable as YAML: {error}") from error
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
     return values
 
 
@@ -229,7 +230,7 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         inner = values.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"command line (--{key}): `{parent}` is not a mapping")
+            raise UserError(f"command line (--{key}): `{parent}` is not a mapping")
         values = inner
     values[last] = value
 
@@ -271,14 +272,14 @@ def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:
     for key in values if isinstance(values, dict) else ():
         others = [name for name, known in keys.items() if key in known]
         if key not in keys[protocol] and others:
-            raise RecipeError(
+            raise UserError(
                 f"{where(f'reward.{key}')}: reward.{key} is a key of protocol {others[0]}, and protocol is {protocol}"
             )
 
 
 def _section(cls: type, values: Any, name: str, where: Where) -> Any:
     if values is not None and not isinstance(values, dict):
-        raise RecipeError(f"{where(name)}: `{name}` must be a mapping of keys to values, got {values!r}")
+        raise UserError(f"{where(name)}: `{name}` must be a mapping of keys to values, got {values!r}")
     return build(cls, values or {}, where, f"{name}.")
 
 
@@ -297,7 +298,7 @@ def _check_groups(values: Mapping[str, Any], where: Where) -> None:
     if batch % group == 0:
         return
     fitting = ", ".join(str(number) for number in range(2, batch + 1) if batch % number == 0)
-    raise RecipeError(
+    raise UserError(
         f"{where('num_generations')}: num_generations {group} does not divide the generation batch of {batch} "
         f"rollouts (per_device_train_batch_size {per_device} x {processes} processes x {steps} steps per generation). "
         f"Make the batch a multiple of {group}, such as {(batch // group + 1) * group}, through "
