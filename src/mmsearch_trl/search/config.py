@@ -75,17 +75,19 @@ class SearchConfig:
     text_qdrant: str | None = field(
         default=None,
         metadata={
-            "help": "Text search, instead: address of a Qdrant collection, http://HOST:6333/collections/NAME, of "
-            "vectors by `text_encoder`. A key it wants is in QDRANT_API_KEY."
+            "help": "Text search, instead: address of a Qdrant server, http://HOST:6333, or folder of an embedded "
+            "one; vectors are those of `text_encoder`. A key that a server wants is in QDRANT_API_KEY."
         },
     )
+    qdrant_collection: str | None = field(default=None, metadata={"help": "The collection there."})
     text_opensearch: str | None = field(
         default=None,
         metadata={
-            "help": "Text search, instead: address of an OpenSearch index, http://HOST:9200/NAME, by words (BM25). "
-            "What it wants is in OPENSEARCH_TOKEN, or OPENSEARCH_USER and OPENSEARCH_PASSWORD."
+            "help": "Text search, instead: address of an OpenSearch server, http://HOST:9200, by words (BM25). What "
+            "it wants is in OPENSEARCH_TOKEN, or OPENSEARCH_USER and OPENSEARCH_PASSWORD."
         },
     )
+    opensearch_index: str | None = field(default=None, metadata={"help": "The index there."})
     corpus: str = field(
         default="",
         metadata={
@@ -211,6 +213,10 @@ class SearchConfig:
             raise UserError(
                 "search.text_qdrant needs search.text_encoder, the model that made the collection's vectors"
             )
+        if (self.qdrant_collection is None) != (self.text_qdrant is None):
+            raise UserError("search.text_qdrant and search.qdrant_collection go together: set both, or none")
+        if (self.opensearch_index is None) != (self.text_opensearch is None):
+            raise UserError("search.text_opensearch and search.opensearch_index go together: set both, or none")
         if (self.mcp_tool is None) != (self.text_mcp is None):
             raise UserError("search.text_mcp names a server and search.mcp_tool its tool: set both of them, or none")
         if (self.summariser_url is None) != (self.summariser_model is None):

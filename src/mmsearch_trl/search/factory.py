@@ -135,7 +135,7 @@ def _qdrant(config: SearchConfig) -> QdrantSearch:
 
     with named("text_encoder"):
         encoder = TextEncoder(str(config.text_encoder))
-    return QdrantSearch(str(config.text_qdrant), encoder, corpus=config.corpus)
+    return QdrantSearch(str(config.text_qdrant), str(config.qdrant_collection), encoder, corpus=config.corpus)
 
 
 def _pages(config: SearchConfig, cache: ResultStore | None) -> PageSearch:
@@ -178,7 +178,9 @@ _TEXT: dict[str, Opener] = {
         str(config.text_retriever), token=os.environ.get(TOKEN_VARIABLE), corpus=config.corpus
     ),
     "text_qdrant": _qdrant,
-    "text_opensearch": lambda config: OpenSearch(str(config.text_opensearch), corpus=config.corpus),
+    "text_opensearch": lambda config: OpenSearch(
+        str(config.text_opensearch), str(config.opensearch_index), corpus=config.corpus
+    ),
     "text_serpapi": lambda config: SerpApiGoogle(SerpApi()),
     "text_ddgs": lambda config: DdgsSearch(),
     "text_mcp": _mcp,

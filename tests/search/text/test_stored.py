@@ -1,11 +1,12 @@
-"""What other engines store, as hits; and the addresses of what they store."""
+"""What other engines store, as hits; and the addresses of these engines."""
 
 from typing import Any
 
 import pytest
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
-from mmsearch_trl.search.text.stored import hit_of, server_and_name
+from mmsearch_trl.search.text.stored import check_address, hit_of
 
 
 @pytest.mark.parametrize(
@@ -28,20 +29,18 @@ def test_what_holds_no_text_is_an_error(fields: Any) -> None:
         hit_of(fields, 1.0, 7)
 
 
-def test_an_address_is_a_server_and_a_name() -> None:
-    assert server_and_name("https://a.b:9200/wiki/") == ("https://a.b:9200", "wiki")
-    assert server_and_name("http://a/search/wiki") == ("http://a/search", "wiki")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9200", "https://a.b/", "http://a/search/"])
+def test_an_address_of_a_server_is_taken(url: str) -> None:
+    check_address(url)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "wiki", "http://a", "http://a/", "http:///wiki", "ftp://a/wiki", "http://a/b?c=d"]
-)
-def test_another_address_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="is no address of something to search"):
-        server_and_name(address)
+@pytest.mark.parametrize("url", ["", "wiki", "http:///wiki", "ftp://a", "http://a?c=d"])
+def test_another_address_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="is no address of a server"):
+        check_address(url)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ValueError, match="read from the environment") as error:
-        server_and_name("http://me:sesame@a/wiki")
+    with pytest.raises(UserError, match="read from the environment") as error:
+        check_address("http://me:sesame@a")
     assert "sesame" not in str(error.value)

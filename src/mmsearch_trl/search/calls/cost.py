@@ -2,7 +2,7 @@
 
 The count is handed down in a context variable, so that it reaches every task which the search begins, and no other
 search. Counted are bodies, of failed tries too: pages and images as they came, JSON of services after decompression.
-Headers are not; nor is what clients of another make (`ddgs`, MCP) receive.
+Headers are not; nor is what clients of another make (`ddgs`, MCP, Qdrant, OpenSearch) receive.
 """
 
 from collections.abc import Iterator

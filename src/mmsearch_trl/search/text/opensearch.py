@@ -1,47 +1,61 @@
-"""Text search by words (BM25) in an OpenSearch index, through its REST contract.
+"""Text search by words (BM25) in an OpenSearch index, through OpenSearch's own client.
 
-Elasticsearch has the same two calls: what fields an index has (`GET /NAME/_mapping`) and a `match` query (`POST
-/NAME/_search`). An answer that some shard did not take part in is a failure and not a shorter list, because answers
-are kept; and the same copies of the shards are asked each time, because each counts its words for itself.
+Elasticsearch has the same two calls: what fields an index has, and a `match` query. An answer that some shard did not
+take part in is a failure and not a shorter list, because answers are cached; and the same copies of the shards are
+asked each time, because each counts its words for itself.
 """
 
-import base64
+import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.text.stored import hit_of, server_and_name
-from mmsearch_trl.search.web.service import Service
+from mmsearch_trl.search.text.stored import check_address, hit_of
+from mmsearch_trl.search.web.service import refusal
 
+
+if TYPE_CHECKING:
+    from opensearchpy import AsyncOpenSearch
 
 USER_VARIABLE, PASSWORD_VARIABLE = "OPENSEARCH_USER", "OPENSEARCH_PASSWORD"
 TOKEN_VARIABLE = "OPENSEARCH_TOKEN"
 _FIELDS = ("contents", "text")
 """What is searched: the first that the index has."""
-_SEARCH = "/_search?allow_partial_search_results=false&preference=mmsearch"
+_WHOLE = {"allow_partial_search_results": "false", "preference": "mmsearch"}
+_ANY_NUMBER = 0
 
 
 class OpenSearch:
     """A `SearchBackend[str]`. What the server wants is in `OPENSEARCH_TOKEN`, or `OPENSEARCH_USER` and `_PASSWORD`.
 
     Args:
-        address: Of the index, such as `http://127.0.0.1:9200/wiki`; its documents are as `stored.py` says.
+        url: Of the server, such as `http://127.0.0.1:9200`.
+        index: Its documents are as `stored.py` says.
         corpus: Name of what the index holds, part of the key of cached results.
 
     Raises:
-        UserError: the address is none of an index, or there is a user without a password.
+        ImportError: OpenSearch's client is not installed.
+        UserError: the address is none, or there is a user without a password.
     """
 
     name = "opensearch"
 
-    def __init__(self, address: str, *, corpus: str = "") -> None:
-        server, self._index = server_and_name(address)
-        self._service = Service(server, headers=_authorization())
+    def __init__(self, url: str, index: str, *, corpus: str = "") -> None:
+        try:
+            import opensearchpy  # noqa: F401
+        except ImportError as error:
+            raise ImportError("searching an OpenSearch index needs mmsearch-trl[opensearch]") from error
+        check_address(url)
+        self._url, self._index = url.rstrip("/"), index
+        self._authorization = _authorization()
+        self._client: AsyncOpenSearch | None = None
         self._field: str | None = None
-        self.fingerprint = digest_of(self.name, server, self._index, corpus)
+        self.fingerprint = digest_of(self.name, self._url, index, corpus)
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:
         """The `k` passages whose words fit best, best first.
@@ -51,8 +65,8 @@ class OpenSearch:
         """
         if self._field is None:
             await self.check()
-        request = {"size": k, "query": {"match": {self._field: {"query": query}}}}
-        answer = await self._service.post(f"/{self._index}{_SEARCH}", json=request)
+        body = {"size": k, "query": {"match": {self._field: {"query": query}}}}
+        answer = await _answer(self._connected().search(index=self._index, body=body, params=dict(_WHOLE)))
         try:
             if answer["timed_out"] or answer["_shards"]["failed"]:
                 raise SearchError(FailureKind.UNAVAILABLE, "some shards of the index did not answer")
@@ -67,7 +81,7 @@ class OpenSearch:
             SearchError: it does not (`BLOCKED`), or the server cannot be asked: see `Service.get`.
         """
         try:
-            mapping = await self._service.get(f"/{self._index}/_mapping")
+            mapping = await _answer(self._connected().indices.get_mapping(index=self._index))
         except SearchError as error:
             if error.failure.kind is FailureKind.BLOCKED:
                 raise self._unfit("is not there, or may not be read") from None
@@ -78,11 +92,49 @@ class OpenSearch:
             raise self._unfit(f"has no text field {' or '.join(_FIELDS)}")
         self._field = found
 
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _connected(self) -> "AsyncOpenSearch":
+        """The client, opened where it is not yet."""
+        if self._client is None:
+            from opensearchpy import AsyncOpenSearch
+
+            # It would log each failed call with its traceback, and the failure is told already.
+            logging.getLogger("opensearch").setLevel(logging.ERROR)
+            # Time, tries and calls at once are the caller's to bound; the client would do it a second time.
+            self._client = AsyncOpenSearch(
+                [self._url], timeout=None, max_retries=0, maxsize=_ANY_NUMBER, **self._authorization
+            )
+        return self._client
+
     def _unfit(self, why: str) -> SearchError:
         return SearchError(FailureKind.BLOCKED, f"the index {self._index} {why}")
 
-    async def close(self) -> None:
-        await self._service.close()
+
+async def _answer(request: Awaitable[Any]) -> Any:
+    """What OpenSearch's client gives.
+
+    Raises:
+        SearchError: in place of all that it raises; an answer's own words stay out, for they may hold anything.
+    """
+    from opensearchpy import ConnectionError, ConnectionTimeout, SerializationError, TransportError
+
+    try:
+        return await request
+    except ConnectionTimeout:
+        raise SearchError(FailureKind.TIMEOUT, "the service did not answer in time") from None
+    except ConnectionError as error:  # its word for whatever went wrong
+        name = type(error.info).__name__
+        if isinstance(error.info, OSError | aiohttp.ClientConnectionError):
+            raise SearchError(FailureKind.UNAVAILABLE, f"the service is not there: {name}") from None
+        raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {name}") from None
+    except TransportError as error:
+        raise refusal(int(error.status_code)) from None
+    except (SerializationError, RecursionError):
+        raise SearchError(FailureKind.BAD_RESPONSE, "the answer is no JSON") from None
 
 
 def _text_fields(mapping: Any) -> set[str]:
@@ -95,12 +147,13 @@ def _text_fields(mapping: Any) -> set[str]:
     return set.intersection(*found) if found else set()
 
 
-def _authorization() -> dict[str, str]:
+def _authorization() -> dict[str, Any]:
+    """The client's arguments that say who asks."""
     token, user, password = (os.environ.get(name) for name in (TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE))
     if token:
-        return {"Authorization": f"Bearer {token}"}
+        return {"headers": {"Authorization": f"Bearer {token}"}}
     if not user:
         return {}
     if not password:
         raise UserError(f"{USER_VARIABLE} is set in the environment, and {PASSWORD_VARIABLE} is not")
-    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    return {"http_auth": (user, password)}

@@ -1,4 +1,4 @@
-"""Passages that another search engine stores: where they are, and how a stored object becomes a hit."""
+"""Passages that another search engine stores: its address, and how a stored object becomes a hit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,16 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
 
 
-def server_and_name(address: str) -> tuple[str, str]:
-    """`http://host:9200/wiki` as the server and the name of what is searched there.
-
-    Raises:
-        UserError: it is no such address, or holds a password.
+def check_address(url: str) -> None:
     """
-    parts = urlsplit(address)
+    Raises:
+        UserError: it is no address of a server, or holds a password.
+    """
+    parts = urlsplit(url)
     if parts.username or parts.password:
         raise UserError("the address holds a name or a password: keys are read from the environment alone")
-    server, _, name = address.rstrip("/").rpartition("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or server.endswith("/") or parts.query:
-        raise UserError(f"{address} is no address of something to search, such as http://127.0.0.1:9200/NAME")
-    return server, name
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise UserError(f"{url} is no address of a server, such as http://127.0.0.1:9200")
 
 
 def hit_of(fields: Mapping[str, Any], score: float | None, name: str | int) -> TextHit:

@@ -115,12 +115,16 @@ class Service:
         return bytes(body)
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> SearchError:
-        status = response.status
-        kind = _KINDS.get(status, FailureKind.UNAVAILABLE if status >= 500 else FailureKind.BLOCKED)
-        if kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in _lower(body):
-            kind = FailureKind.QUOTA_SPENT
-        message = f"the service answered HTTP {status}"
-        return SearchError(kind, message, retry_after=seconds_of(response.headers.get("Retry-After")))
+        error = refusal(response.status, seconds_of(response.headers.get("Retry-After")))
+        if error.failure.kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in _lower(body):
+            return SearchError(FailureKind.QUOTA_SPENT, error.failure.message, retry_after=error.retry_after)
+        return error
+
+
+def refusal(status: int, retry_after: float | None = None) -> SearchError:
+    """What a service's answer with a status other than 200 means."""
+    kind = _KINDS.get(status, FailureKind.UNAVAILABLE if status >= 500 else FailureKind.BLOCKED)
+    return SearchError(kind, f"the service answered HTTP {status}", retry_after=retry_after)
 
 
 def seconds_of(retry_after: str | None) -> float | None:
