@@ -1,10 +1,11 @@
 """Advantages, losses, schedule, masks, image sizes and metrics against numbers recorded from MMSearch-R1's code."""
 
 from collections import defaultdict
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -44,11 +45,11 @@ def test_grpo_advantage(advantage_case: Case) -> None:
     torch.testing.assert_close(tokens, torch.tensor(advantage_case["advantages"]), atol=2e-6, rtol=0)
 
 
-def test_policy_loss(policy_loss_case: Case) -> None:
+def test_policy_loss(policy_loss_case: Case, tmp_path: Path) -> None:
     if policy_loss_case["traj_level_loss"]:
         loss = _trajectory_level(policy_loss_case)
     else:
-        loss, clipped = _trl_bnpo(policy_loss_case)
+        loss, clipped = _trl_bnpo(policy_loss_case, tmp_path)
         assert clipped == pytest.approx(policy_loss_case["pg_clipfrac"], abs=1e-6)
     assert loss == pytest.approx(policy_loss_case["pg_loss"], abs=1e-6)
 
@@ -103,29 +104,12 @@ def _trajectory_level(case: Case) -> float:
     ).item()
 
 
-def _trl_bnpo(case: Case) -> tuple[float, float]:
+def _trl_bnpo(case: Case, out: Path) -> tuple[float, float]:
     """TRL's own loss code on the case's log-probs: the loss, and the share of clipped tokens."""
-    mask = torch.tensor(case["mask"])
-    log_probs = torch.tensor(case["log_prob"])
-    metrics: dict[str, list[float]] = defaultdict(list)
-    trainer: Any = SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (log_probs, torch.zeros_like(log_probs), None),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        args=SimpleNamespace(delta=None),
-        aux_loss_enabled=False,
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        importance_sampling_level="token",
-        beta=0.0,
-        loss_type="bnpo",
-        epsilon_low=case["clip_low"],
-        epsilon_high=case["clip_high"],
-        use_vllm=False,
-        model=SimpleNamespace(training=True),
-        current_gradient_accumulation_steps=1,
-        _entropy_bonus_enabled=False,
-        _metrics={"train": metrics},
-    )
+    mask, log_probs = torch.tensor(case["mask"]), torch.tensor(case["log_prob"])
+    clipping = {"epsilon": case["clip_low"], "epsilon_high": case["clip_high"]}
+    trainer: Any = tiny.trainer(tiny.qwen25(), out, loss_type="bnpo", beta=0.0, **clipping)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (log_probs, torch.zeros_like(log_probs), None)
     inputs = {
         "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
         "prompt_mask": torch.ones(len(mask), 1),
@@ -135,8 +119,10 @@ def _trl_bnpo(case: Case) -> tuple[float, float]:
         "advantages": torch.tensor(case["advantages"]),
         "old_per_token_logps": torch.tensor(case["old_log_prob"]),
     }
-    loss = GRPOTrainer._compute_loss(trainer, None, inputs)
-    return loss.item(), metrics["clip_ratio/region_mean"][0]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # set by a step of training
+    loss = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    return loss.item(), trainer._metrics["train"]["clip_ratio/region_mean"][0]
 
 
 def _turn(end_ids: list[int], reply_ids: list[int] | None = None, observation: Observation | None = None) -> Turn:
