@@ -1,12 +1,15 @@
 """Where the system or a library says no to something that a person named: its exception becomes a `UserError`.
 
-Each of these stands around the one call that may be refused, where the name of the file, the model or the package is
-known. None of our own code belongs inside, or its defects would be told as the user's mistakes.
+Each of these stands where the name of the file, the model or the package is known. What it takes for the user's
+mistake is what the system or that library raises, so `reading` and `writing` may stand around our own code, and
+`loading` and `optional` may not.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from mmsearch_trl.core.errors import UserError
 
@@ -37,7 +40,7 @@ def writing(place: str | Path) -> Iterator[None]:
 
 @contextmanager
 def loading(what: str, name: str | Path) -> Iterator[None]:
-    """Around `from_pretrained`, which says in any of these types that there is no such model, or no such package.
+    """Around `from_pretrained`, which says in any of these types that a model is not there, is damaged, or needs more.
 
     Args:
         what: Such as `the text encoder`.
@@ -47,7 +50,7 @@ def loading(what: str, name: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what} {str(name)!r} cannot be loaded: {error}") from error
 
 

@@ -45,7 +45,7 @@ def build_image_index(
         overwrite: Replace the index that `out` holds.
 
     Raises:
-        UserError: a row is wrong (file and line are named), or `out` exists; nothing is left behind.
+        UserError: a row is wrong (file and line are named), or `out` exists or cannot be written.
     """
     start = time.perf_counter()
     out = Path(out)
@@ -78,8 +78,8 @@ def build_dense_index(
         device: Where the encoder runs.
 
     Raises:
-        ImportError: FAISS is needed and not installed.
-        UserError: a row is wrong (file and line are named), `out` exists, or the encoder or the kind is unknown.
+        UserError: a row is wrong (file and line are named), `out` exists or cannot be written, the encoder or the kind
+            is unknown, or FAISS is needed and not installed.
     """
     from mmsearch_trl.search.text.dense_build import write_dense_index
     from mmsearch_trl.search.text.encoder import TextEncoder
@@ -114,7 +114,7 @@ def build_text_index(
         overwrite: Replace the index that `out` holds.
 
     Raises:
-        UserError: a row is wrong (file and line are named), or `out` exists; nothing is left behind.
+        UserError: a row is wrong (file and line are named), or `out` exists or cannot be written.
     """
     start = time.perf_counter()
     out = Path(out)

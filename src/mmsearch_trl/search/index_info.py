@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.search.index.folder import Manifest, read_any_manifest
+from mmsearch_trl.search.index.folder import Manifest, opening, read_any_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,8 @@ class IndexInfo:
 def describe_index(folder: Path) -> IndexInfo:
     """
     Raises:
-        ImportError: it is an index of FAISS, which is not installed.
-        UserError: there is no index in `folder`, or one that is still being built.
+        UserError: there is no index in `folder`, or one that is still being built, or one of FAISS, which is not
+            installed.
     """
     _check_built(folder)
     manifest = read_any_manifest(folder)
@@ -56,8 +56,8 @@ def describe_index(folder: Path) -> IndexInfo:
     try:
         count, dimension, vectors = _READERS[manifest.kind](folder)
         found = "" if count == manifest.count else f"{manifest.count:,} entries were expected, {count:,} are there"
-    except (OSError, ValueError, EOFError) as error:
-        dimension, vectors, found = None, "", str(error).splitlines()[0]
+    except UserError as error:
+        dimension, vectors, found = None, "", str(error)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return IndexInfo(manifest=manifest, dimension=dimension, vectors=vectors, bytes=size, missing=found)
 
@@ -89,7 +89,8 @@ def _progress(partial: Path) -> str:
 def _text(folder: Path) -> tuple[int, int | None, str]:
     import tantivy
 
-    return tantivy.Index.open(str(folder / "tantivy")).searcher().num_docs, None, ""
+    with opening(folder):
+        return tantivy.Index.open(str(folder / "tantivy")).searcher().num_docs, None, ""
 
 
 def _dense(folder: Path) -> tuple[int, int | None, str]:
@@ -97,22 +98,28 @@ def _dense(folder: Path) -> tuple[int, int | None, str]:
     from mmsearch_trl.search.text.passages import Passages
 
     stored = Passages(folder)
-    stored.read([len(stored) - 1])  # the last to be written
     passages = len(stored)
+    with opening(folder):
+        stored.read([passages - 1])  # the last to be written
     if (folder / FAISS).exists():
         index: Any = read_faiss(folder / FAISS)
         return min(passages, index.ntotal), index.d, f"FAISS {type(index).__name__}"
-    count, dimension = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False).shape
+    count, dimension = _shape(folder, VECTORS)
     return min(passages, count), dimension, "exact"
 
 
 def _image(folder: Path) -> tuple[int, int | None, str]:
     from mmsearch_trl.search.image.index import HITS, VECTORS
 
-    with (folder / HITS).open("rb") as lines:
+    with opening(folder), (folder / HITS).open("rb") as lines:
         hits = sum(1 for _ in lines)
-    count, dimension = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False).shape
+    count, dimension = _shape(folder, VECTORS)
     return min(hits, count), dimension, "exact"
+
+
+def _shape(folder: Path, vectors: str) -> tuple[int, int]:
+    with opening(folder):
+        return np.load(folder / vectors, mmap_mode="r", allow_pickle=False).shape
 
 
 _READERS = {"text": _text, "dense": _dense, "image": _image}

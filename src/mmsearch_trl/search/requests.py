@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.runtime import MAX_QUERY_CHARS
 from mmsearch_trl.search.text.passages import contents
@@ -54,7 +53,7 @@ class RerankRequest(BaseModel):
     @model_validator(mode="after")
     def _every_query_has_its_documents(self) -> "RerankRequest":
         if len(self.documents) != len(self.queries):
-            raise UserError(f"{len(self.queries)} queries came with {len(self.documents)} lists of documents")
+            raise ValueError(f"{len(self.queries)} queries came with {len(self.documents)} lists of documents")
         return self
 
     def passages(self) -> list[list[Passage]]:

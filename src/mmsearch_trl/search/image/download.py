@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import ImageHit
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.media.loading import load_image
@@ -26,7 +26,7 @@ async def _thumbnail(fetcher: Fetcher, address: str | None) -> Image.Image | Non
     try:
         fetched = await fetcher.fetch(address, IMAGE_TYPES)
         return await call_blocking(_opened, fetched.body)
-    except (SearchError, ValueError):
+    except (SearchError, UserError):
         return None
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
@@ -127,7 +128,8 @@ class FvqaJsonCache:
     name = "fvqa-json-cache"
 
     def __init__(self, file: Path) -> None:
-        content = file.read_bytes()
+        with reading(file):
+            content = file.read_bytes()
         try:
             self._rows = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -233,21 +235,36 @@ def _pickled_hit(title: Any, image: Any) -> ImageHit:
 def _read_question(folder: Path) -> list[ImageHit]:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        rows, first = _rows_of(meta), _first_number(meta, folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        message = f"{folder / 'meta.json'} is damaged: {type(error).__name__}"
-        raise SearchError(FailureKind.BAD_RESPONSE, message) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, type(error).__name__) from None
+    if not isinstance(meta, dict):
+        raise _damaged(folder, "no object")
+    rows, first = _rows_of(meta, folder), _first_number(meta, folder)
     return [
         ImageHit(title=_text(title), url=_text(url) or None, thumbnail=_read_thumbnail(folder, number))
         for number, (title, url) in enumerate(rows, start=first)
     ]
 
 
-def _rows_of(meta: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Title and address of each result, in either variant of `meta.json`."""
+def _rows_of(meta: dict[str, Any], folder: Path) -> list[tuple[Any, Any]]:
+    """Title and address of each result, in either variant of `meta.json`.
+
+    Raises:
+        SearchError: `BAD_RESPONSE`: it is neither.
+    """
     if "search_results" in meta:
-        return [(result.get("title"), result.get("image_url")) for result in meta["search_results"]]
-    return list(zip_longest(meta["title_list"], meta.get("image_urls") or []))
+        results = meta["search_results"]
+        if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+            raise _damaged(folder, "search_results is no list of objects")
+        return [(result.get("title"), result.get("image_url")) for result in results]
+    titles, addresses = meta.get("title_list"), meta.get("image_urls") or []
+    if not isinstance(titles, list) or not isinstance(addresses, list):
+        raise _damaged(folder, "title_list or image_urls is no list")
+    return list(zip_longest(titles, addresses))
+
+
+def _damaged(folder: Path, why: str) -> SearchError:
+    return SearchError(FailureKind.BAD_RESPONSE, f"{folder / 'meta.json'} is damaged: {why}")
 
 
 def _first_number(meta: dict[str, Any], folder: Path) -> int:
@@ -267,5 +284,5 @@ def _read_thumbnail(folder: Path, number: int) -> Image.Image | None:
 def _opened(file: Path) -> Image.Image | None:
     try:
         return load_image(file)
-    except ValueError:
+    except UserError:
         return None

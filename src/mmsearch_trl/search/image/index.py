@@ -21,7 +21,14 @@ from mmsearch_trl.core.observation import ImageHit, ImageQuery
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.source import ImageRow
 from mmsearch_trl.search.index.descriptor import Encoder, FloatArray, ImageDescriptor
-from mmsearch_trl.search.index.folder import Manifest, check_encoder, digest_of, read_manifest, write_manifest
+from mmsearch_trl.search.index.folder import (
+    Manifest,
+    check_encoder,
+    digest_of,
+    opening,
+    read_manifest,
+    write_manifest,
+)
 from mmsearch_trl.search.index.vectors import best_rows
 from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
@@ -41,8 +48,8 @@ class ImageIndex:
         self.fingerprint = manifest.fingerprint
         self._encoder = encoder
         self._thumbnails = folder / _THUMBNAILS
-        self._vectors: FloatArray = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-        with (folder / HITS).open(encoding="utf-8") as file:
+        with opening(folder), (folder / HITS).open(encoding="utf-8") as file:
+            self._vectors: FloatArray = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
             self._entries = [json.loads(line) for line in file]
         if self._vectors.shape != (manifest.count, encoder.dim) or len(self._entries) != manifest.count:
             raise UserError(
@@ -109,7 +116,7 @@ def write_image_index(
     """Encode `images` into an index in the existing empty `folder`; `advance` is told of images done.
 
     Raises:
-        SourceError: an image cannot be read; names its file and line.
+        UserError: an image cannot be read; names its file and line.
     """
     vectors = np.lib.format.open_memmap(
         folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(images), encoder.dim)

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.media.loading import MAX_PIXELS, load_image
 
@@ -24,23 +25,30 @@ _IMAGE_CLASSES = {("PIL.JpegImagePlugin", "JpegImageFile"), ("PIL.PngImagePlugin
 class PickledImage:
     """Stands in for a Pillow image in a pickle: keeps its state and touches nothing until asked."""
 
-    def __init__(self) -> None:
-        self._state: Any = None
+    _state: Any = None
+    """A pickle may leave it out."""
 
     def __setstate__(self, state: Any) -> None:
         self._state = state
 
     def rebuild(self) -> Image.Image | None:
         """The RGB image, or None where the state makes none."""
-        try:
-            _, mode, (width, height), palette, pixels = list(self._state)[:5]
-            if not 0 < width * height <= MAX_PIXELS:
+        match self._state:
+            case [_, str(mode), [int(width), int(height)], palette, bytes(pixels), *_]:
+                pass
+            case _:
                 return None
+        if width <= 0 or height <= 0 or width * height > MAX_PIXELS:
+            return None
+        try:
             image = Image.frombytes(mode, (width, height), pixels)
             if palette and mode in ("P", "PA"):
                 image.putpalette(palette)
+        except Exception:  # mode, pixels and palette are a stranger's, and Pillow's decoders raise almost anything
+            return None
+        try:
             return load_image(image)
-        except Exception:  # the state is a stranger's: it can be wrong in any way
+        except UserError:
             return None
 
 
@@ -57,12 +65,11 @@ def read_pickle(path: Path) -> dict[str, dict[str, list[Any]]]:
     Raises:
         UserError: the file cannot be read, names a forbidden global, or holds something else than a cache.
     """
-    try:
-        with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        try:
             rows = _Unpickler(file).load()
-    # A damaged pickle makes the unpickler raise nearly anything.
-    except Exception as error:
-        raise UserError(f"{path} is not read as an FVQA cache: {error or type(error).__name__}") from error
+        except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+            raise UserError(f"{path} is not read as an FVQA cache: {error or type(error).__name__}") from error
     if not isinstance(rows, dict):
         raise UserError(f"{path} holds {type(rows).__name__} where an FVQA cache holds a dict of data ids")
     for name, row in rows.items():

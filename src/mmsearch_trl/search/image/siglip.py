@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+from mmsearch_trl.core.boundaries import loading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
@@ -34,12 +35,10 @@ class VisionEncoder:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
-        try:
+        with loading("the vision model", model):
             # The Pillow processor: the same pixels on every machine, torchvision or not.
             self._processor = AutoImageProcessor.from_pretrained(model, backend="pil")
             self._model = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the vision model {str(model)!r} cannot be loaded: {error}") from error
         self._device = device
         self.name = str(model)
         self.fingerprint = f"{self._model.config.model_type}-{weights_digest(self._model)}"

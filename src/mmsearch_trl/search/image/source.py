@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.search.index.rows import Row, SourceError, read_rows
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.index.rows import Row, read_rows
 from mmsearch_trl.search.media.loading import load_image
 
 
@@ -32,7 +33,7 @@ class ImageRow:
         """The image to encode and the one to show.
 
         Raises:
-            SourceError: one of the files is no readable image.
+            UserError: one of the files is no readable image.
         """
         image = self._open(self.file)
         return image, image if self.thumbnail is None else self._open(self.thumbnail)
@@ -40,8 +41,8 @@ class ImageRow:
     def _open(self, file: Path) -> Image.Image:
         try:
             return load_image(file)
-        except ValueError as error:
-            raise SourceError(f"{self.origin}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{self.origin}: {error}") from error
 
 
 def read_images(source: Path, captions: Path | None = None) -> list[ImageRow]:
@@ -53,16 +54,16 @@ def read_images(source: Path, captions: Path | None = None) -> list[ImageRow]:
         captions: For a folder: a JSONL of `{"image": path relative to the folder, "title": str, "url"?: str}`.
 
     Raises:
-        SourceError: a row is wrong, a caption names no image, or there is no image at all.
+        UserError: a row is wrong, a caption names no image, or there is no image at all.
     """
     if source.is_dir():
         images = list(_read_folder(source, captions))
     elif captions is not None:
-        raise SourceError(f"captions {captions} go with a folder of images, and {source} is a file")
+        raise UserError(f"captions {captions} go with a folder of images, and {source} is a file")
     else:
         images = [_image(row, source.parent) for row in read_rows(source)]
     if not images:
-        raise SourceError(f"{source}: no image was found (folders are searched for {', '.join(sorted(_SUFFIXES))})")
+        raise UserError(f"{source}: no image was found (folders are searched for {', '.join(sorted(_SUFFIXES))})")
     return images
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.search.index.rows import SourceError
 
 
 FORMAT = 2
@@ -78,6 +78,19 @@ def read_any_manifest(folder: Path, kind: str = "KIND") -> Manifest:
     return manifest
 
 
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Around what the system, numpy or tantivy reads of an index.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder} is damaged: build it again ({str(error).partition(chr(10))[0]})") from error
+
+
 def check_encoder(folder: Path, manifest: Manifest, fingerprint: str) -> None:
     """
     Raises:
@@ -106,12 +119,10 @@ def source_stamp(source: Path) -> str:
     """Changes whenever a source file, by its place, size and time, may have changed.
 
     Raises:
-        SourceError: it cannot be read.
+        UserError: it cannot be read.
     """
-    try:
+    with reading(source):
         stat = source.stat()
-    except OSError as error:
-        raise SourceError(f"{source}: cannot be read: {error}") from error
     return digest_of(str(source.resolve()), str(stat.st_size), str(stat.st_mtime_ns))
 
 
@@ -120,18 +131,19 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well and is deleted when it does not.
 
     Raises:
-        UserError: `out` exists and may not be replaced. Only a folder that holds an index is ever replaced.
+        UserError: `out` exists and may not be replaced (only a folder that holds an index is ever replaced), or it
+            cannot be written.
     """
     check_replaceable(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        put_in_place(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(out):
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            put_in_place(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_replaceable(out: Path, *, overwrite: bool) -> None:

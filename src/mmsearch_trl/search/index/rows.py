@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -9,23 +10,20 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from mmsearch_trl.core.errors import UserError
 
 
-class SourceError(UserError):
-    """A row (or file) that an index cannot be built from; the message is `file:line: what is wrong`."""
-
-
 class Row(NamedTuple):
     file: Path
     line: int
     values: dict[str, Any]
 
-    def error(self, message: str) -> SourceError:
-        return SourceError(f"{self.file}:{self.line}: {message}")
+    def error(self, message: str) -> UserError:
+        """What is wrong with the row, with its place: `file:line: message`."""
+        return UserError(f"{self.file}:{self.line}: {message}")
 
     def text(self, key: str, default: str | None = None) -> str:
         """The string under `key`; `default` where the key is absent or null.
 
         Raises:
-            SourceError: the value is no string, or is absent and has no default.
+            UserError: the value is no string, or is absent and has no default.
         """
         value = self.values.get(key)
         if value is None:
@@ -40,7 +38,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSONL file (`.gz` is unpacked on the way), blank lines left out.
 
     Raises:
-        SourceError: the file cannot be read, or a line is not a JSON object.
+        UserError: the file cannot be read, or a line is not a JSON object.
     """
     line = 0
     try:
@@ -48,8 +46,8 @@ def read_rows(path: Path) -> Iterator[Row]:
             for line, raw in enumerate(file, start=1):
                 if raw.strip():
                     yield Row(path, line, _parse(path, line, raw))
-    except (OSError, EOFError) as error:
-        raise SourceError(f"{path}: cannot be read after line {line}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read after line {line}: {error}") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -60,7 +58,7 @@ def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}:{line}: not JSON: {error}") from error
+        raise UserError(f"{path}:{line}: not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise SourceError(f"{path}:{line}: a JSON object is needed, this is {type(values).__name__}")
+        raise UserError(f"{path}:{line}: a JSON object is needed, this is {type(values).__name__}")
     return values

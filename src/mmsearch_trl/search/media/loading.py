@@ -43,10 +43,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise UserError(f"the image is empty ({image.width}x{image.height})")
     try:
         image.load()
-        return _to_rgb(_upright(image))
     # Decoders raise almost anything on a damaged file (OSError, SyntaxError, struct.error, zlib.error, IndexError).
     except Exception as error:
         raise UserError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+    return _to_rgb(_upright(image))
 
 
 def _encoded(source: bytes | bytearray | memoryview | str | Path | Mapping[str, Any]) -> bytes:
@@ -93,6 +93,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        layer = _converted(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return _converted(image, "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    try:
+        return image.convert(mode)
+    except (ValueError, TypeError, OSError) as error:  # no way from this mode, or a `transparency` that is none
+        raise UserError(f"the image cannot be decoded: {error}") from error

@@ -18,7 +18,7 @@ import tantivy
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.index.folder import Manifest, read_manifest
+from mmsearch_trl.search.index.folder import Manifest, opening, read_manifest
 from mmsearch_trl.search.index.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
 
@@ -42,7 +42,8 @@ class TextIndex:
         self.fingerprint = manifest.fingerprint
         self._count = manifest.count
         self._analyzer = make_analyzer(manifest.language)
-        self._index = tantivy.Index.open(str(folder / TANTIVY))
+        with opening(folder):
+            self._index = tantivy.Index.open(str(folder / TANTIVY))
         self._index.register_tokenizer(ANALYZER, self._analyzer)
         self._schema = self._index.schema
         self._searcher = self._index.searcher()
@@ -61,8 +62,6 @@ class TextIndex:
         """
         folder = Path(path)
         manifest = read_manifest(folder, "text")
-        if not tantivy.Index.exists(str(folder / TANTIVY)):
-            raise UserError(f"{folder} is damaged: {TANTIVY}/ is missing; build it again")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -104,7 +103,7 @@ def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
     """Title, text, address and id of a row. `contents` of one line is a text without a title.
 
     Raises:
-        SourceError: the row holds no text.
+        UserError: the row holds no text.
     """
     if "contents" in row.values:
         first, newline, rest = row.text("contents").partition("\n")

@@ -8,11 +8,14 @@ answers and the same fingerprint as one that was never stopped.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tantivy
 
+from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.folder import (
     Manifest,
     check_replaceable,
@@ -22,7 +25,7 @@ from mmsearch_trl.search.index.folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.index.rows import SourceError, read_rows
+from mmsearch_trl.search.index.rows import read_rows
 from mmsearch_trl.search.text.analysis import make_analyzer
 from mmsearch_trl.search.text.bm25 import ANALYZER, TANTIVY, passage_of
 
@@ -44,33 +47,43 @@ def write_text_index(
     """Index the passages of a JSONL in the new folder `out`; `advance` is told of passages done.
 
     Raises:
-        SourceError: a row is wrong (names file and line), or there is none; nothing is left behind.
-        UserError: the language is unknown, or `out` exists.
+        UserError: a row is wrong (names file and line), or there is none: then nothing is left behind; or the language
+            is unknown, or `out` exists or cannot be written.
     """
     check_replaceable(out, overwrite=overwrite)
     analyzer = make_analyzer(language)
     folder = unfinished(out)
-    try:
-        index = _begin(folder, source, language)
-        index.register_tokenizer(ANALYZER, analyzer)
-        count, digest = _add_passages(source, index, digest_of("bm25", language), advance)
-        if not count:
-            raise SourceError(f"{source}: no passage was found")
-    except ValueError:  # the corpus has to be changed, and then nothing of this build is of use
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    manifest = Manifest(kind="text", count=count, fingerprint=digest, language=language)
-    write_manifest(folder, manifest)
-    put_in_place(folder, out)
-    (out / _BEGUN).unlink()
+    with writing(folder):
+        try:
+            index = _begin(folder, source, language)
+            index.register_tokenizer(ANALYZER, analyzer)
+            count, digest = _add_passages(source, index, digest_of("bm25", language), advance)
+            if not count:
+                raise UserError(f"{source}: no passage was found")
+        except UserError:  # the corpus has to be changed, and then nothing of this build is of use
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        manifest = Manifest(kind="text", count=count, fingerprint=digest, language=language)
+        write_manifest(folder, manifest)
+        put_in_place(folder, out)
+        (out / _BEGUN).unlink()
     return manifest
+
+
+@contextmanager
+def _tantivy() -> Iterator[None]:
+    """tantivy raises ValueError whatever is wrong; of what it writes, that is the disk."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
 def _begin(folder: Path, source: Path, language: str) -> tantivy.Index:
     """The index in `folder`, which is begun where it is another's or nobody's.
 
     Raises:
-        SourceError: there is no source.
+        UserError: there is no source.
     """
     begun = {"source": source_stamp(source), "language": language}
     try:
@@ -80,7 +93,8 @@ def _begin(folder: Path, source: Path, language: str) -> tantivy.Index:
         pass
     shutil.rmtree(folder, ignore_errors=True)
     (folder / TANTIVY).mkdir(parents=True)
-    index = tantivy.Index(_schema(), path=str(folder / TANTIVY))
+    with _tantivy():
+        index = tantivy.Index(_schema(), path=str(folder / TANTIVY))
     (folder / _BEGUN).write_text(json.dumps(begun), encoding="utf-8")
     return index
 
@@ -89,9 +103,10 @@ def _add_passages(
     source: Path, index: tantivy.Index, digest: str, advance: Callable[[int], object]
 ) -> tuple[int, str]:
     """Add the rows that are not there yet; returns how many there are then, and `digest` continued over all."""
-    index.reload()
-    done = index.searcher().num_docs
-    writer = index.writer(num_threads=1)
+    with _tantivy():
+        index.reload()
+        done = index.searcher().num_docs
+        writer = index.writer(num_threads=1)
     count = 0
     try:
         for row in read_rows(source):
@@ -103,16 +118,20 @@ def _add_passages(
                 document.add_integer("ordinal", count)
                 document.add_text("words", f"{passage[0]}\n{passage[1]}")
                 document.add_bytes("passage", stored.encode())
-                writer.add_document(document)
+                with _tantivy():
+                    writer.add_document(document)
             count += 1
             if count % _REPORT_EVERY == 0:
                 advance(_REPORT_EVERY)
             if count > done and count % COMMIT_EVERY == 0:
-                writer.commit()
+                with _tantivy():
+                    writer.commit()
         advance(count % _REPORT_EVERY)
-        writer.commit()
+        with _tantivy():
+            writer.commit()
     finally:  # its thread may still be writing into a folder that is about to be deleted or moved
-        writer.wait_merging_threads()
+        with _tantivy():
+            writer.wait_merging_threads()
     return count, digest
 
 

@@ -8,6 +8,7 @@ again, and never kept.
 from collections.abc import Sequence
 from typing import Any
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.index.folder import digest_of
@@ -26,16 +27,14 @@ class DdgsSearch:
         timeout_s: Seconds that one engine may take.
 
     Raises:
-        ImportError: the package is not installed.
+        UserError: the package is not installed.
     """
 
     name = "ddgs"
 
     def __init__(self, *, engines: str = ENGINES, region: str = "us-en", timeout_s: int = 5) -> None:
-        try:
+        with optional("searching by ddgs", "ddgs"):
             import ddgs  # noqa: F401
-        except ImportError as error:
-            raise ImportError("searching by ddgs needs mmsearch-trl[ddgs]") from error
         self._engines, self._region, self._timeout_s = engines, region, timeout_s
         self.fingerprint = digest_of(self.name, engines, region)
 

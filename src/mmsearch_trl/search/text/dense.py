@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.index.descriptor import FloatArray
-from mmsearch_trl.search.index.folder import Manifest, check_encoder, read_manifest
+from mmsearch_trl.search.index.folder import Manifest, check_encoder, opening, read_manifest
 from mmsearch_trl.search.index.vectors import BestRows
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.passages import Passages
@@ -56,7 +57,8 @@ class DenseIndex:
             self._faiss = read_faiss(folder / FAISS)
         else:
             # Copy on write: torch takes nothing that is read-only. Nobody writes, so the pages stay the file's.
-            self._vectors = np.load(folder / VECTORS, mmap_mode="c", allow_pickle=False)
+            with opening(folder):
+                self._vectors = np.load(folder / VECTORS, mmap_mode="c", allow_pickle=False)
         count, width = self._vectors.shape if self._vectors is not None else (self._faiss.ntotal, self._faiss.d)
         if (count, width) != (manifest.count, encoder.dim) or len(self._passages) != manifest.count:
             raise UserError(
@@ -74,8 +76,8 @@ class DenseIndex:
             model: Place of the encoder, where it is not the one that the index remembers.
 
         Raises:
-            ImportError: FAISS is needed and not installed.
-            UserError: there is no index, it is damaged, or it was built with another encoder.
+            UserError: there is no index, it is damaged, it was built with another encoder, or FAISS is needed and not
+                installed.
         """
         folder = Path(path)
         manifest = read_manifest(folder, "dense")
@@ -148,8 +150,6 @@ def read_faiss(path: Path) -> Any:
 
 
 def import_faiss() -> Any:
-    try:
+    with optional("an index that is not exact", "dense"):
         import faiss
-    except ImportError as error:
-        raise ImportError("an index that is not exact needs mmsearch-trl[dense]") from error
     return faiss

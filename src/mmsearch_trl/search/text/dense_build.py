@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import (
@@ -25,7 +26,7 @@ from mmsearch_trl.search.index.folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.index.rows import SourceError, read_rows
+from mmsearch_trl.search.index.rows import read_rows
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
 from mmsearch_trl.search.text.encoder import TextEncoder
@@ -65,28 +66,28 @@ def write_dense_index(
         advance: Is told of passages done, and of how many there are.
 
     Raises:
-        ImportError: FAISS is needed and not installed.
-        SourceError: a row is wrong (names file and line), or there is none.
-        UserError: `out` exists, or FAISS knows no such index.
+        UserError: a row is wrong (names file and line), or there is none; `out` exists or cannot be written; FAISS is
+            needed and not installed, or knows no such index.
     """
     check_replaceable(out, overwrite=overwrite)
     index = None if kind == EXACT else _empty_index(kind, encoder.dim)
     folder = unfinished(out)
-    progress = _begin(folder, source, encoder)
-    vectors = np.lib.format.open_memmap(folder / VECTORS, mode="r+")
-    _encode(folder, progress, vectors, encoder, advance)
-    if index is not None:
-        _fill(index, vectors, folder / FAISS)
-    digest = digest_of("dense", kind, encoder.fingerprint, progress.source, str(progress.count))
-    manifest = Manifest(
-        kind="dense", count=progress.count, fingerprint=digest, encoder=encoder.fingerprint, model=encoder.name
-    )
-    write_manifest(folder, manifest)
-    put_in_place(folder, out)
-    # Last: a build that is killed before it has its place can still go on.
-    (out / _PROGRESS).unlink()
-    if index is not None:
-        (out / VECTORS).unlink()
+    with writing(folder):
+        progress = _begin(folder, source, encoder)
+        vectors = np.lib.format.open_memmap(folder / VECTORS, mode="r+")
+        _encode(folder, progress, vectors, encoder, advance)
+        if index is not None:
+            _fill(index, vectors, folder / FAISS)
+        digest = digest_of("dense", kind, encoder.fingerprint, progress.source, str(progress.count))
+        manifest = Manifest(
+            kind="dense", count=progress.count, fingerprint=digest, encoder=encoder.fingerprint, model=encoder.name
+        )
+        write_manifest(folder, manifest)
+        put_in_place(folder, out)
+        # Last: a build that is killed before it has its place can still go on.
+        (out / _PROGRESS).unlink()
+        if index is not None:
+            (out / VECTORS).unlink()
     return manifest
 
 
@@ -100,7 +101,7 @@ def _begin(folder: Path, source: Path, encoder: TextEncoder) -> _Progress:
     folder.mkdir(parents=True)
     count = write_passages(_passages(source), folder)
     if not count:
-        raise SourceError(f"{source}: no passage was found")
+        raise UserError(f"{source}: no passage was found")
     np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=(count, encoder.dim)).flush()
     progress = _Progress(name, encoder.fingerprint, count, 0)
     _write_progress(folder, progress)
@@ -142,7 +143,10 @@ def _fill(index: Any, vectors: FloatArray, path: Path) -> None:
         index.train(np.ascontiguousarray(vectors[rows]))
     for start in range(0, len(vectors), _ADDED_AT_ONCE):
         index.add(np.ascontiguousarray(vectors[start : start + _ADDED_AT_ONCE]))
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[-1].strip()) from error
 
 
 def _passages(source: Path) -> Iterator[Passage]:

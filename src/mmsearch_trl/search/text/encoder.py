@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from mmsearch_trl.core.boundaries import loading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
@@ -34,15 +35,17 @@ class TextEncoder:
         device: Where it runs.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or the device not be used.
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
-        try:
+        with loading("the text encoder", model):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
-            self._model = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the text encoder {str(model)!r} cannot be loaded: {error}") from error
+            loaded = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+        try:
+            self._model = loaded.to(device)
+        except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+            raise UserError(f"the device {device!r} cannot be used: {error}") from error
         self._device = device
         self.name = str(model)
         named = Path(self.name).name.lower()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmsearch_trl.search.index.folder import opening
+
 
 _LINES, _PLACES = "passages.jsonl", "places.npy"
 
@@ -19,11 +21,16 @@ def contents(title: str, text: str) -> str:
 
 
 class Passages:
-    """Passages by their number. Any thread may read; nothing is held in memory but their places."""
+    """Passages by their number. Any thread may read; nothing is held in memory but their places.
+
+    Raises:
+        UserError: there are none in `folder`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / _LINES
-        self._places = np.load(folder / _PLACES, mmap_mode="r")
+        with opening(folder):
+            self._places = np.load(folder / _PLACES, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self._places) - 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from mmsearch_trl.core.boundaries import loading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.index.weights_digest import weights_digest
@@ -35,11 +36,9 @@ class Reranker:
     name = "reranker"
 
     def __init__(self, model: str | Path) -> None:
-        try:
+        with loading("the reranker", model):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the reranker {str(model)!r} cannot be loaded: {error}") from error
         if loaded.config.num_labels != 1:
             raise UserError(f"{str(model)!r} has {loaded.config.num_labels} labels: a reranker has one")
         self._model = loaded.eval()

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.per_loop import PerLoop
@@ -43,12 +44,12 @@ class PageReader:
         timeout_s: Seconds that one page may take.
 
     Raises:
-        ImportError: the parser is not installed.
+        UserError: the parser is not installed.
     """
 
     def __init__(self, *, workers: int = 2, timeout_s: float = 3.0) -> None:
         if find_spec("trafilatura") is None:
-            raise ImportError("reading pages of the web needs mmsearch-trl[web]")
+            raise missing("reading pages of the web", "web", "no module named 'trafilatura'")
         self._timeout_s = timeout_s
         self._idle: list[_Worker] = []
         self._slots = PerLoop(lambda: asyncio.Semaphore(workers))
