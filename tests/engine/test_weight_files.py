@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmsearch_trl.core.errors import UserError
@@ -121,7 +122,7 @@ def test_a_full_disk_is_named_and_stops_no_other_rank(tmp_path: Path, monkeypatc
 
 
 def _full() -> None:
-    raise weight_files.SafetensorError("no space")
+    raise SafetensorError("no space")
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
 
 
@@ -116,11 +117,13 @@ def _index_query(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from mmsearch_trl.search.config import SearchConfig
-        from mmsearch_trl.search.server import serve
-    except ImportError as error:
-        raise UserError(f"serving needs mmsearch-trl[serve] ({error})") from error
+    with optional("serving", "serve"):
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    from mmsearch_trl.search.config import SearchConfig
+    from mmsearch_trl.search.server import serve
+
     given = {name: value for name, value in vars(options).items() if value is not None}
     config = SearchConfig(**{field.name: given[field.name] for field in fields(SearchConfig) if field.name in given})
     more = {name: given[name] for name in ("top_k", "reranker") if name in given}

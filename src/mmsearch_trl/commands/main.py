@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmsearch_trl import __version__
 from mmsearch_trl.commands.index import add_index, add_serve
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.core.versions import check_versions
@@ -144,10 +145,11 @@ def _world(options: argparse.Namespace) -> None:
 
     world, processor = World(options.seed), build_processor()
     folder, model = options.out / "world", options.out / "model"
-    write_world(world, folder, progress=True)
-    write_demonstrations(world, build_protocol(processor), folder, options.demonstrations, progress=True)
-    build_model(processor, options.seed).save_pretrained(model)
-    processor.save_pretrained(model)
+    with writing(options.out):
+        write_world(world, folder, progress=True)
+        write_demonstrations(world, build_protocol(processor), folder, options.demonstrations, progress=True)
+        build_model(processor, options.seed).save_pretrained(model)
+        processor.save_pretrained(model)
     print(f"world: {folder}\nuntrained model: {model}")
 
 

@@ -34,6 +34,8 @@ def writing(place: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except SafetensorError as error:  # how it tells of a full disk
+        raise UserError(f"{place}: cannot be written: {error}") from error
     except OSError as error:
         raise UserError(f"{error.filename or place}: cannot be written: {reason(error)}") from error
 

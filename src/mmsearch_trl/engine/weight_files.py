@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmsearch_trl.core.boundaries import writing
-from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.weight_sync import adapter_weights
 
 
@@ -138,8 +136,6 @@ def _save(
         if write:
             with writing(final), _new_version(folder, version) as partial:
                 write_all(partial, stream)
-    except SafetensorError as error:  # a full disk, too
-        raise UserError(f"{final}: cannot be written: {error}") from error
     finally:
         for _ in stream:  # whatever happened here, other ranks wait for this one to gather the rest
             pass

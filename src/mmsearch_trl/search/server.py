@@ -261,7 +261,6 @@ def serve(config: SearchConfig, *, host: str, port: int, top_k: int = 3, reranke
     """Serve the searches of `config`, and this reranker, until the process is told to end.
 
     Raises:
-        ImportError: the server's packages are not installed.
         UserError: there is no such index or model, or a server that others can reach has no token.
     """
     import uvicorn
