@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmsearch_trl.commands.cache import add, export, verify
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.core.observation import ImageHit, RawReply, TextHit
+from mmsearch_trl.core.observation import ImageHit, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 
 
@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
     store.put("image", (ImageHit("a", None, RED), ImageHit("b")))
     store.put("text", (TextHit("a", "b"),))
     store.put("none", ())
-    store.put("raw", RawReply("text"))
+    store.put("more", (TextHit("c", "d"),))
     store.close()
     return store.path
 
@@ -33,7 +33,7 @@ def damage(file: Path, key: str) -> None:
 
 
 def test_stats_tell_the_kinds_of_answers(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damage(file, "raw")
+    damage(file, "more")
     assert main(["cache", "stats", str(file)]) == 0
     shown = capsys.readouterr().out
     for kind in ("image hits", "text hits", "nothing found", "damaged"):
@@ -65,7 +65,7 @@ def test_an_import_adds_what_is_missing_and_changes_nothing(file: Path, tmp_path
     mine = ResultStore(tmp_path / "mine.sqlite")
     mine.put("text", (TextHit("mine", ""),))
     mine.close()
-    damage(file, "raw")
+    damage(file, "more")
     assert add(mine.path, [file]) == 2
     assert mine.get("text") == (TextHit("mine", ""),)
     kept = mine.get("image")

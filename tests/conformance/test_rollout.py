@@ -11,25 +11,20 @@ from typing import Any
 
 import pytest
 import toy
+from conformance.upstream_tools import ReadyMade, ReadyMadeProtocol, UpstreamTools
 from PIL import Image
 
-from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
-from mmsearch_trl.core.errors import SearchError
-from mmsearch_trl.core.observation import FailureKind, ImageQuery, Observation, RawReply
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 from mmsearch_trl.rollout.compat import ResponseArrays, cut_response, response_arrays
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
-from mmsearch_trl.search.calls.record import CallRecord
-from mmsearch_trl.search.calls.validation import checked_answer
-from mmsearch_trl.search.upstream_tools import UpstreamImageSearch, UpstreamTextSearch
 
 
 Vector = dict[str, Any]
@@ -38,33 +33,11 @@ FIRST_PROMPT = "Here is the image and the question:\n{image} {question}"
 CANONICAL = "There is an error encountered in performing search. Please reason with your own capaibilities."
 
 
-class VectorTools:
-    """Tools of upstream's signature that answer every call with the scenario's reply."""
-
-    def __init__(self, tools: Vector, calls: list[list[str]], *, success: bool = True) -> None:
-        images = [Image.new("RGB", (width, height), "navy") for width, height in tools["image"]["images"]]
-        self._calls = calls
-        self._image = UpstreamImageSearch(lambda url: (tools["image"]["text"], images, {"success": success}))
-        self._text = UpstreamTextSearch(lambda query: (tools["text"]["text"], {"success": success}))
-
-    async def image_search(self, query: ImageQuery) -> Observation:
-        self._calls.append(["image", str(query.url)])
-        return await self._ask(ActionKind.IMAGE_SEARCH, self._image, query)
-
-    async def text_search(self, query: str) -> Observation:
-        self._calls.append(["text", query])
-        return await self._ask(ActionKind.TEXT_SEARCH, self._text, query)
-
-    def drain_records(self) -> list[CallRecord]:
-        return []
-
-    async def _ask(self, tool: str, backend: Any, query: Any) -> Observation:
-        try:
-            answer = checked_answer(tool, await backend.search(query, 5), 5)
-        except SearchError as error:
-            return Observation(tool=tool, failure=error.failure)
-        assert isinstance(answer, RawReply)
-        return Observation(tool=tool, raw=answer)
+def tools_of(vector: Vector) -> UpstreamTools:
+    """Tools that answer every call with the scenario's reply."""
+    image, text, fine = vector["tools"]["image"], vector["tools"]["text"]["text"], {"success": vector["id"] != "ro13"}
+    images = [Image.new("RGB", (width, height), "navy") for width, height in image["images"]]
+    return UpstreamTools(lambda url: (image["text"], images, fine), lambda query: (text, fine))
 
 
 class Scenario:
@@ -80,7 +53,7 @@ class Scenario:
             after_text_search=config["after_text_prompt"] or "",
             forced_answer="",
         )
-        self.chat, self.protocol = chat, MMSearchProtocol(chat, prompts, compat="mmsearch_r1")
+        self.chat, self.protocol = chat, ReadyMadeProtocol(chat, prompts, compat="mmsearch_r1")
         self.limits = Limits(
             max_turns=config["max_gen_round"],
             max_response_tokens=self.length,
@@ -88,13 +61,13 @@ class Scenario:
             text_search_limit=config["text_search_limit"],
             compat="mmsearch_r1",
         )
-        self.calls: list[list[str]] = []
-        self.whole = asyncio.run(self._run())
+        tools = tools_of(vector)
+        self.calls = tools.calls
+        self.whole = asyncio.run(self._run(tools))
         self.trajectories = [cut_response(trajectory, self.length, chat) for trajectory in self.whole]
 
-    async def _run(self) -> list[Trajectory]:
+    async def _run(self, tools: UpstreamTools) -> list[Trajectory]:
         """One trajectory after the other, so that the order of tool calls is that of the vector's first round."""
-        tools = VectorTools(self.vector["tools"], self.calls, success=self.vector["id"] != "ro13")
         return [
             await run_trajectory(
                 self._task(i),
@@ -235,7 +208,7 @@ BETTER: dict[str, Callable[[Scenario], None]] = {
 def test_n_of_one_keeps_the_images_of_its_searches(rollout_vector: Vector) -> None:
     """ro29 and every other scenario: whatever `n`, an executed image search leaves its images in the trajectory."""
     for trajectory in Scenario(rollout_vector).whole:
-        found = sum(len(o.raw.images) for o in trajectory.observations if o.raw is not None)
+        found = sum(len(o.images) for o in trajectory.observations if isinstance(o, ReadyMade))
         assert len(trajectory.images) == 1 + found
 
 

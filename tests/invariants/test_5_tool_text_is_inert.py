@@ -14,7 +14,7 @@ from servers import Trainers
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, RawReply, TextHit
+from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -64,18 +64,14 @@ PICTURE = tiny.noise(30, 40, tiny.random.Random(0))
 class Hostile:
     """Answers every search with the text it was made with, in every place where text can stand."""
 
-    def __init__(self, text: str, *, raw: bool = False) -> None:
-        self.text, self.raw = text, raw
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     async def image_search(self, query: ImageQuery) -> Observation:
-        if self.raw:
-            return Observation(tool=ActionKind.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] {self.text}"))
         hits = (ImageHit(self.text, thumbnail=PICTURE), ImageHit(self.text, url=self.text))
         return Observation(tool=ActionKind.IMAGE_SEARCH, hits=hits)
 
     async def text_search(self, query: str) -> Observation:
-        if self.raw:
-            return Observation(tool=ActionKind.TEXT_SEARCH, raw=RawReply(self.text))
         return Observation(tool=ActionKind.TEXT_SEARCH, hits=(TextHit(self.text, self.text, url=self.text),))
 
     def drain_records(self) -> list[CallRecord]:
@@ -98,22 +94,20 @@ def _tags(trajectory: Trajectory) -> list[list[str]]:
     return [TAG.findall(CHAT.tokenizer.decode(list(turn.reply_ids))) for turn in trajectory.turns]
 
 
-BENIGN, BENIGN_RAW = _roll_out(Hostile("a page")), _roll_out(Hostile("a page", raw=True))
+BENIGN = _roll_out(Hostile("a page"))
 
 
 @settings(max_examples=150)
-@given(TEXT, st.booleans())
-def test_hostile_text_leaves_the_frame_of_a_reply_as_it_is(text: str, raw: bool) -> None:
-    # Under a raw reply the placeholders of the text are its own images, whose number the runtime checks.
-    text = text.replace("<|image_pad|>", "<|image|>") if raw else text
-    hostile, benign = _roll_out(Hostile(text, raw=raw)), BENIGN_RAW if raw else BENIGN
-    assert hostile.stop is benign.stop is StopReason.ANSWERED
-    assert _controls(hostile) == _controls(benign)
-    assert _tags(hostile) == _tags(benign)
-    assert [len(turn.reply_images) for turn in hostile.turns] == [len(turn.reply_images) for turn in benign.turns]
-    assert hostile.responses == benign.responses
+@given(TEXT)
+def test_hostile_text_leaves_the_frame_of_a_reply_as_it_is(text: str) -> None:
+    hostile = _roll_out(Hostile(text))
+    assert hostile.stop is BENIGN.stop is StopReason.ANSWERED
+    assert _controls(hostile) == _controls(BENIGN)
+    assert _tags(hostile) == _tags(BENIGN)
+    assert [len(turn.reply_images) for turn in hostile.turns] == [len(turn.reply_images) for turn in BENIGN.turns]
+    assert hostile.responses == BENIGN.responses
     options = RewardConfig(format_rule="three_rounds")
-    assert score(hostile.responses, ["c"], options) == score(benign.responses, ["c"], options)
+    assert score(hostile.responses, ["c"], options) == score(BENIGN.responses, ["c"], options)
 
 
 def test_hostile_text_adds_no_control_token_on_any_engine(build: Trainers, tmp_path: Path) -> None:
@@ -158,6 +152,3 @@ def test_a_thumbnail_that_the_processor_refuses_leaves_its_title() -> None:
     reply = PROTOCOL.reply(observation, TASK, [CHAT.turn_end_id])
     assert sum(isinstance(part, ImageInput) for part in reply.parts) == 1
     assert "thin page" in CHAT.decode(reply.token_ids)
-    place = "<|vision_start|><|image_pad|><|vision_end|>"
-    raw = Observation(tool=ActionKind.IMAGE_SEARCH, raw=RawReply(f"[Image Search Results] 1. {place} x", (thin,)))
-    assert CHAT.image_pad_id not in PROTOCOL.reply(raw, TASK, [CHAT.turn_end_id]).token_ids

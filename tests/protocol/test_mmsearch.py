@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
@@ -151,33 +151,6 @@ def test_a_failure_is_told_in_own_words_and_never_in_the_backend_s(tool: str) ->
 def test_nothing_found_is_no_failure() -> None:
     said = _said(OURS, Observation(tool=ActionKind.TEXT_SEARCH))
     assert "<information>[Text Search Results] The search found nothing." in said
-
-
-@pytest.mark.parametrize(
-    ("protocol", "tool", "text", "after"),
-    [
-        (OURS, ActionKind.TEXT_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
-        (OURS, ActionKind.TEXT_SEARCH, "plain", None),
-        (OURS, ActionKind.TEXT_SEARCH, "see [Text Search Results] x", None),
-        (COMPAT, ActionKind.TEXT_SEARCH, "see [Text Search Results] x", "AFTER-TXT"),
-        (COMPAT, ActionKind.TEXT_SEARCH, "[Image Search Results] and [Text Search Results] x", "AFTER-IMG"),
-        (COMPAT, ActionKind.IMAGE_SEARCH, "[Text Search Results] x", "AFTER-TXT"),
-        (COMPAT, ActionKind.IMAGE_SEARCH, "x [Image Search Results] There is an error encountered x", None),
-    ],
-)
-def test_ready_made_text_is_framed_where_it_has_a_heading(
-    protocol: MMSearchProtocol, tool: str, text: str, after: str | None
-) -> None:
-    said = _said(protocol, Observation(tool=tool, raw=RawReply(text)))
-    assert (after is None) == (f"user\n{text}<|im_end|>" in said)
-    assert after is None or (f"<information>{text}</information>" in said and f"\n{after}<|im_end|>" in said)
-
-
-def test_upstream_hands_text_on_where_no_prompt_is_set() -> None:
-    prompts = Prompts(first_turn="{image}{question}", after_image_search="", after_text_search="", forced_answer="")
-    protocol = MMSearchProtocol(CHAT, prompts, compat="mmsearch_r1")
-    text = "[Text Search Results] x"
-    assert f"user\n{text}<|im_end|>" in _said(protocol, Observation(tool=ActionKind.TEXT_SEARCH, raw=RawReply(text)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

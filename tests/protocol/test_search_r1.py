@@ -11,12 +11,11 @@ from PIL import Image
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import Failure, FailureKind, Observation, RawReply, TextHit
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol, load_search_r1_prompt
-from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
 
 PROTOCOL = small_lm.build_protocol("</search>\n</answer>\n who wrote moby dick Herman Melville")
@@ -117,7 +116,6 @@ def test_results_stand_in_the_assistants_turn_without_any_framing() -> None:
         ({}, "The search found nothing."),
         ({"failure": Failure(FailureKind.TIMEOUT, "secret detail")}, "The search could not be carried out (timeout)."),
         ({"failure": Failure(FailureKind.INVALID_QUERY, "")}, "The search could not be carried out (invalid query)."),
-        ({"raw": RawReply(f"ready {IMAGE_PLACEHOLDER}text")}, "ready text"),
     ],
 )
 def test_every_outcome_is_one_plain_block(outcome: dict[str, Any], sentence: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
-from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, RawReply, TextHit
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend import Answer
 from mmsearch_trl.search.calls.backend_client import CallPolicy
@@ -268,11 +268,6 @@ def test_a_thumbnail_that_cannot_be_used_leaves_its_title() -> None:
     assert isinstance(first, ImageHit) and isinstance(second, ImageHit)
     assert (first.title, first.url, first.thumbnail) == ("a", "u", None)
     assert second.thumbnail is not None and second.thumbnail.mode == "RGB"
-
-
-def test_a_ready_made_reply_becomes_raw() -> None:
-    observation = ask(returning(RawReply("text")))
-    assert observation.raw == RawReply("text") and observation.hits == ()
 
 
 def test_every_call_is_recorded_once_and_the_log_is_drained() -> None:

@@ -22,6 +22,12 @@ def test_a_record_reads_back_equal(searching, answering, failing, tokenizer):
         assert TraceRecord.from_json(line) == record
 
 
+def test_a_record_of_an_earlier_version_is_still_read(searching, tokenizer):
+    row = json.loads(record_of(searching, tokenizer).to_json())
+    row["turns"][0]["observation"] |= {"raw_text": None, "raw_images": []}
+    assert TraceRecord.from_json(json.dumps(row)) == record_of(searching, tokenizer)
+
+
 def test_the_tokens_of_a_record_are_the_trajectory_s_own(searching, tokenizer):
     trajectory = searching.trajectory
     tokens = [token for turn in record_of(searching, tokenizer).turns for token in turn.tokens]

@@ -12,7 +12,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import ImageHit, RawReply
+from mmsearch_trl.core.observation import ImageHit
 from mmsearch_trl.search.cache.answer_bytes import unpack
 from mmsearch_trl.search.cache.store import ResultStore
 
@@ -114,8 +114,6 @@ def _kind(entry: bytes) -> str:
         answer = unpack(entry)
     except Exception:  # whatever a damaged entry makes the decoders raise
         return _DAMAGED
-    if isinstance(answer, RawReply):
-        return "ready-made replies"
     if not answer:
         return "nothing found"
     return "image hits" if isinstance(answer[0], ImageHit) else "text hits"

@@ -18,7 +18,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mmsearch_trl.core.errors import SearchLost, UserError
-from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation, RawReply
+from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation
 from mmsearch_trl.recipe.validation import build
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
@@ -88,9 +88,7 @@ def _show(observation: Observation, console: Console) -> None:
     how = "cached result" if observation.cached else f"{observation.tries} tries" if observation.tries > 1 else "asked"
     line = f"{escape(observation.backend)}, {how}, {observation.seconds:.2f} s"
     console.print(f"[dim]{line}[/dim]", highlight=False)
-    if observation.raw is not None:
-        _show_raw(observation.raw, console)
-    elif not observation.hits:
+    if not observation.hits:
         console.print("searched, and found nothing")
     for number, hit in enumerate(observation.hits, start=1):
         _show_hit(number, hit, console)
@@ -107,18 +105,8 @@ def _show_hit(number: int, hit: Hit, console: Console) -> None:
     elif hit.thumbnail is None:
         console.print("   (its image could not be had)")
     else:
-        _show_image(hit.thumbnail, console)
-
-
-def _show_raw(reply: RawReply, console: Console) -> None:
-    console.print(escape(reply.text), highlight=False)
-    for image in reply.images:
-        _show_image(image, console)
-
-
-def _show_image(image: Image.Image, console: Console) -> None:
-    in_colour = console.is_terminal and console.color_system in ("truecolor", "256")
-    console.print(half_blocks(image) if in_colour else f"   (an image of {image.width} x {image.height} pixels)")
+        image, in_colour = hit.thumbnail, console.is_terminal and console.color_system in ("truecolor", "256")
+        console.print(half_blocks(image) if in_colour else f"   (an image of {image.width} x {image.height} pixels)")
 
 
 def half_blocks(image: Image.Image, columns: int = _IMAGE_COLUMNS) -> Text:

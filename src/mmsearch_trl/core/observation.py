@@ -66,17 +66,6 @@ class ImageQuery:
     url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RawReply:
-    """The reply of a tool with MMSearch-R1's own signature: ready-made text and its thumbnails.
-
-    `text` holds one `<|vision_start|><|image_pad|><|vision_end|>` per image, as upstream's tools write it.
-    """
-
-    text: str
-    images: tuple[Image.Image, ...] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """The outcome of one tool call: hits (perhaps none), or a failure.
@@ -87,13 +76,11 @@ class Observation:
         coalesced: An identical call was already in flight and its answer was shared.
         tries: How often the backend was asked for it; 0 where an answer was kept, or nothing was asked.
         bytes: Received for it, over all tries (`cost.py`).
-        raw: Set instead of `hits` by tools that write their own reply (`search/upstream_tools.py`).
     """
 
     tool: str
     hits: tuple[Hit, ...] = ()
     failure: Failure | None = None
-    raw: RawReply | None = None
     backend: str = ""
     seconds: float = 0.0
     cached: bool = False

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, RawReply, TextHit
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration
 from mmsearch_trl.search.media.loading import load_image
@@ -66,8 +66,6 @@ class TraceReader:
             raise UserError(f"the trace of another version: {error}") from error
         if trace.failure is not None and kind is not None:
             return Observation(tool=tool, failure=Failure(kind, trace.failure.message))
-        if trace.raw_text is not None:
-            return Observation(tool=tool, raw=RawReply(trace.raw_text, tuple(map(self._image, trace.raw_images))))
         if tool == ActionKind.TEXT_SEARCH:
             return Observation(
                 tool=tool, hits=tuple(TextHit(hit.title, hit.text or "", url=hit.url) for hit in trace.hits)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.observation import Hit, ImageHit, Observation
 from mmsearch_trl.core.task import Task
@@ -23,7 +23,6 @@ from mmsearch_trl.protocol.reply_templates import UPSTREAM_FAILURE, ReplyTemplat
 
 
 IMAGE_SEARCH_TAG = "<search><img></search>"
-RAW_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _IMAGE_SEARCH = re.compile(r"<search><img></search>$")
 _TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
 _QUERY = re.compile(r"<text_search>(.*?)</text_search>")
@@ -108,32 +107,12 @@ class MMSearchProtocol:
         if observation.failure is not None:
             text = self.templates.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
             return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
-        after = self._after_prompt(observation)
-        if after is None:
-            return self.chat.reply(self._inert(self._raw_content(observation)), sampled)
+        prompts = self.prompts
+        image = observation.tool == ActionKind.IMAGE_SEARCH
+        after = prompts.after_image_search if image else prompts.after_text_search
         question = self.templates.question.replace("{question}", self.chat.safe(task.question))
-        body = self._inert(self._raw_content(observation) if observation.raw else self._body(observation))
+        body = self._inert(self._body(observation))
         return self.chat.reply([self.templates.opening, *body, self.templates.closing + question + after], sampled)
-
-    def _after_prompt(self, observation: Observation) -> str | None:
-        """What follows the results; None where ready-made text is handed on as it stands, without frame or question.
-
-        That is text without a heading, and, under `compat`, any for which no prompt is set. Upstream looks for both
-        headings anywhere in the text, the image search's with precedence, whichever tool was asked.
-        """
-        prompts: dict[str, str] = {
-            ActionKind.IMAGE_SEARCH: self.prompts.after_image_search,
-            ActionKind.TEXT_SEARCH: self.prompts.after_text_search,
-        }
-        if observation.raw is None:
-            return prompts[observation.tool]
-        text = observation.raw.text
-        headings: dict[str, str] = {tool: f"[{name}]" for tool, name in _TOOL_NAMES.items()}
-        if not self._compat:
-            return prompts[observation.tool] if text.startswith(headings[observation.tool]) else None
-        error = " There is an error encountered"
-        fine = [tool for tool in SEARCHES if headings[tool] in text and headings[tool] + error not in text]
-        return next((prompts[tool] for tool in fine if prompts[tool]), None)
 
     def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
@@ -167,15 +146,6 @@ class MMSearchProtocol:
             return [_fill(templates.image_item_title_only, slots)]
         before, after = templates.image_item.split("{image}")
         return [_fill(before, slots), hit.thumbnail, _fill(after, slots)]
-
-    def _raw_content(self, observation: Observation) -> Content:
-        """A ready-made reply, its thumbnails where its placeholders stood (their number was checked on arrival)."""
-        assert observation.raw is not None
-        pieces = observation.raw.text.split(RAW_IMAGE)
-        content: Content = [pieces[0]]
-        for image, piece in zip(observation.raw.images, pieces[1:], strict=True):
-            content += [image, piece] if self.chat.can_show(image) else [piece]
-        return content
 
     def _inert(self, content: Content) -> Content:
         """Join neighbouring texts, so that no token can hide in a seam, and make them inert."""

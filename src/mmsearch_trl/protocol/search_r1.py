@@ -26,7 +26,6 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, load_prompt
-from mmsearch_trl.search.calls.validation import IMAGE_PLACEHOLDER
 
 
 SEARCH_END, ANSWER_END = "</search>", "</answer>"
@@ -132,8 +131,6 @@ def load_search_r1_prompt(path: str | Path | None = None) -> str:
 def _text(observation: Observation) -> str:
     if observation.failure is not None:
         return f"The search could not be carried out ({observation.failure.kind.value.replace('_', ' ')})."
-    if observation.raw is not None:
-        return observation.raw.text.replace(IMAGE_PLACEHOLDER, "")
     if not observation.hits:
         return "The search found nothing."
     return "".join(_passage(rank, hit) for rank, hit in enumerate(observation.hits, 1)).strip()

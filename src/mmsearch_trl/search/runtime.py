@@ -21,7 +21,7 @@ from typing import Any
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
 from mmsearch_trl.core.images import image_digest
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation, RawReply
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.backend_client import BackendClient, CallPolicy, is_paid
@@ -241,13 +241,13 @@ class SearchRuntime:
             if self._cache is not None and self.mode is not Mode.RECORD:
                 kept = await call_blocking(self._kept, key)
                 if kept is not None:
-                    return replace(_succeeded(tool, backend.name, kept), cached=True)
+                    return Observation(tool=tool, hits=tuple(kept), backend=backend.name, cached=True)
             if self.mode is Mode.REPLAY:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
             answer = await self._clients[tool].call(query)
             if self._cache is not None:
                 answer = await call_blocking(self._cache.put, key, answer, self.mode is Mode.RECORD)
-            return _succeeded(tool, backend.name, answer)
+            return Observation(tool=tool, hits=tuple(answer), backend=backend.name)
         except SearchError as error:
             return _failed(tool, backend.name, error.failure.kind, error.failure.message)
         except Exception as error:
@@ -268,12 +268,6 @@ async def _image_identity(backend: SearchBackend[ImageQuery], query: ImageQuery)
     """The image's digest; with the names it goes by, unless the backend says that only pixels matter to it."""
     digest = await call_blocking(image_digest, query.image)
     return [digest] if getattr(backend, "by_pixels", False) else [digest, query.data_id, query.url]
-
-
-def _succeeded(tool: ActionKind, backend: str, answer: Answer) -> Observation:
-    if isinstance(answer, RawReply):
-        return Observation(tool=tool, raw=answer, backend=backend)
-    return Observation(tool=tool, hits=tuple(answer), backend=backend)
 
 
 def _failed(tool: ActionKind, backend: str, kind: FailureKind, message: str) -> Observation:

@@ -52,9 +52,8 @@ def images_of(trajectory: Trajectory) -> Iterator[tuple[str, Image.Image]]:
     """Yield every image that the trajectory's record names, with its digest; an image may come twice."""
     yield from ((part.key, part.image) for part in trajectory.prompt_images)
     for observation in trajectory.observations:
-        thumbnails = [hit.thumbnail for hit in observation.hits if isinstance(hit, ImageHit) and hit.thumbnail]
-        raw = observation.raw.images if observation.raw else ()
-        yield from ((image_digest(image), image) for image in (*thumbnails, *raw))
+        thumbnails = (hit.thumbnail for hit in observation.hits if isinstance(hit, ImageHit) and hit.thumbnail)
+        yield from ((image_digest(image), image) for image in thumbnails)
 
 
 def _outcome(scored: ScoredTrajectory) -> TraceOutcome:
@@ -92,13 +91,10 @@ def _observed(token_ids: Sequence[int], spell: Speller) -> Iterator[TraceToken]:
 
 
 def _observation(observation: Observation) -> TraceObservation:
-    raw = observation.raw
     return TraceObservation(
         tool=observation.tool,
         hits=tuple(_hit(hit) for hit in observation.hits),
         failure=_failure(observation.failure),
-        raw_text=raw.text if raw else None,
-        raw_images=tuple(image_digest(image) for image in raw.images) if raw else (),
         backend=observation.backend,
         seconds=round(observation.seconds, 4),
         cached=observation.cached,

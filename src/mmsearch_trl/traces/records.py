@@ -44,13 +44,11 @@ class TraceFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceObservation:
-    """A tool call's outcome. `raw_text` and `raw_images` are set for tools that write their own reply."""
+    """A tool call's outcome."""
 
     tool: str
     hits: tuple[TraceHit, ...] = ()
     failure: TraceFailure | None = None
-    raw_text: str | None = None
-    raw_images: tuple[str, ...] = ()
     backend: str = ""
     seconds: float = 0.0
     cached: bool = False
@@ -150,5 +148,6 @@ def _observation(row: dict[str, Any] | None) -> TraceObservation | None:
     if row is None:
         return None
     hits = tuple(TraceHit(**hit) for hit in row["hits"])
-    parts = {"hits": hits, "failure": _failure(row["failure"]), "raw_images": tuple(row["raw_images"])}
-    return TraceObservation(**row | parts)
+    # Records of earlier versions also hold the ready-made replies of upstream's tools, which no run had.
+    known = {key: value for key, value in row.items() if key not in ("raw_text", "raw_images")}
+    return TraceObservation(**known | {"hits": hits, "failure": _failure(row["failure"])})

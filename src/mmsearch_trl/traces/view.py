@@ -103,7 +103,6 @@ def _digests(record: TraceRecord) -> Iterator[str]:
     for turn in record.turns:
         if turn.observation:
             yield from (hit.thumbnail for hit in turn.observation.hits if hit.thumbnail)
-            yield from turn.observation.raw_images
 
 
 def _render(title: str, entries: list[dict[str, Any]], images: dict[str, str], total: int) -> str:

@@ -1,9 +1,12 @@
 import io
 import itertools
+import json
 import multiprocessing
 import random
 import sqlite3
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmsearch_trl.core.action import ActionKind
-from mmsearch_trl.core.observation import ImageHit, RawReply, TextHit
+from mmsearch_trl.core.observation import ImageHit, TextHit
 from mmsearch_trl.search.cache.answer_bytes import unpack
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
 from mmsearch_trl.search.calls.backend import Answer
@@ -28,7 +31,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 def image_hits(answer: Answer | None) -> list[ImageHit]:
-    assert answer is not None and not isinstance(answer, RawReply)
+    assert answer is not None
     return [hit for hit in answer if isinstance(hit, ImageHit)]
 
 
@@ -54,13 +57,21 @@ def test_put_returns_the_very_pixels_that_get_will(store: ResultStore) -> None:
     assert now.size == LARGE.size and now.tobytes() == later.tobytes()
 
 
-def test_a_ready_made_reply_and_an_empty_answer_are_kept(store: ResultStore) -> None:
-    store.put("raw", RawReply("text <|image_pad|>", (SMALL,)))
+def test_an_empty_answer_is_kept(store: ResultStore) -> None:
     store.put("none", ())
-    reply = store.get("raw")
-    assert isinstance(reply, RawReply) and reply.text == "text <|image_pad|>"
-    assert [image.tobytes() for image in reply.images] == [SMALL.tobytes()]
     assert store.get("none") == ()
+
+
+def test_a_ready_made_reply_of_an_earlier_version_is_a_miss(store: ResultStore) -> None:
+    """Earlier versions kept text that a tool had written out; no run of this one asks for it."""
+    text = json.dumps({"text": "1. page", "images": []}).encode()
+    entry = struct.pack("<II", zlib.crc32(text), len(text)) + text
+    with pytest.raises(ValueError, match="a ready-made reply, as earlier versions kept them"):
+        unpack(entry)
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("INSERT INTO entries VALUES ('k', ?, 0, 1, 1)", (entry,))
+    connection.close()
+    assert store.get("k") is None and len(store) == 0
 
 
 def test_the_first_answer_stays(store: ResultStore) -> None:

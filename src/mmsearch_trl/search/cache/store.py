@@ -99,7 +99,7 @@ class ResultStore:
         now = time.time()
         keep = "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry, made = excluded.made, size = excluded.size,"
         keep += " hits = excluded.hits WHERE ? OR (entries.hits = 0 AND entries.made < ?)"
-        values = (key, entry, now, len(entry), _count(answer), replace, now - self._empty_lifetime_s)
+        values = (key, entry, now, len(entry), len(answer), replace, now - self._empty_lifetime_s)
         self._write(f"INSERT INTO entries VALUES (?, ?, ?, ?, ?) {keep}", values)
         self._make_room()
         return self.get(key) or unpack(entry)
@@ -121,7 +121,7 @@ class ResultStore:
         Raises:
             Exception: whatever a damaged entry makes the decoders raise.
         """
-        values = (key, entry, made, len(entry), _count(unpack(entry)))
+        values = (key, entry, made, len(entry), len(unpack(entry)))
         self._write("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", values)
 
     def drop(self, key: str) -> None:
@@ -170,8 +170,3 @@ class ResultStore:
             connection.execute(_BY_AGE)
             self._connection, self._owner = connection, os.getpid()
         return self._connection
-
-
-def _count(answer: Answer) -> int:
-    """Hits of an answer; a ready-made reply counts as one."""
-    return len(answer) if isinstance(answer, Sequence) else 1

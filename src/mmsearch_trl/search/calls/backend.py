@@ -7,11 +7,11 @@ is a value that the rollout records and not an exception that ends a training st
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from mmsearch_trl.core.observation import Hit, RawReply
+from mmsearch_trl.core.observation import Hit
 
 
-Answer = Sequence[Hit] | RawReply
-"""What a backend gives: hits, best first (none: "searched and found nothing"), or a reply it has written itself."""
+Answer = Sequence[Hit]
+"""What a backend gives: hits, best first; none: "searched and found nothing"."""
 
 QueryT = TypeVar("QueryT", contravariant=True)
 
