@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.search import factory as opening
 from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.index_build import build_image_index, build_text_index
+from mmsearch_trl.search.runtime import SearchRuntime
 
 
 @pytest.fixture
@@ -32,14 +33,18 @@ def test_every_key_has_a_help_text() -> None:
     assert all(field.metadata.get("help") for field in fields(SearchConfig))
 
 
+async def both(runtime: SearchRuntime, image: ImageQuery, text: str) -> tuple[Observation, Observation]:
+    return await runtime.image_search(image), await runtime.text_search(text)
+
+
 def test_a_recipe_searches_both_indexes_and_keeps_the_answers(
     indexes: dict[str, str], emblem: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
     config = SearchConfig(**indexes, image_top_k=2, text_top_k=1, cache=str(tmp_path / "cache.sqlite"))  # type: ignore
     for cached in (False, True):
         runtime = build_runtime(config)
-        image = asyncio.run(runtime.image_search(ImageQuery(emblem(3, 56, (1, 1)), data_id=str(cached))))
-        text = asyncio.run(runtime.text_search("emblem 2"))
+        query = ImageQuery(emblem(3, 56, (1, 1)), data_id=str(cached))
+        image, text = asyncio.run(both(runtime, query, "emblem 2"))
         runtime.close()
         assert image.failure is text.failure is None
         assert (image.cached, text.cached) == (cached, cached)
@@ -52,9 +57,9 @@ def test_a_published_cache_is_opened_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "fvqa_train_cache" / "fvqa_train_1" / "meta.json").write_text('{"title_list": ["a"]}')
     runtime = build_runtime(SearchConfig(image_cache=str(tmp_path)))
     query = ImageQuery(Image.new("RGB", (4, 4)), data_id="fvqa_train_1")
-    assert asyncio.run(runtime.image_search(query)).hits == (ImageHit("a"),)
-    failure = asyncio.run(runtime.text_search("who?")).failure
-    assert failure is not None and failure.kind is FailureKind.UNAVAILABLE
+    image, text = asyncio.run(both(runtime, query, "who?"))
+    assert image.hits == (ImageHit("a"),)
+    assert text.failure is not None and text.failure.kind is FailureKind.UNAVAILABLE
 
 
 @pytest.mark.parametrize("key", ["image_index", "image_cache", "text_index"])

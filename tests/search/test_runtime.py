@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmsearch_trl.core.action import ActionKind
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, SearchLost
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend import Answer
@@ -92,8 +92,11 @@ def test_nothing_found_is_a_success_without_hits() -> None:
 
 def test_a_tool_without_backend_is_a_failure() -> None:
     runtime = SearchRuntime(None, None)
-    text = asyncio.run(runtime.text_search("a"))
-    image = asyncio.run(runtime.image_search(ImageQuery(RED)))
+
+    async def run() -> tuple[Observation, Observation]:
+        return await runtime.text_search("a"), await runtime.image_search(ImageQuery(RED))
+
+    text, image = asyncio.run(run())
     assert kind(text) is kind(image) is FailureKind.UNAVAILABLE
     assert image.failure is not None and image.failure.message == "no image search is configured"
 
@@ -246,19 +249,22 @@ def test_an_answer_is_kept_and_a_failure_is_not(tmp_path: Path) -> None:
             raise answer
         return answer
 
+    async def thrice(runtime: SearchRuntime) -> list[Observation]:
+        return [await runtime.image_search(ImageQuery(RED.copy())) for _ in range(3)]
+
     backend = Backend(behave)
     runtime = SearchRuntime(backend, None, image_policy=CallPolicy(retries=0), cache=ResultStore(tmp_path / "cache"))
-    first, second, third = (asyncio.run(runtime.image_search(ImageQuery(RED))) for _ in range(3))
+    first, second, third = asyncio.run(thrice(runtime))
     runtime.close()
     assert kind(first) is FailureKind.UNAVAILABLE
     assert not second.cached and third.cached and len(backend.queries) == 2
     assert [(hit.title, hit.url) for hit in third.hits] == [("a", "u"), ("b", None)]
     later = SearchRuntime(backend, None, cache=ResultStore(tmp_path / "cache"))
-    fourth = asyncio.run(later.image_search(ImageQuery(RED.copy())))
-    assert fourth.cached and len(backend.queries) == 2
+    assert all(observation.cached for observation in asyncio.run(thrice(later))) and len(backend.queries) == 2
     backend.fingerprint = "test-2"
     answers.append([])
-    assert not asyncio.run(later.image_search(ImageQuery(RED))).cached
+    changed = SearchRuntime(backend, None, cache=ResultStore(tmp_path / "cache"))
+    assert not asyncio.run(thrice(changed))[0].cached
 
 
 def test_a_thumbnail_that_cannot_be_used_leaves_its_title() -> None:
@@ -283,21 +289,77 @@ def test_every_call_is_recorded_once_and_the_log_is_drained() -> None:
     assert runtime.drain_records() == [] == runtime.records
 
 
-def test_one_runtime_serves_loops_one_after_another_and_side_by_side() -> None:
-    runtime = text_runtime(returning(HITS, 0.02), max_concurrency=1)
+class Connected(Backend):
+    """A backend with a connection that belongs to an event loop."""
+
+    def __init__(self, behave: Any) -> None:
+        super().__init__(behave)
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def search(self, query: Any, k: int) -> Answer:
+        self.loop = self.loop or asyncio.get_running_loop()
+        assert self.loop is asyncio.get_running_loop()
+        return await super().search(query, k)
+
+    async def close(self) -> None:
+        assert self.loop in (None, asyncio.get_running_loop())
+        self.loop = None
+
+
+async def _found(query: Any) -> Answer:
+    await asyncio.sleep(0.01)
+    return HITS
+
+
+def test_one_runtime_serves_one_loop_after_another() -> None:
+    runtime = text_runtime(backend := Connected(_found), max_concurrency=1)
 
     async def several() -> list[Observation]:
-        return await asyncio.gather(*(runtime.text_search(str(number)) for number in range(4)))
+        try:
+            return await asyncio.gather(*(runtime.text_search(str(number)) for number in range(4)))
+        finally:
+            await runtime.disconnect()
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    beside = asyncio.run_coroutine_threadsafe(several(), loop)
-    observations = asyncio.run(several()) + asyncio.run(several()) + beside.result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
-    assert [kind(o) for o in observations] == [None] * 12
+    for _ in range(2):
+        assert [kind(observation) for observation in asyncio.run(several())] == [None] * 4
+        assert backend.loop is None
+
+
+def test_a_second_loop_is_refused_until_the_first_has_disconnected() -> None:
+    runtime = text_runtime(Connected(_found))
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(runtime.text_search("a")).failure is None
+        for begin in (lambda: runtime.text_search("b"), runtime.check, runtime.disconnect):
+            with pytest.raises(RuntimeError, match=r"in use on another event loop: await disconnect\(\) there first"):
+                second.run(begin())
+        first.run(runtime.disconnect())
+        assert second.run(runtime.text_search("b")).failure is None
+        second.run(runtime.disconnect())
+
+
+def test_a_check_leaves_no_connection_open_whatever_it_finds() -> None:
+    class Refusing(Connected):
+        async def check(self) -> None:
+            await self.search("ready?", 1)
+            raise SearchError(FailureKind.KEY_REFUSED, "the key is refused")
+
+    runtime = text_runtime(backend := Refusing(_found))
+    for _ in range(2):
+        with pytest.raises(SearchLost, match="cannot be used: the key is refused"):
+            asyncio.run(runtime.check())
+        assert backend.loop is None
+
+
+def test_disconnecting_ends_calls_in_flight() -> None:
+    async def run() -> Observation:
+        backend = returning(HITS, 60)
+        runtime = text_runtime(backend)
+        waiting = asyncio.ensure_future(runtime.text_search("a"))
+        await begun(backend, 1)
+        await runtime.disconnect()
+        return await waiting
+
+    assert kind(asyncio.run(run())) is FailureKind.UNAVAILABLE
 
 
 def test_closing_ends_calls_in_flight_and_refuses_later_ones() -> None:

@@ -57,7 +57,7 @@ def reward_parts(scored: ScoredTrajectory) -> RewardParts:
 def without_images(trajectory: Trajectory) -> Trajectory:
     """What means are made of, cheap to keep and to send: no image, no message, no hit."""
     turns = [
-        replace(turn, reply=(), observation=turn.observation and replace(turn.observation, hits=(), raw=None))
+        replace(turn, reply=(), observation=turn.observation and replace(turn.observation, hits=()))
         for turn in trajectory.turns
     ]
     return replace(trajectory, task=replace(trajectory.task, images=(), extra={}), prompt=(), turns=turns)

@@ -28,7 +28,7 @@ from mmsearch_trl.search.calls.backend_client import BackendClient, CallPolicy, 
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.cost import Cost, counting
 from mmsearch_trl.search.calls.record import CallRecord
-from mmsearch_trl.search.calls.single_flight import FlightCancelled, SingleFlight
+from mmsearch_trl.search.calls.single_flight import CallCancelled, SingleFlight
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
 
@@ -112,6 +112,8 @@ class SearchRuntime:
         self._records_lock = threading.Lock()
         self._in_flight: SingleFlight[tuple[Observation, Cost]] = SingleFlight()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """On which it is in use: connections, slots and calls in flight cannot be shared between loops."""
 
     async def image_search(self, query: ImageQuery) -> Observation:
         """Look an image up. Raises nothing but `asyncio.CancelledError`."""
@@ -134,19 +136,25 @@ class SearchRuntime:
         """
         if self.mode is Mode.REPLAY:
             return
-        for backend in (self._image, self._text):
-            try:
-                if (check := getattr(backend, "check", None)) is not None:
-                    await check()
-            except SearchError as error:
-                raise SearchLost(f"the search backend {backend.name} cannot be used: {error}") from None  # pyright: ignore[reportOptionalMemberAccess]
-        await self.disconnect()
+        self._claim_loop()
+        try:
+            for backend in (self._image, self._text):
+                try:
+                    if (check := getattr(backend, "check", None)) is not None:
+                        await check()
+                except SearchError as error:
+                    raise SearchLost(f"the search backend {backend.name} cannot be used: {error}") from None  # pyright: ignore[reportOptionalMemberAccess]
+        finally:
+            await self.disconnect()
 
     async def disconnect(self) -> None:
-        """Close the connections that backends have on the running loop; the next search opens them again."""
-        for backend in (self._image, self._text):
-            if (close := getattr(backend, "close", None)) is not None:
-                await close()
+        """End the use of the runtime on the running loop: cancel what is in flight and close all connections. The next
+        search, on this loop or another, opens them again."""
+        self._claim_loop()
+        self._in_flight.cancel()
+        for client in self._clients.values():
+            await client.disconnect()
+        self._loop = None
 
     def drain_records(self) -> list[CallRecord]:
         """Take the log of the calls that ended since the last time."""
@@ -155,7 +163,7 @@ class SearchRuntime:
         return records
 
     def close(self) -> None:
-        """Cancel what is in flight, on whatever loop, and close the cache. Later calls are typed failures."""
+        """Cancel what is in flight, from any thread, and close the cache. Later calls are typed failures."""
         self._closed = True
         self._in_flight.cancel()
         if self._cache is not None:
@@ -169,6 +177,7 @@ class SearchRuntime:
         identify: Callable[[Any, Any], Awaitable[list[str | None]]],
     ) -> Observation:
         """Time a call, record it, and turn what is wrong before it begins into a failure."""
+        self._claim_loop()
         start, cost = time.perf_counter(), Cost()
         if backend is None:
             observation = _failed(tool, "", FailureKind.UNAVAILABLE, f"no {tool.replace('_', ' ')} is configured")
@@ -186,6 +195,16 @@ class SearchRuntime:
         observation = replace(observation, seconds=time.perf_counter() - start)
         self._record(observation, cost)
         return observation
+
+    def _claim_loop(self) -> None:
+        """
+        Raises:
+            RuntimeError: the runtime is in use on another event loop, and `disconnect` was not awaited there.
+        """
+        running = asyncio.get_running_loop()
+        if self._loop not in (None, running):
+            raise RuntimeError("the search runtime is in use on another event loop: await disconnect() there first")
+        self._loop = running
 
     def _record(self, observation: Observation, cost: Cost) -> None:
         """Put a call into the log, with that part of the cost of its answer which it bears."""
@@ -226,7 +245,7 @@ class SearchRuntime:
 
         try:
             (observation, cost), coalesced = await self._in_flight.join(key, begin)
-        except FlightCancelled:
+        except CallCancelled:
             failed = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
             return failed, Cost()
         return replace(observation, coalesced=coalesced), cost.taken()

@@ -25,7 +25,7 @@ class SearchBackend(Protocol[QueryT]):
       one cached result whatever the rows they come from are called.
     * `paid = True`: each call costs something, and is counted against `max_paid_calls`.
     * `async check()`: see that it is ready, at no cost; raises `SearchError`.
-    * `async close()`: close the connections of the running event loop.
+    * `async close()`: close its connections; the next search, perhaps on another event loop, opens them again.
     """
 
     name: str

@@ -20,7 +20,6 @@ from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.breaker import CircuitBreaker
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.cost import asked
-from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.calls.rate import TokenBucket
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import checked_answer
@@ -51,7 +50,7 @@ class CallPolicy:
         timeout_s: Seconds from a call to its end, at most.
         try_timeout_s: Seconds that one try of it may take.
         retries: Further tries after a failure that may pass, with growing, random pauses.
-        max_concurrency: Tries under way at a time, per event loop; further ones wait.
+        max_concurrency: Tries under way at a time; further ones wait.
         calls_per_second: Tries begun a second, in the long run; None for any number.
     """
 
@@ -90,7 +89,7 @@ class BackendClient(Generic[QueryT]):
         self._budget = budget if is_paid(backend) else None
         self._breaker = breaker or CircuitBreaker()
         self._bucket = TokenBucket(policy.calls_per_second) if policy.calls_per_second else None
-        self._slots = PerLoop(lambda: asyncio.Semaphore(policy.max_concurrency))
+        self._slots = asyncio.Semaphore(policy.max_concurrency)
         self._resumes_at = 0.0
         """Until when the backend has asked not to be asked."""
 
@@ -119,6 +118,12 @@ class BackendClient(Generic[QueryT]):
                 break
             await asyncio.sleep(pause)
         raise error
+
+    async def disconnect(self) -> None:
+        """Close the backend's connections; the next call, on whatever event loop, opens them again."""
+        self._slots = asyncio.Semaphore(self._policy.max_concurrency)  # one that has had waiters belongs to their loop
+        if (close := getattr(self._backend, "close", None)) is not None:
+            await close()
 
     @asynccontextmanager
     async def _admitted(self, deadline: float) -> AsyncIterator[None]:
@@ -168,7 +173,7 @@ class BackendClient(Generic[QueryT]):
 
     @asynccontextmanager
     async def _slot(self, deadline: float) -> AsyncIterator[None]:
-        slots = self._slots.here()
+        slots = self._slots
         try:
             async with asyncio.timeout_at(deadline):
                 await slots.acquire()

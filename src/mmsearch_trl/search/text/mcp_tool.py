@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
-from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.index.folder import digest_of
 
 
@@ -26,7 +25,7 @@ _LISTS = ("results", "hits", "items", "result", "documents")
 
 
 class McpSearch:
-    """A `SearchBackend[str]`. The server is connected to at the first search, and once per event loop.
+    """A `SearchBackend[str]`. The server is connected to at the first search.
 
     Args:
         server: An address (`https://...`), or the command that starts it, with its arguments.
@@ -60,7 +59,7 @@ class McpSearch:
         self._server = server
         self._environment = tuple(environment)
         self._tool, self._argument = tool, argument
-        self._connections = PerLoop(lambda: _Connection(self._target()))
+        self._connection: _Connection | None = None
         words = [server] if isinstance(server, str) else server
         self.fingerprint = digest_of(self.name, *words, tool, argument)
 
@@ -73,7 +72,7 @@ class McpSearch:
         from mcp.shared.exceptions import MCPError
         from mcp_types import CONNECTION_CLOSED
 
-        connection = self._connections.here()
+        connection = self._connection = self._connection or _Connection(self._target())
         try:
             client = await connection.client()
             answer = await client.call_tool(self._tool, {self._argument: query})
@@ -92,7 +91,8 @@ class McpSearch:
         return list(_hits(answer.structured_content, texts))[:k]
 
     async def close(self) -> None:
-        if (connection := self._connections.pop()) is not None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
             await connection.close()
 
     def _target(self) -> Any:

@@ -19,7 +19,6 @@ from yarl import URL
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import received
-from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, check_host, is_public
 
 
@@ -83,7 +82,7 @@ class Fetcher:
         self._allowed = allowed
         self._ports = ports
         self._lookup = lookup
-        self._sessions = PerLoop(self._session)
+        self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, types: Collection[str]) -> Fetched:
         """Fetch what lies at an address.
@@ -105,25 +104,28 @@ class Fetcher:
             raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {_kind(error)}") from None
 
     async def close(self) -> None:
-        """Close the connections of the loop that is running; the next fetch opens them again."""
-        if (session := self._sessions.pop()) is not None:
+        """Close the connections; the next fetch opens them again."""
+        session, self._session = self._session, None
+        if session is not None:
             await session.close()
 
-    def _session(self) -> aiohttp.ClientSession:
-        resolver = GuardedResolver(self._allowed, self._lookup)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "gzip, deflate", "User-Agent": "mmsearch-trl"},
-            auto_decompress=False,  # it would decompress without a bound
-            timeout=aiohttp.ClientTimeout(total=None),  # `fetch` bounds all of it
-            trust_env=False,  # a proxy would look names up itself, unchecked
-        )
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            resolver = GuardedResolver(self._allowed, self._lookup)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept-Encoding": "gzip, deflate", "User-Agent": "mmsearch-trl"},
+                auto_decompress=False,  # it would decompress without a bound
+                timeout=aiohttp.ClientTimeout(total=None),  # `fetch` bounds all of it
+                trust_env=False,  # a proxy would look names up itself, unchecked
+            )
+        return self._session
 
     async def _follow(self, url: str, types: Collection[str]) -> Fetched:
         target = self._checked(url)
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._sessions.here().get(target, allow_redirects=False) as response:
+            async with self._connected().get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, target, types)
                 where = response.headers.get("Location", "")

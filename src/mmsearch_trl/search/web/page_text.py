@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
-from mmsearch_trl.search.calls.per_loop import PerLoop
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.web.fetch import Fetched
 from mmsearch_trl.search.web.page_worker import job, receive, send
@@ -52,7 +51,8 @@ class PageReader:
             raise missing("reading pages of the web", "web", "no module named 'trafilatura'")
         self._timeout_s = timeout_s
         self._idle: list[_Worker] = []
-        self._slots = PerLoop(lambda: asyncio.Semaphore(workers))
+        self._workers = workers
+        self._slots = asyncio.Semaphore(workers)
 
     async def read(self, page: Fetched) -> PageText:
         """The text of a fetched page.
@@ -63,14 +63,15 @@ class PageReader:
         if page.content_type in ("text/plain", "text/markdown"):
             found = PageText("", _decoded(page))
         else:
-            async with self._slots.here():
+            async with self._slots:
                 found = await self._ask(job(page.body[:MAX_HTML], page.charset))
         if not found.text.strip():
             raise SearchError(FailureKind.BAD_RESPONSE, "the page holds no text")
         return found
 
     def close(self) -> None:
-        """End the workers; a page under way is a failure."""
+        """End the workers; a page under way is a failure. The next page, on whatever event loop, starts them again."""
+        self._slots = asyncio.Semaphore(self._workers)
         while self._idle:
             self._idle.pop().kill()
 

@@ -15,7 +15,6 @@ import aiohttp
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import received
-from mmsearch_trl.search.calls.per_loop import PerLoop
 
 
 _KINDS = {
@@ -54,7 +53,7 @@ class Service:
         self._headers = dict(headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
         self._quota_words = quota_words
         self._max_bytes = max_bytes
-        self._sessions = PerLoop(self._session)
+        self._session: aiohttp.ClientSession | None = None
 
     async def get(self, path: str, params: Mapping[str, str | int] | None = None) -> Any:
         """The JSON that a GET gives.
@@ -74,22 +73,25 @@ class Service:
         return await self._call("POST", path, json=json, data=form)
 
     async def close(self) -> None:
-        """Close the connections of the loop that is running; the next call opens them again."""
-        if (session := self._sessions.pop()) is not None:
+        """Close the connections; the next call opens them again."""
+        session, self._session = self._session, None
+        if session is not None:
             await session.close()
 
-    def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
 
     async def _call(self, method: str, path: str, **request: Any) -> Any:
         try:
             # A redirect would carry the key to another host.
-            call = self._sessions.here().request(method, self.url + path, allow_redirects=False, **request)
+            call = self._connected().request(method, self.url + path, allow_redirects=False, **request)
             async with call as response:
                 body = await self._read(response)
         except TimeoutError:
