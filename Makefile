@@ -26,7 +26,7 @@ setup: .venv/.installed
 	@tools/setup.sh
 
 demo: .venv/.installed
-	.venv/bin/python -m mmsearch_trl.world.demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)
+	.venv/bin/python -m mmsearch_trl.commands.main demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)
 
 # The tests' models are tiny: a second thread of a matrix product costs more than it saves.
 test: export OMP_NUM_THREADS ?= 1

@@ -107,9 +107,9 @@ def _train(out: Path, folder: Path, overrides: Keys, processes: int) -> None:
         "train_files": world / "train.jsonl",
         "eval_files": f"[{world / 'known.jsonl'}, {world / 'held_out.jsonl'}]",
         "output_dir": folder,
-        "search.image_index": world / "image_index",
-        "search.text_index": world / "text_index",
-        "reply_wording": world / "prompts" / "wording.yaml",
+        "search.image.path": world / "image_index",
+        "search.text.path": world / "text_index",
+        "reply_templates": world / "prompts" / "wording.yaml",
         "logging_steps": 1,
         "disable_tqdm": True,
     }

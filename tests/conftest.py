@@ -130,10 +130,12 @@ def taught(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that learned `runs.lessons` by heart through `mmsearch sft`; not to be changed."""
     from runs import lessons, sft_arguments, write_jsonl
 
+    from mmsearch_trl.recipe.command_line import recipe_arguments
     from mmsearch_trl.sft import main
 
     def make(out: Path) -> None:
         file = write_jsonl(world_home / "world" / "taught.jsonl", lessons(world_home / "world"))
-        main(sft_arguments(world_home, out, train_files=file, num_train_epochs=80, learning_rate=3e-3))
+        arguments = sft_arguments(world_home, out, train_files=file, num_train_epochs=80, learning_rate=3e-3)
+        main(*recipe_arguments(arguments))
 
     return _once(tmp_path_factory, "taught", make)

@@ -16,8 +16,8 @@ def grpo_arguments(home: Path, out: Path, **overrides: Any) -> list[str]:
         "model_name_or_path": home / "model",
         "train_files": home / "world" / "train.jsonl",
         "eval_files": home / "world" / "known.jsonl",
-        "search.image_index": home / "world" / "image_index",
-        "search.text_index": home / "world" / "text_index",
+        "search.image.path": home / "world" / "image_index",
+        "search.text.path": home / "world" / "text_index",
     }
     return _arguments("grpo.yaml", home, values | {"output_dir": out} | overrides)
 

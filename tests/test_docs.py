@@ -4,18 +4,17 @@ import importlib.util
 import re
 import runpy
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmsearch_trl.commands.main import RUNNERS
-from mmsearch_trl.commands.main import main as command_line
-from mmsearch_trl.commands.prefetch import split_arguments
-from mmsearch_trl.commands.search import parser as search_parser
-from mmsearch_trl.recipe.recipe import load_recipe, parse_arguments
+from mmsearch_trl.commands.main import parse
+from mmsearch_trl.commands.search import search_config
+from mmsearch_trl.recipe.command_line import keys_of, recipe_arguments
+from mmsearch_trl.recipe.recipe import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +48,7 @@ COMMANDS = [(page.name, words) for page in PAGES for words in commands_of(page)]
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:60] for _, words in COMMANDS])
-def test_a_command_of_a_page_is_understood(page: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_of_a_page_is_understood(page: str, words: list[str]) -> None:
     while "=" in words[0]:
         words = words[1:]
     program, *rest = words
@@ -57,7 +56,7 @@ def test_a_command_of_a_page_is_understood(page: str, words: list[str], capsys: 
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert rest[0] in targets
     elif program == "mmsearch":
-        check_mmsearch(rest, capsys)
+        check_mmsearch(rest)
     elif program == "accelerate":
         check_launch(rest)
     else:
@@ -66,24 +65,14 @@ def test_a_command_of_a_page_is_understood(page: str, words: list[str], capsys: 
             assert not word.endswith(".py") or (ROOT / word).is_file()
 
 
-def check_mmsearch(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+def check_mmsearch(words: Sequence[str]) -> None:
+    options = parse(words)
     if words[0] == "search":
-        search_parser().parse_args(words[1:])
-        return
-    if words[0] in RUNNERS and "--config" in words:
-        check_recipe(words[1:], "sft" if words[0] == "sft" else "grpo")
-        return
-    if words[:2] == ["cache", "prefetch"]:
-        _, keys = split_arguments(words[2:])
-        check_recipe(keys, "grpo")
-        return
-    depth = 2 if words[0] in ("index", "serve", "cache") else 1
-    with pytest.raises(SystemExit) as ended:
-        command_line([*words[:depth], "--help"])
-    assert ended.value.code == 0
-    described = capsys.readouterr().out
-    for word in words[depth:]:
-        assert not word.startswith("--") or f"{word} " in described
+        _, *keys = options.rest if options.image is None else ["", *options.rest]
+        if options.config is None:
+            search_config(None, keys_of(keys))
+    elif options.takes_rest and words[0] != "vllm":
+        check_recipe(options.config, keys_of(options.rest), "sft" if words[0] == "sft" else "grpo")
 
 
 def check_launch(words: Sequence[str]) -> None:
@@ -91,15 +80,15 @@ def check_launch(words: Sequence[str]) -> None:
     module = words.index("-m")
     assert (ROOT / words[words.index("--config_file") + 1]).is_file()
     assert importlib.util.find_spec(words[module + 1]) is not None
-    check_recipe(words[module + 2 :], "sft" if words[module + 1].endswith(".sft") else "grpo")
+    config, overrides = recipe_arguments(words[module + 2 :])
+    check_recipe(config, overrides, "sft" if words[module + 1].endswith(".sft") else "grpo")
 
 
-def check_recipe(words: Sequence[str], kind: Any) -> None:
+def check_recipe(path: Path, overrides: Mapping[str, Any], kind: Any) -> None:
     """The recipe is there and takes every override that is written behind it."""
-    path, overrides = parse_arguments(words)
     if str(path).startswith(MADE_BY_THE_READER):
         path = ROOT / "recipes" / "world" / "grpo.yaml"
-    load_recipe(ROOT / path, overrides | ON_CPU, kind=kind).validate(check_files=False)
+    load_recipe(ROOT / path, {**overrides, **ON_CPU}, kind=kind).validate(check_files=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -170,6 +159,14 @@ def test_every_key_of_a_shipped_recipe_is_in_the_reference() -> None:
     for path in ROOT.glob("recipes/*/*.yaml"):
         kind = "sft" if path.stem.startswith("sft") else "grpo"
         for key, value in load_recipe(path, ON_CPU, kind=kind).values.items():
-            nested = key in ("search", "rollout", "reward")
-            for name in [f"{key}.{inner}" for inner in value] if nested else [key]:
+            for name in inner_keys(key, value) if key in ("search", "rollout", "reward") else [key]:
                 assert f"| `{name}` |" in text, f"{path}: {name}"
+
+
+def inner_keys(key: str, value: Any) -> Iterator[str]:
+    """The dotted keys of a section, those of sections in it included."""
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, inner in value.items():
+        yield from inner_keys(f"{key}.{name}", inner)

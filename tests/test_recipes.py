@@ -1,4 +1,6 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,6 +10,7 @@ from trl import SFTConfig
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
+from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -44,8 +47,24 @@ def test_a_recipe_explains_itself_and_how_it_is_launched(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# ")
     assert f"--config recipes/{path.relative_to(ROOT / 'recipes')}" in text
-    for section in ("# Model --", "# Data --", "# Trainer --"):
-        assert section in text
+    if "\nextends: " not in text:
+        assert all(section in text for section in ("# Model --", "# Data --", "# Trainer --"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_that_extends_another_repeats_nothing_of_it(path: Path) -> None:
+    own = yaml.safe_load(path.read_text())
+    if "extends" in own:
+        base = load(path.parent / own.pop("extends")).values
+        assert [key for key, value in flat(own).items() if flat(base).get(key) == value] == []
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def test_a_mistyped_key_of_a_recipe_is_refused(tmp_path: Path) -> None:
@@ -92,7 +111,8 @@ def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     assert trainer.learning_rate == (5e-7 if name.endswith("structure") else 1e-6)
     assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.temperature) == ("bnpo", 0.001, 0.2, 1.0)
     assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_observation_tokens) == (4, 500, 500)
-    assert rollout.text_search_limit == 4 and recipe.data.max_prompt_length == 2048 and recipe.search.text_top_k == 3
+    assert rollout.text_search_limit == 4 and recipe.data.max_prompt_length == 2048
+    assert recipe.search.text == RetrieverConfig(url="http://127.0.0.1:8000", top_k=3)
     structure = {"rule": "structure", "structure_score": 0.2, "invalid_score": 0.1, "retrieval_score": 0.0}
     assert recipe.reward == SearchR1RewardConfig(**(structure if name.endswith("structure") else {"rule": "em"}))
 
@@ -115,8 +135,7 @@ def check_shared_values(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("path", ADAPTED, ids=lambda path: path.stem)
 def test_a_lora_recipe_differs_from_its_base_by_the_adapter_only(path: Path) -> None:
-    adapted = yaml.safe_load(path.read_text())
-    base = yaml.safe_load(path.with_stem(path.stem.removesuffix("-lora")).read_text())
+    adapted, base = dict(load(path).values), dict(load(path.with_stem(path.stem.removesuffix("-lora"))).values)
     changed = {key for key in adapted | base if adapted.get(key) != base.get(key)}
     adapter = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
     assert changed == adapter | {"dtype", "learning_rate", "output_dir"}

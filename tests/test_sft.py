@@ -15,11 +15,14 @@ from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.engine.scripted import ScriptedEngine
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.image.index import ImageIndexConfig
+from mmsearch_trl.search.text.bm25 import BM25Config
 from mmsearch_trl.traces.files import TraceWriter
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.world.protocol import build_protocol
@@ -39,7 +42,8 @@ def rolled_out(home: Path, *texts: str, limits: Limits | None = None) -> Traject
     chat = PROTOCOL.chat
     turns = [[*chat.tokenizer(text)["input_ids"], chat.turn_end_id] for text in texts]
     world = home / "world"
-    tools = build_runtime(SearchConfig(image_index=str(world / "image_index"), text_index=str(world / "text_index")))
+    image, text = ImageIndexConfig(path=str(world / "image_index")), BM25Config(path=str(world / "text_index"))
+    tools = build_runtime(SearchConfig(image=image, text=text))
     engine = ScriptedEngine(turns, [chat.turn_end_id])
     sampling = SamplingParams(max_tokens=64)
     return asyncio.run(run_trajectory(TASK, engine, PROTOCOL, tools, limits or Limits(), sampling))
@@ -124,7 +128,7 @@ def test_a_demonstration_that_cannot_be_used_is_named_by_file_and_line(
     row: dict[str, Any], message: str, world_home: Path, tmp_path: Path
 ) -> None:
     file = write_jsonl(tmp_path / "d.jsonl", [conversation(), row])
-    recipe = load_recipe(sft_arguments(world_home, tmp_path / "run", train_files=file), kind="sft")
+    recipe = load_recipe(*recipe_arguments(sft_arguments(world_home, tmp_path / "run", train_files=file)), kind="sft")
     demonstrations = sft.Demonstrations(recipe, PROTOCOL)
     with pytest.raises(RowError) as caught:
         demonstrations.usable([str(file)], None, "raise")
@@ -136,7 +140,7 @@ def test_a_demonstration_that_cannot_be_used_is_named_by_file_and_line(
 def test_a_demonstration_over_max_length_is_left_out_whole(world_home: Path, tmp_path: Path) -> None:
     short = conversation(turns=[{"assistant": ANSWER}])
     file = write_jsonl(tmp_path / "d.jsonl", [conversation(), short])
-    recipe = load_recipe(sft_arguments(world_home, tmp_path / "run", train_files=file), kind="sft")
+    recipe = load_recipe(*recipe_arguments(sft_arguments(world_home, tmp_path / "run", train_files=file)), kind="sft")
     demonstrations = sft.Demonstrations(recipe, PROTOCOL)
     length = len(demonstrations.trajectory(str(file), 1).token_ids)
     assert demonstrations.usable([str(file)], length, "raise")["index"] == [1]
@@ -150,13 +154,13 @@ def test_a_traces_picture_comes_in_full_size_from_the_questions_file(world_home:
     row = {"id": TASK.id, "question": TASK.question, "image": "large.png", "answers": list(TASK.answers)}
     questions = write_jsonl(tmp_path / "questions.jsonl", [row])
     arguments = sft_arguments(world_home, tmp_path / "run", train_files=path, question_files=questions)
-    demonstrations = sft.Demonstrations(load_recipe(arguments, kind="sft"), PROTOCOL)
+    demonstrations = sft.Demonstrations(load_recipe(*recipe_arguments(arguments), kind="sft"), PROTOCOL)
     assert demonstrations.trajectory(str(path), 0).images[0].image.size == (1000, 500)
 
 
 def test_what_the_world_command_writes_can_be_learned_from(world_home: Path, tmp_path: Path) -> None:
     arguments = sft_arguments(world_home, tmp_path / "run", max_steps=8, logging_steps=1)
-    recipe = load_recipe(arguments, kind="sft")
+    recipe = load_recipe(*recipe_arguments(arguments), kind="sft")
     recipe.validate()
     trainer = sft.train(recipe)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

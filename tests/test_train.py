@@ -41,7 +41,7 @@ def some_rows(home: Path, count: int) -> list[dict[str, Any]]:
         ({"rollout.max_turn": 2}, "unknown key `rollout.max_turn`; did you mean `rollout.max_turns`?"),
         ({"train_files": "gone.jsonl"}, "train_files: data file not found: gone.jsonl"),
         ({"model_name_or_path": "./gone"}, "model_name_or_path: no such folder: ./gone"),
-        ({"search.image_index": "gone"}, "search.image_index: not found: gone"),
+        ({"search.image.path": "gone"}, "search.image.path: gone does not exist"),
         ({"num_generations": 7}, "num_generations 7 does not divide the generation batch of 128"),
         ({"rollout.max_turns": 0}, "rollout.max_turns must be at least 1, got 0"),
     ],
@@ -127,7 +127,7 @@ def test_a_run_leaves_model_recipe_environment_card_and_traces(run: Path) -> Non
 def test_the_recorded_recipe_is_the_one_that_ran(run: Path) -> None:
     recipe = load_recipe(run / "recipe.yaml")
     assert recipe.trainer.max_steps == 1
-    assert recipe.search.image_top_k == 3
+    assert recipe.search.image is not None and recipe.search.image.top_k == 3
 
 
 def test_a_run_folder_holds_no_token_and_keeps_the_data_from_the_hub(run: Path) -> None:

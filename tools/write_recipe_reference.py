@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
@@ -21,7 +21,8 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.calls.section import BackendConfig, ImageConfig, TextConfig
+from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -33,7 +34,8 @@ INTRODUCTION = """\
 <!-- Written by tools/write_recipe_reference.py; change the dataclasses and run it again. -->
 
 A recipe is one YAML file that says everything about a run. Keys of model, data and trainer stand flat at the top of
-the file; the mappings `search:`, `rollout:` and `reward:` hold the rest:
+the file; the mappings `search:`, `rollout:` and `reward:` hold the rest. `search.image` and `search.text` say with
+`backend` what answers, and hold its keys:
 
 ```yaml
 model_name_or_path: Qwen/Qwen2.5-VL-3B-Instruct
@@ -41,13 +43,22 @@ train_files: [data/questions.jsonl]
 learning_rate: 2.0e-6
 rollout:
   max_turns: 3
+search:
+  image: {backend: index, path: indexes/pages, top_k: 5}
+  text: {backend: bm25, path: indexes/passages, top_k: 3}
+  timeout_s: 20
 ```
 
-Any key can be overridden on the command line, nested ones with a dot. Values are read as YAML; several values after
-one key are a list, and none is `true`:
+`extends: other.yaml` (relative to the file's own folder) takes everything from another recipe, which may extend a
+third, and changes what the file names: mappings are merged key by key, lists and plain values replaced. A section
+whose `backend` becomes another starts empty. What a run folder records is the result.
+
+Any key can be overridden on the command line in the same way, nested ones with a dot. Values are read as YAML; several
+values after one key are a list, and none is `true`; `null` takes a section out:
 
 ```bash
 mmsearch train --config recipes/world/grpo.yaml --learning_rate 1e-4 --rollout.max_turns 2 --log_completions
+mmsearch train --config recipes/world/grpo.yaml --search.text.backend ddgs --search.text.top_k 2
 ```
 
 An unknown key, a value of the wrong type, a missing file, a `num_generations` that does not divide the batch, or a
@@ -72,6 +83,9 @@ keys have a meaning here. Keys of TRL's own generation and tool loop (`generatio
 """
 
 
+_HEADING = "| key | default | meaning |\n|---|---|---|"
+
+
 def own_part() -> str:
     """The page up to the inherited keys: what this project alone decides."""
     trainer = [field for field in fields(MMSearchGRPOConfig) if field.name not in _names(GRPOConfig)]
@@ -82,6 +96,8 @@ def own_part() -> str:
             _table("Trainer: what a search trainer adds", "At the top level.", map(_row, trainer)),
             _table("Rollout", "In the mapping `rollout:`.", (_row(field, "rollout.") for field in fields(Limits))),
             _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
+            *_backends("Image search", ImageConfig, ImageSection),
+            *_backends("Text search", TextConfig, TextSection),
             _table("Reward", "In the mapping `reward:`.", (_row(field, "reward.") for field in fields(RewardConfig))),
             _table(
                 "Reward of Search-R1",
@@ -90,6 +106,22 @@ def own_part() -> str:
             ),
         ]
     )
+
+
+def _backends(title: str, base: type[BackendConfig], union: Any) -> Iterator[str]:
+    """The keys that every backend of a tool has, and then each one's own."""
+    prefix = f"{base.section}."
+    shared = [field for field in fields(base) if field.name != "backend"]
+    rows = [
+        f"| `{prefix}backend` | required | What answers: one of those below. |",
+        *(_row(f, prefix) for f in shared),
+    ]
+    yield _table(title, f"In the mapping `{base.section}:`.", rows)
+    for section in get_args(union):
+        backend, *own = [field for field in fields(section) if field.name not in {field.name for field in shared}]
+        yield f"`{prefix}backend: {section.backend}`: {_escaped(backend.metadata['help'])}\n"
+        if own:
+            yield "\n".join([_HEADING, *(_row(field, prefix) for field in own), ""])
 
 
 def inherited_part() -> str:
@@ -117,7 +149,7 @@ def _names(cls: type) -> set[str]:
 
 
 def _table(title: str, where: str, rows: Iterable[str]) -> str:
-    return "\n".join([f"## {title}\n\n{where}\n\n| key | default | meaning |\n|---|---|---|", *filter(None, rows), ""])
+    return "\n".join([f"## {title}\n\n{where}\n", _HEADING, *filter(None, rows), ""])
 
 
 def _row(field: Field[Any], prefix: str = "", *, whole: bool = True, default: str | None = None) -> str:

@@ -51,7 +51,7 @@ def build_all(
 ) -> Iterator[Built | Encoded]:
     """Build one index after the other; before the first dense one, tell what the vectors took."""
     words = build_text_index(corpus.file, folder / WORDS, progress=False)
-    yield Built(WORDS, ("--text_index", str(folder / WORDS)), words.seconds, size_of(folder / WORDS), folder / WORDS)
+    yield Built(WORDS, ("--bm25", str(folder / WORDS)), words.seconds, size_of(folder / WORDS), folder / WORDS)
     progress, stored = _begin(corpus, folder, encoder)
     yield _make_vectors(corpus, folder / f".{EXACT}.partial", encoder, encoded, seed)
     for name, kind in kinds(len(corpus)).items():
@@ -61,9 +61,9 @@ def build_all(
         start = perf_counter()
         build_dense_index(corpus.file, folder / name, model=encoder.name, kind=kind, progress=False)
         seconds = stored + perf_counter() - start
-        yield Built(name, ("--text_dense", str(folder / name)), seconds, size_of(folder / name), folder / name)
+        yield Built(name, ("--dense", str(folder / name)), seconds, size_of(folder / name), folder / name)
         if name == EXACT:
-            both = ("--text_index", str(folder / WORDS), "--text_dense", str(folder / EXACT))
+            both = ("--bm25", str(folder / WORDS), "--dense", str(folder / EXACT))
             size = size_of(folder / WORDS) + size_of(folder / EXACT)
             yield Built(HYBRID, both, words.seconds + seconds, size, folder / EXACT)
 

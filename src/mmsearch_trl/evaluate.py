@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
@@ -36,6 +37,7 @@ from mmsearch_trl.evaluation.report import save_rows, summary_table
 from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_images
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.factory import build_runtime
@@ -76,8 +78,9 @@ class _Agent:
     search: SearchRuntime
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    recipe = load_recipe(list(sys.argv[1:] if arguments is None else arguments))
+def main(config: Path, overrides: Mapping[str, Any]) -> None:
+    """Evaluate by a recipe and print what came of it; `overrides` replace its values, by dotted key."""
+    recipe = load_recipe(config, overrides)
     recipe.validate(evaluation=True)
     report = evaluate(recipe)
     console = Console()
@@ -225,4 +228,4 @@ def _groups(summary: EvaluationSummary) -> dict[str, GroupSummary]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(lambda: main(*recipe_arguments())))

@@ -8,7 +8,7 @@ the model is taught the very tokens it will meet; only what the assistant says i
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
@@ -40,8 +41,9 @@ from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    recipe = load_recipe(list(sys.argv[1:] if arguments is None else arguments), kind="sft")
+def main(config: Path, overrides: Mapping[str, Any]) -> None:
+    """Carry out a recipe; `overrides` replace its values, by dotted key."""
+    recipe = load_recipe(config, overrides, kind="sft")
     recipe.validate()
     train(recipe)
 
@@ -166,4 +168,4 @@ class Demonstrations:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(lambda: main(*recipe_arguments())))

@@ -7,8 +7,9 @@ built; then it trains, saves, evaluates and, where the recipe says so, pushes to
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -23,6 +24,7 @@ from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
@@ -37,8 +39,9 @@ from mmsearch_trl.trainer.search_calls import gather_totals
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    recipe = load_recipe(list(sys.argv[1:] if arguments is None else arguments))
+def main(config: Path, overrides: Mapping[str, Any]) -> None:
+    """Carry out a recipe; `overrides` replace its values, by dotted key."""
+    recipe = load_recipe(config, overrides)
     recipe.validate()
     train(recipe)
 
@@ -129,4 +132,4 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> D
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(lambda: main(*recipe_arguments())))

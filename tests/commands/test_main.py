@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,7 +28,7 @@ def status(*arguments: str) -> int:
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, mmsearch_trl.commands.main as c; c.main([]); "
+        "import sys, mmsearch_trl.commands.main as c; c.parse(['doctor']); "
         "print({'torch', 'trl', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -40,6 +41,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         (["trian"], "invalid choice: 'trian'"),
         (["view"], "the following arguments are required: RUN"),
         (["view", "run", "--colour"], "unrecognized arguments: --colour"),
+        (["serve", "images", "--index", "x", "y"], "unrecognized arguments: y"),
         (["index", "sound", "x"], "invalid choice: 'sound'"),
         (["world", "--seed", "one", "--out", "x"], "invalid int value: 'one'"),
     ],
@@ -68,6 +70,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["train", "--config", "gone.yaml"], "recipe not found: gone.yaml"),
         (["sft"], "--config FILE is missing"),
+        (["eval", "recipe.yaml"], "unexpected 'recipe.yaml'; write --config FILE and then --key value"),
+        (["cache", "prefetch"], "--config FILE is missing"),
         (["view", "gone"], "gone/traces holds no *.jsonl"),
         (["plot", "gone"], "gone/traces holds no *.jsonl"),
         (["index", "text", "gone.jsonl", "--out", "index"], "gone.jsonl"),
@@ -106,18 +110,21 @@ def test_an_engine_that_cannot_serve_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr(demo, "main", seen.append)
-    assert status("demo", "--seed", "3") == 0
-    assert seen == [["--seed", "3"]]
+    seen: list[Any] = []
+    monkeypatch.setattr(demo, "run_demo", lambda out, **options: seen.append((out, options)))
+    assert status("demo", "--seed", "3", "--engine", "vllm", "--max_steps", "2") == 0
+    [(out, options)] = seen
+    assert (out, options["recipe"]) == (Path("runs/demo"), Path("recipes/world/grpo.yaml"))
+    assert (options["seed"], options["engine"], options["max_steps"]) == (3, "vllm", 2)
+    assert options["warm_start_steps"] == demo.WARM_START_STEPS
 
 
 def test_vllm_hands_its_arguments_on_also_those_of_vllm_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr(vllm_process, "main", seen.append)
+    seen: list[Any] = []
+    monkeypatch.setattr(vllm_process, "become_server", lambda *given, **options: seen.append((given, options)))
     arguments = ["some/model", "--port", "8001", "--max_lora_rank", "16", "--max-model-len", "64"]
     assert status("vllm", *arguments) == 0
-    assert seen == [arguments]
+    assert seen == [(("some/model", ["--max-model-len", "64"]), {"port": 8001, "max_lora_rank": 16})]
 
 
 def test_indexes_are_built_and_can_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_a_prefetch_needs_a_place_and_a_search(
 ) -> None:
     assert main(["cache", "prefetch", *runs.grpo_arguments(world_home, tmp_path / "out")]) == 1
     assert "search.cache is not set" in capsys.readouterr().err
-    assert main([*arguments(world_home, tmp_path), "--search.image_index=null"]) == 1
+    assert main([*arguments(world_home, tmp_path), "--search.image=null"]) == 1
     assert "no image search is configured" in capsys.readouterr().err
-    assert main([*arguments(world_home, tmp_path), "--search.text_index=null", "--queries=questions"]) == 1
+    assert main([*arguments(world_home, tmp_path), "--search.text=null", "--queries=questions"]) == 1
     assert "no text search is configured" in capsys.readouterr().err

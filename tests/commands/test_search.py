@@ -15,6 +15,9 @@ from mmsearch_trl.core.observation import ImageHit, Observation
 from mmsearch_trl.search.index_build import build_image_index, build_text_index
 
 
+BM25 = ["--text.backend", "bm25"]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
@@ -25,12 +28,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     build_image_index(home / "pictures", home / "images", progress=False)
     build_text_index(home / "rows.jsonl", home / "texts", progress=False)
-    (home / "recipe.yaml").write_text(f"search:\n  text_index: {home / 'texts'}\n  image_top_k: 1\n")
+    (home / "recipe.yaml").write_text(
+        f"search:\n  text: {{backend: bm25, path: {home / 'texts'}}}\n  image: {{backend: serpapi, top_k: 1}}\n"
+    )
     return home
 
 
 def test_a_text_is_searched(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search", "tower", "--text_index", str(home / "texts")]) == 0
+    assert main(["search", "tower", "--text.backend", "bm25", "--text.path", str(home / "texts")]) == 0
     shown = capsys.readouterr().out
     assert "1. Velm [town]" in shown and "http://a.example" in shown and "A town with a tower." in shown
 
@@ -39,10 +44,8 @@ def test_a_picture_is_looked_up_on_the_backend_of_a_recipe_and_keys(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = str(home / "pictures" / "red.png")
-    assert (
-        main(["search", "--image", picture, "--config", str(home / "recipe.yaml"), f"--image_index={home / 'images'}"])
-        == 0
-    )
+    keys = ["--image.backend=index", f"--image.path={home / 'images'}", "--image.top_k", "1"]
+    assert main(["search", "--image", picture, "--config", str(home / "recipe.yaml"), *keys]) == 0
     shown = capsys.readouterr().out
     assert "1. red" in shown and "(an image of 40 x 20 pixels)" in shown and "2." not in shown
 
@@ -72,7 +75,7 @@ def test_an_index_is_queried_by_what_it_holds(
 
 
 def test_nothing_found_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search", "zebra", "--text_index", str(home / "texts")]) == 0
+    assert main(["search", "zebra", "--text", f"{{backend: bm25, path: {home / 'texts'}}}"]) == 0
     assert "searched, and found nothing" in capsys.readouterr().out
 
 
@@ -82,10 +85,20 @@ def test_nothing_found_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -
         ([], "give a text to search for, or --image FILE"),
         (["a", "--image", "b"], "give a text to search for, or --image FILE"),
         (["tower"], "the search failed (unavailable): no text search is configured"),
-        (["tower", "--text_index", "/nowhere"], "search.text_index: /nowhere does not exist"),
-        (["tower", "--text_top_k", "many"], "the command line: `text_top_k` must be a whole number, got 'many'"),
+        (["--text.path", "DIR", "tower"], "give a text to search for, or --image FILE"),
+        (["tower", *BM25, "--text.path", "/nowhere"], "search.text.path: /nowhere does not exist"),
         (
-            ["tower", "--text_retriever", "http://127.0.0.1:9"],
+            [*("tower", "--text.top_k", "many"), *BM25],
+            "(--text.top_k): `search.text.top_k` must be a whole number, got",
+        ),
+        (
+            ["tower", "--text.path", "DIR"],
+            "(--text.path): the key `search.text.backend` is missing: it is one of bm25",
+        ),
+        (["tower", "--text.backend", "bm52"], "(--text.backend): `search.text.backend` must be one of bm25, dense, "),
+        (["tower", "--timeout", "3"], "(--timeout): unknown key `search.timeout`; did you mean `search.timeout_s`?"),
+        (
+            ["tower", "--text.backend=retriever", "--text.url", "http://127.0.0.1:9"],
             "the search failed (unavailable): the service is not there",
         ),
         (["--image", "/nowhere.png"], "cannot be read"),

@@ -14,7 +14,7 @@ import torch
 
 from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine import vllm_process
-from mmsearch_trl.engine.vllm_process import VLLMProcess, as_arguments, default_flags, main, serve_command
+from mmsearch_trl.engine.vllm_process import VLLMProcess, as_arguments, become_server, default_flags, serve_command
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 
@@ -148,12 +148,12 @@ def test_a_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_command_becomes_the_server_and_its_flags_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(os, "execvpe", lambda *arguments: seen.append(arguments))
-    main(["some/model", "--port", "9", "--max_lora_rank", "4", "--max-model-len", "64", "--logprobs-mode", "x"])
+    become_server("some/model", ["--max-model-len", "64", "--logprobs-mode", "x"], port=9, max_lora_rank=4)
     [(file, command, environment)] = seen
     assert file == command[0] == sys.executable and environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert command[-4:] == ["--max-model-len", "64", "--logprobs-mode", "x"]
     assert value_of(command, "--port") == "9" and value_of(command, "--max-lora-rank") == "4"
-    main(["some/model"])
+    become_server("some/model", [], port=8000, max_lora_rank=None)
     assert value_of(seen[1][1], "--port") == "8000" and "--enable-lora" not in seen[1][1]
 
 

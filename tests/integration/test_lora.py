@@ -13,6 +13,7 @@ from trl import ModelConfig
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.recipe.build import load_agent, merge_adapter
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.train import train
 from mmsearch_trl.trainer.demonstrations import collate
@@ -36,7 +37,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def trained(world_home: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> MMSearchGRPOTrainer:
     out = tmp_path_factory.mktemp("lora")
-    recipe = load_recipe(grpo_arguments(world_home, out, model_name_or_path=taught, **OPTIONS))
+    recipe = load_recipe(*recipe_arguments(grpo_arguments(world_home, out, model_name_or_path=taught, **OPTIONS)))
     recipe.validate()
     return train(recipe)
 

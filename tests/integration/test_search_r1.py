@@ -168,7 +168,7 @@ def _recipe(taught: Path, rows: Path, retriever: str, out: Path, **overrides: An
             "warmup_steps": 0,
             "learning_rate": 1e-3,
             "max_search_failure_share": 1.0,
-            "search.text_retriever": retriever,
+            "search.text.url": retriever,
             "search.cache": None,
             "rollout.max_observation_tokens": LIMIT,
             "rollout.max_turn_tokens": 40,

@@ -10,11 +10,13 @@ from trl import ModelConfig, SFTConfig
 from mmsearch_trl.core import versions
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
-from mmsearch_trl.recipe.recipe import load_recipe, parse_arguments
+from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -28,8 +30,8 @@ learning_rate: 1e-6
 per_device_train_batch_size: 8
 num_generations: 4
 search:
-  image_index: '{FVQA_MINI.parent}'
-  text_index: '{FVQA_MINI.parent}'
+  image: {{backend: index, path: '{FVQA_MINI.parent}'}}
+  text: {{backend: bm25, path: '{FVQA_MINI.parent}'}}
 rollout:
   max_turns: 3
 reward:
@@ -71,7 +73,8 @@ def test_every_key_has_a_help_text(cls: type) -> None:
 
 def test_the_command_line_overrides_the_file(write: Write) -> None:
     arguments = ["--config", str(write()), "--learning_rate", "3e-4", "--rollout.max_turns=2", "--reward.reward_mode"]
-    recipe = load_recipe([*arguments, "SubEM", "--log-completions", "--train-files", "a.parquet", "b.parquet"])
+    arguments += ["SubEM", "--log-completions", "--train-files", "a.parquet", "b.parquet"]
+    recipe = load_recipe(*recipe_arguments(arguments))
     assert recipe.trainer.learning_rate == 3e-4
     assert (recipe.rollout.max_turns, recipe.reward.reward_mode, recipe.reward.search_penalty) == (2, "SubEM", 0.2)
     assert recipe.trainer.log_completions is True
@@ -84,7 +87,7 @@ def test_overrides_may_be_given_as_values(write: Write) -> None:
 
 
 def test_dashes_in_a_value_are_kept() -> None:
-    assert parse_arguments(["--config", "a.yaml", "--run-name=my-run", "--learning_rate", "-1"]) == (
+    assert recipe_arguments(["--config", "a.yaml", "--run-name=my-run", "--learning_rate", "-1"]) == (
         Path("a.yaml"),
         {"run_name": "my-run", "learning_rate": -1},
     )
@@ -108,18 +111,50 @@ def test_a_mistake_in_the_file_is_an_error_that_names_file_and_key(write: Write,
 
 
 @pytest.mark.parametrize(
+    ("base", "own", "message"),
+    [
+        ("seed: one", "", r"made\.yaml: `seed` must be a whole number, got 'one'"),
+        ("seed: one", "seed: two", r"own\.yaml: `seed` must be a whole number, got 'two'"),
+        ("seeed: 1", "", r"made\.yaml: unknown key `seeed`"),
+        ("max_prompt_length: 0", "", r"made\.yaml: max_prompt_length must be at least 1"),
+        ("", "max_prompt_length: 0", r"own\.yaml: max_prompt_length must be at least 1"),
+        ("", "search: {text: {top_k: 0}}", r"own\.yaml: search\.text\.top_k is 0"),
+        ("", "search: {text: {backend: dense}}", r"own\.yaml: the key `search\.text\.path` is missing"),
+        (
+            "",
+            "search: {text: {backend: bm52}}",
+            r"own\.yaml: `search\.text\.backend` must be one of bm25, .*mean `bm25`",
+        ),
+        ("", "search: {text: {paht: x}}", r"own\.yaml: unknown key `search\.text\.paht`; .*`search\.text\.path`"),
+        ("", "search: {text: bm25}", r"own\.yaml: `search\.text` must be a mapping of keys to values, got 'bm25'"),
+        ("", "search: {timeout: 1}", r"own\.yaml: unknown key `search\.timeout`; did you mean `search\.timeout_s`"),
+    ],
+)
+def test_a_mistake_is_said_to_stand_in_the_file_that_holds_it(write: Write, base: str, own: str, message: str) -> None:
+    path = write(base).with_name("own.yaml")
+    path.write_text(f"extends: made.yaml\n{own}", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rollout.max_turn", "2"], r"command line \(--rollout\.max_turn\): unknown key.*`rollout\.max_turns`"),
-        (["--rollout.max_turns", "0"], "max_turns must be at least 1"),
+        (
+            ["--rollout.max_turns", "0"],
+            r"command line \(--rollout\.max_turns\): rollout\.max_turns must be at least",
+        ),
+        (["--search.timeout_s", "0"], r"command line \(--search\.timeout_s\): search\.timeout_s is 0"),
+        (["--search.text.top_k", "0"], r"command line \(--search\.text\.top_k\): search\.text\.top_k is 0"),
         (["--learning_rate", "fast"], r"command line \(--learning_rate\): `learning_rate` must be a number"),
-        (["--learning_rate.x", "1"], "`learning_rate` is not a mapping"),
+        (["--learning_rate.x", "1"], r"command line \(--learning_rate\.x\): `learning_rate` must be a number, got {"),
         (["--seed", "[1"], r"command line \(--seed\): not a YAML value"),
     ],
 )
 def test_a_mistake_on_the_command_line_says_so(write: Write, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_recipe(["--config", str(write()), *arguments])
+        load_recipe(*recipe_arguments(["--config", str(write()), *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +162,13 @@ def test_a_mistake_on_the_command_line_says_so(write: Write, arguments: list[str
     [
         ([], "--config FILE is missing"),
         (["recipe.yaml"], "unexpected 'recipe.yaml'"),
+        (["--config", "recipe.yaml", "other.yaml"], "unexpected 'other.yaml'"),
         (["--config", "gone.yaml"], "recipe not found: gone.yaml"),
     ],
 )
 def test_a_command_line_without_a_recipe_is_an_error(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_recipe(arguments)
+        load_recipe(*recipe_arguments(arguments))
 
 
 def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
@@ -163,11 +199,11 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ),
         ({"rollout.max_turns": 1}, "max_turns is 1, so that no search can be answered"),
         (
-            {"search.text_index": None},
-            r"offers text search .*: name one of search\.text_index, search\.text_dense, search\.text_ret",
+            {"search.text": None},
+            r"offers text search .*, but search\.text is not set: give it a `backend`, one of bm25, dense, hybrid",
         ),
-        ({"search.image_index": None}, r"name one of search\.image_index, search\.image_cache, search\.image_service"),
-        ({"search.image_cache": "gone.pkl"}, r"search\.image_cache: not found: gone\.pkl"),
+        ({"search.image": None}, r"search\.image is not set: give it a `backend`, one of index, cache, service"),
+        ({"search.image": {"backend": "cache", "path": "gone.pkl"}}, r"search\.image\.path: gone\.pkl does not exist"),
         ({"train_files": "gone.parquet"}, r"train_files: data file not found: gone\.parquet"),
         ({"eval_files": "gone.jsonl"}, r"eval_files: data file not found: gone\.jsonl"),
         ({"train_files": []}, "train_files is missing"),
@@ -176,19 +212,19 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ({"first_turn_prompt": "gone.txt"}, r"prompt file not found: gone\.txt"),
         ({"forced_answer_prompt": "gone.pkl"}, r"prompt file not found: gone\.pkl"),
         ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),
-        ({"protocol": "search_r1", "reward": {}, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
+        ({"protocol": "search_r1", "reward": None, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
         (
-            {"protocol": "search_r1", "reward": {}, "rollout.image_search_limit": 2},
+            {"protocol": "search_r1", "reward": None, "rollout.image_search_limit": 2},
             r"rollout\.image_search_limit: protocol search_r1 has no image search",
         ),
         ({"model_revision": "v2", "beta": 0.1}, "the reference would be of the main revision"),
         (
-            {"protocol": "search_r1", "reward": {}, "rollout.text_search_limit": 0},
+            {"protocol": "search_r1", "reward": None, "rollout.text_search_limit": 0},
             r"offers text search \(</search>\), but rollout\.text_search_limit is 0",
         ),
         (
-            {"protocol": "search_r1", "reward": {}, "search.text_index": None},
-            r"offers text search .*: name one of search\.text_index",
+            {"protocol": "search_r1", "reward": None, "search.text": None},
+            r"offers text search .*, but search\.text is not set",
         ),
     ],
 )
@@ -199,17 +235,24 @@ def test_a_contradiction_or_a_missing_file_is_found_before_any_work(
         load_recipe(write(), overrides).validate()
 
 
-@pytest.mark.parametrize("key", ["text_retriever", "text_ddgs", "text_pages", "text_mcp"])
-def test_any_backend_answers_the_search_that_the_prompt_offers(write: Write, key: str) -> None:
-    values = {"text_retriever": "http://127.0.0.1:1", "text_ddgs": True, "text_pages": "ddgs", "text_mcp": "server"}
-    overrides = {"search.text_index": None, f"search.{key}": values[key], "search.image_index": None}
-    recipe = load_recipe(write(), overrides | {"search.image_serpapi": True})
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"backend": "retriever", "url": "http://127.0.0.1:1"},
+        {"backend": "ddgs"},
+        {"backend": "pages", "links": "ddgs"},
+        {"backend": "mcp", "server": "server", "tool": "search"},
+    ],
+)
+def test_any_backend_answers_the_search_that_the_prompt_offers(write: Write, section: dict[str, str]) -> None:
+    recipe = load_recipe(write(), {"search.text": section, "search.image": {"backend": "serpapi"}})
     recipe.validate()
-    assert getattr(recipe.search, key) == values[key]
+    assert isinstance(recipe.search.image, SerpApiLensConfig) and recipe.search.text is not None
+    assert {key: getattr(recipe.search.text, key) for key in section} == section
 
 
 def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path: Path) -> None:
-    recipe = load_recipe(write(), {"protocol": "search_r1", "reward": {"rule": "structure"}})
+    recipe = load_recipe(write(), {"protocol": "search_r1", "reward": None, "reward.rule": "structure"})
     recipe.validate()
     assert recipe.reward == SearchR1RewardConfig(rule="structure")
     with pytest.raises(UserError, match="search_penalty is a key of protocol mmsearch_r1, and protocol is search_r1"):
@@ -219,11 +262,11 @@ def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path
     with pytest.raises(UserError, match="`protocol` must be 'mmsearch_r1' or 'search_r1'"):
         load_recipe(write(), {"protocol": "searchr1"})
     with pytest.raises(UserError, match="reply_templates is a text of protocol mmsearch_r1"):
-        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "reply_templates": "w.yaml"})
+        load_recipe(write(), {"protocol": "search_r1", "reward": None, "reply_templates": "w.yaml"})
     prompt = tmp_path / "p.txt"
     prompt.write_text("No slot", encoding="utf-8")
     with pytest.raises(UserError, match=r"p\.txt: a first prompt .* exactly once"):
-        load_recipe(write(), {"protocol": "search_r1", "reward": {}, "first_turn_prompt": str(prompt)}).validate()
+        load_recipe(write(), {"protocol": "search_r1", "reward": None, "first_turn_prompt": str(prompt)}).validate()
 
 
 def test_a_supervised_recipe_trains_the_protocol_with_user_messages(write: Write) -> None:
@@ -237,7 +280,7 @@ def test_a_supervised_recipe_trains_the_protocol_with_user_messages(write: Write
 def test_a_tool_may_be_off_with_a_prompt_that_does_not_offer_it(write: Write, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("Answer. {image} {question}")
     overrides = {"rollout.image_search_limit": 0, "rollout.text_search_limit": 0, "rollout.max_turns": 1}
-    overrides |= {"search.image_index": None, "search.text_index": None}
+    overrides |= {"search.image": None, "search.text": None}
     recipe = load_recipe(write(), overrides | {"first_turn_prompt": str(tmp_path / "p.txt")})
     recipe.validate()
     assert recipe.rollout.image_search_limit == recipe.rollout.text_search_limit == 0

@@ -1,23 +1,39 @@
+"""The `search:` section: what each backend wants, and what is told where it does not get it."""
+
 import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
-from mmsearch_trl.search import factory as opening
-from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
+from mmsearch_trl.search.calls.section import ImageConfig, TextConfig, open_backend
+from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.image.fvqa_cache import FvqaCacheConfig
+from mmsearch_trl.search.image.index import ImageIndexConfig
+from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
+from mmsearch_trl.search.image.service import ImageServiceConfig
 from mmsearch_trl.search.index_build import build_image_index, build_text_index
 from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.text.bm25 import BM25Config
+from mmsearch_trl.search.text.ddgs_search import DdgsConfig
+from mmsearch_trl.search.text.dense_config import DenseConfig
+from mmsearch_trl.search.text.hybrid import HybridConfig
+from mmsearch_trl.search.text.mcp_tool import McpConfig
+from mmsearch_trl.search.text.pages import PagesConfig
+from mmsearch_trl.search.text.retriever import RetrieverConfig
+from mmsearch_trl.search.text.serpapi_google import SerpApiGoogleConfig
 
 
 @pytest.fixture
-def indexes(emblem: Callable[..., Image.Image], tmp_path: Path) -> dict[str, str]:
+def indexes(emblem: Callable[..., Image.Image], tmp_path: Path) -> tuple[str, str]:
+    """An image index and a text index."""
     (tmp_path / "pictures").mkdir()
     for number in range(4):
         emblem(number).save(tmp_path / "pictures" / f"{number}.png")
@@ -26,11 +42,19 @@ def indexes(emblem: Callable[..., Image.Image], tmp_path: Path) -> dict[str, str
     image, text = str(tmp_path / "image"), str(tmp_path / "text")
     build_image_index(tmp_path / "pictures", image, progress=False)
     build_text_index(tmp_path / "rows.jsonl", text, progress=False)
-    return {"image_index": image, "text_index": text}
+    return image, text
 
 
-def test_every_key_has_a_help_text() -> None:
-    assert all(field.metadata.get("help") for field in fields(SearchConfig))
+@pytest.mark.parametrize("section", [SearchConfig, *get_args(ImageSection), *get_args(TextSection)])
+def test_every_key_has_a_help_text(section: Any) -> None:
+    assert [key.name for key in fields(section) if not key.metadata.get("help")] == []
+
+
+@pytest.mark.parametrize(("union", "base"), [(ImageSection, ImageConfig), (TextSection, TextConfig)])
+def test_a_backend_has_a_name_of_its_own(union: Any, base: type) -> None:
+    assert all(issubclass(section, base) for section in get_args(union))
+    names = [section.backend for section in get_args(union)]
+    assert len(names) == len(set(names))
 
 
 async def both(runtime: SearchRuntime, image: ImageQuery, text: str) -> tuple[Observation, Observation]:
@@ -38,9 +62,10 @@ async def both(runtime: SearchRuntime, image: ImageQuery, text: str) -> tuple[Ob
 
 
 def test_a_recipe_searches_both_indexes_and_keeps_the_answers(
-    indexes: dict[str, str], emblem: Callable[..., Image.Image], tmp_path: Path
+    indexes: tuple[str, str], emblem: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
-    config = SearchConfig(**indexes, image_top_k=2, text_top_k=1, cache=str(tmp_path / "cache.sqlite"))  # type: ignore
+    image_section, text_section = ImageIndexConfig(path=indexes[0], top_k=2), BM25Config(path=indexes[1], top_k=1)
+    config = SearchConfig(image=image_section, text=text_section, cache=str(tmp_path / "cache.sqlite"))
     for cached in (False, True):
         runtime = build_runtime(config)
         query = ImageQuery(emblem(3, 56, (1, 1)), data_id=str(cached))
@@ -55,45 +80,57 @@ def test_a_recipe_searches_both_indexes_and_keeps_the_answers(
 def test_a_published_cache_is_opened_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "fvqa_train_cache" / "fvqa_train_1").mkdir(parents=True)
     (tmp_path / "fvqa_train_cache" / "fvqa_train_1" / "meta.json").write_text('{"title_list": ["a"]}')
-    runtime = build_runtime(SearchConfig(image_cache=str(tmp_path)))
+    runtime = build_runtime(SearchConfig(image=FvqaCacheConfig(path=str(tmp_path))))
     query = ImageQuery(Image.new("RGB", (4, 4)), data_id="fvqa_train_1")
     image, text = asyncio.run(both(runtime, query, "who?"))
     assert image.hits == (ImageHit("a"),)
     assert text.failure is not None and text.failure.kind is FailureKind.UNAVAILABLE
 
 
-@pytest.mark.parametrize("key", ["image_index", "image_cache", "text_index"])
-def test_a_missing_path_is_named_with_its_key(key: str) -> None:
-    values: Any = {key: "/nowhere/at/all"}
-    with pytest.raises(ValueError, match=rf"search\.{key}: /nowhere/at/all does not exist"):
-        build_runtime(SearchConfig(**values))
+@pytest.mark.parametrize("section", [ImageIndexConfig, FvqaCacheConfig, BM25Config, DenseConfig])
+def test_a_missing_path_is_named_with_its_key(section: Any) -> None:
+    with pytest.raises(UserError, match=rf"{section.section}\.path: /nowhere/at/all does not exist"):
+        open_backend(section(path="/nowhere/at/all"))
 
 
-@pytest.mark.parametrize("key", ["image_index", "image_cache", "text_index"])
-def test_a_folder_of_something_else_is_named_with_its_key(key: str, tmp_path: Path) -> None:
-    values: Any = {key: str(tmp_path)}
-    with pytest.raises(ValueError, match=rf"search\.{key}: {tmp_path} "):
-        build_runtime(SearchConfig(**values))
+def test_a_missing_path_of_two_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search\.text\.dense: /nowhere does not exist"):
+        open_backend(HybridConfig(bm25=str(tmp_path), dense="/nowhere"))
 
 
-@pytest.mark.parametrize(
-    "key", ["image_top_k", "timeout_s", "try_timeout_s", "thumbnail_side", "text_calls_per_second"]
-)
+@pytest.mark.parametrize("section", [ImageIndexConfig, FvqaCacheConfig, BM25Config])
+def test_a_folder_of_something_else_is_named_with_its_key(section: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{section.section}\.path: {tmp_path} "):
+        open_backend(section(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("key", ["timeout_s", "try_timeout_s", "thumbnail_side", "cache_max_mb"])
 def test_a_number_must_be_greater_than_zero(key: str) -> None:
     values: Any = {key: 0}
-    with pytest.raises(ValueError, match=rf"search\.{key} is 0: it must be greater than 0"):
-        build_runtime(SearchConfig(**values))
+    with pytest.raises(UserError, match=rf"search\.{key} is 0: it must be greater than 0"):
+        SearchConfig(**values)
 
 
-def test_contradictions_are_errors(indexes: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"search\.image_index and search\.image_cache are set: keep one of them"):
-        build_runtime(SearchConfig(image_index=indexes["image_index"], image_cache=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"search\.image_index is not set"):
-        build_runtime(SearchConfig(image_encoder="model"))
-    with pytest.raises(ValueError, match=r"search\.cache_mode is 'replay', and search\.cache"):
-        build_runtime(SearchConfig(cache_mode="replay"))
+@pytest.mark.parametrize("key", ["top_k", "calls_per_second"])
+def test_a_number_of_a_section_must_be_greater_than_zero(key: str) -> None:
+    values: Any = {key: 0}
+    with pytest.raises(UserError, match=rf"search\.text\.{key} is 0: it must be greater than 0"):
+        DdgsConfig(**values)
+    with pytest.raises(UserError, match=rf"search\.image\.{key} is 0: it must be greater than 0"):
+        SerpApiLensConfig(**values)
+
+
+def test_contradictions_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search\.cache_mode is 'replay', and search\.cache"):
+        SearchConfig(cache_mode="replay")
+    with pytest.raises(UserError, match=r"search\.text\.price_per_call is -1: it must be 0 or more"):
+        SerpApiGoogleConfig(price_per_call=-1)
+    with pytest.raises(UserError, match=r"search\.text\.price_per_call is set, and backend ddgs costs nothing"):
+        open_backend(DdgsConfig(price_per_call=0.1))
+    with pytest.raises(UserError, match=r"search\.text\.summariser_model"):
+        PagesConfig(links="ddgs", summariser_url="http://a")
     (tmp_path / "file").write_text("x" * 5000)
-    with pytest.raises(ValueError, match=r"search\.cache: .*file cannot be used as an answer cache"):
+    with pytest.raises(UserError, match=r"search\.cache: .*file cannot be used as an answer cache"):
         build_runtime(SearchConfig(cache=str(tmp_path / "file")))
 
 
@@ -105,47 +142,36 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize(
-    ("values", "backend"),
+    ("section", "backend"),
     [
-        ({"image_serpapi": True}, "serpapi-lens"),
-        ({"image_service": "http://127.0.0.1:8001"}, "image-service"),
-        ({"text_retriever": "http://127.0.0.1:8000/retrieve"}, "retriever"),
-        ({"text_serpapi": True}, "serpapi-google"),
-        ({"text_ddgs": True}, "ddgs"),
-        ({"text_pages": "serpapi"}, "pages"),
-        ({"text_pages": "ddgs", "page_reader": "jina"}, "pages"),
-        ({"text_pages": "ddgs", "summariser_url": "http://127.0.0.1:8000/v1", "summariser_model": "small"}, "pages"),
-        ({"text_mcp": "https://search.example/mcp", "mcp_tool": "search"}, "mcp"),
-        ({"text_mcp": "python server.py", "mcp_tool": "search", "mcp_environment": ["SEARCH_KEY"]}, "mcp"),
+        (SerpApiLensConfig(price_per_call=0.01), "serpapi-lens"),
+        (ImageServiceConfig(url="http://127.0.0.1:8001"), "image-service"),
+        (RetrieverConfig(url="http://127.0.0.1:8000/retrieve"), "retriever"),
+        (SerpApiGoogleConfig(), "serpapi-google"),
+        (DdgsConfig(), "ddgs"),
+        (PagesConfig(links="serpapi", price_per_call=0.01), "pages"),
+        (PagesConfig(links="ddgs", reader="jina"), "pages"),
+        (PagesConfig(links="ddgs", summariser_url="http://127.0.0.1:8000/v1", summariser_model="small"), "pages"),
+        (McpConfig(server="https://search.example/mcp", tool="search"), "mcp"),
+        (McpConfig(server="python server.py", tool="search", environment=["SEARCH_KEY"]), "mcp"),
     ],
 )
-def test_one_key_chooses_a_backend(values: Any, backend: str) -> None:
-    runtime = build_runtime(SearchConfig(**values))
-    [chosen] = [part for part in (runtime._image, runtime._text) if part is not None]
-    assert chosen.name == backend and "sesame" not in chosen.fingerprint
-    runtime.close()
+def test_a_section_opens_its_backend(section: ImageConfig | TextConfig, backend: str) -> None:
+    opened = open_backend(section)
+    assert opened.name == backend and "sesame" not in opened.fingerprint
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("section", "message"),
     [
-        ({"image_serpapi": True}, r"search\.image_serpapi: SerpApi needs a key: set SERPAPI_API_KEY"),
-        ({"text_pages": "serpapi"}, r"search\.text_pages: SerpApi needs a key"),
-        ({"text_mcp": "python server.py"}, r"search\.mcp_tool"),
-        ({"mcp_tool": "search"}, r"search\.text_mcp"),
-        ({"text_mcp": "a", "mcp_tool": "b", "mcp_environment": ["NOT_THERE"]}, r"search\.text_mcp: .*NOT_THERE"),
-        ({"text_ddgs": True, "summariser_url": "http://a"}, r"search\.summariser_model"),
-        ({"text_ddgs": True, "text_retriever": "http://a"}, r"search\.text_retriever and search\.text_ddgs are set"),
+        (SerpApiLensConfig(), r"search\.image\.backend: SerpApi needs a key: set SERPAPI_API_KEY"),
+        (PagesConfig(links="serpapi"), r"search\.text\.backend: SerpApi needs a key"),
+        (McpConfig(server="a", tool="b", environment=["NOT_THERE"]), r"search\.text\.server: .*NOT_THERE"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_runs(
-    values: Any, message: str, monkeypatch: pytest.MonkeyPatch
+    section: ImageConfig | TextConfig, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
-    with pytest.raises(ValueError, match=message):
-        build_runtime(SearchConfig(**values))
-
-
-def test_the_keys_that_choose_a_backend_are_those_that_open_one() -> None:
-    assert set(IMAGE_SOURCES) == set(opening._IMAGE)
-    assert set(TEXT_SOURCES) == {*opening._TEXT, "text_pages"}
+    with pytest.raises(UserError, match=message):
+        open_backend(section)

@@ -261,7 +261,7 @@ def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, t
     build_text_index(tmp_path / "corpus.jsonl", tmp_path / "index", progress=False)
     port = free_port()
     command = [sys.executable, "-m", "mmsearch_trl.commands.main", "serve", "retriever"]
-    command += ["--text_index", str(tmp_path / "index"), "--port", str(port), "--top_k", "1"]
+    command += ["--bm25", str(tmp_path / "index"), "--port", str(port), "--top_k", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -284,9 +284,10 @@ def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, t
     ("arguments", "message"),
     [
         (["retriever"], "name the index that is served"),
-        (["retriever", "--text_index", "/nowhere"], "search.text_index: /nowhere does not exist"),
-        (["images", "--image_index", "/nowhere"], "search.image_index: /nowhere does not exist"),
-        (["retriever", "--host", "0.0.0.0"], "set MMSEARCH_RETRIEVER_TOKEN in the environment"),
+        (["retriever", "--bm25", "/nowhere", "--encoder", "e5"], "--encoder is the encoder of --dense"),
+        (["retriever", "--bm25", "/nowhere"], "search.text.path: /nowhere does not exist"),
+        (["images", "--index", "/nowhere"], "search.image.path: /nowhere does not exist"),
+        (["retriever", "--bm25", "/nowhere", "--host", "0.0.0.0"], "set MMSEARCH_RETRIEVER_TOKEN in the environment"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(

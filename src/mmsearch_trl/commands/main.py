@@ -11,43 +11,40 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmsearch_trl import __version__
+from mmsearch_trl.commands.demo import add_demo
 from mmsearch_trl.commands.index import add_index, add_serve
 from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.core.versions import check_versions
+from mmsearch_trl.recipe.command_line import add_config, keys_of, recipe_of
 
-
-RUNNERS = ("train", "sft", "eval", "search", "demo", "vllm")
-"""Subcommands that read the rest of the command line themselves."""
 
 WORLD_DEMONSTRATIONS = 6000
 FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
 """The data set on the Hub from which Search-R1 takes its questions."""
 
-_HELP = {
-    "train": "train with GRPO: --config RECIPE [--key value ...]",
-    "sft": "supervised cold start on demonstrations: --config RECIPE [--key value ...]",
-    "eval": "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]",
-    "search": "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--text_index DIR ...]",
-    "vllm": "serve a model to rollouts: MODEL [--port 8000] [--max_lora_rank R] [any flag of vllm serve]",
-    "demo": "build a world, train in it, show what came of it",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    if given and given[0] in RUNNERS and given[1:] not in (["-h"], ["--help"]):
-        return run_script(lambda: _run(given[0], given[1:]))
-    if given[:2] == ["cache", "prefetch"] and given[2:] not in ([], ["-h"], ["--help"]):
-        return run_script(lambda: _cache_prefetch(given[2:]))
-    options = parser.parse_args(given)
-    if not hasattr(options, "action"):
-        parser.print_help()
-        return 0 if not given else 2
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     action: Callable[[argparse.Namespace], None] = options.action
     return run_script(lambda: action(options))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `action` carries it out.
+
+    `rest` is what a command takes beside its own options: keys of a recipe (`recipe/command_line.py`), flags of vLLM.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not hasattr(options, "action"):
+        parser.print_help()
+        parser.exit(2 if arguments else 0)
+    if rest and not options.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mmsearch", description="Teach vision-language models to search only when they must.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"mmsearch-trl {__version__}")
+    parser.set_defaults(takes_rest=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
@@ -65,8 +63,22 @@ def _parser() -> argparse.ArgumentParser:
             command.set_defaults(action=action)
         return command
 
-    for name in RUNNERS:
-        add(name, _HELP[name])
+    for name, text, action in (
+        ("train", "train with GRPO: --config RECIPE [--key value ...]", _train),
+        ("sft", "supervised cold start on demonstrations: --config RECIPE [--key value ...]", _sft),
+        ("eval", "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]", _eval),
+    ):
+        add_config(add(name, text, action))
+    search = add("search", "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--key ...]", _search)
+    search.usage = "mmsearch search (TEXT | --image FILE) [--config RECIPE] [--text.backend bm25 --text.path DIR ...]"
+    search.add_argument("--image", type=Path, metavar="FILE", help="look this image up instead of searching TEXT")
+    add_config(search, "take the `search:` section of this recipe")
+    vllm = add("vllm", "serve a model to rollouts: MODEL [--port 8000] [any flag of vllm serve]", _vllm)
+    vllm.add_argument("model", metavar="MODEL", help="name or folder of the model that will be trained")
+    vllm.add_argument("--port", type=int, default=8000)
+    vllm.add_argument("--max_lora_rank", type=int, metavar="R", help="take LoRA adapters of up to this rank")
+    vllm.set_defaults(takes_rest=True)
+    add_demo(add("demo", "build a world, train in it, show what came of it"))
     world = add("world", "write a world: data, indexes, demonstrations and an untrained model", _world)
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -105,10 +117,11 @@ def _add_cache(cache: argparse.ArgumentParser) -> None:
     verify.add_argument("--drop", action="store_true", help="remove the damaged ones")
     export = actions.add_parser("export", help="write all answers into one new file, and tell its SHA-256")
     add = actions.add_parser("import", help="add the answers of other files")
-    actions.add_parser(
-        "prefetch",
-        help="look up every image of a recipe, or texts: --config RECIPE [--queries FILE|questions] [--key ...]",
-    )
+    text = "look up every image of a recipe, or texts: --config RECIPE [--queries FILE|questions] [--key value ...]"
+    prefetch = actions.add_parser("prefetch", help=text, description=text, allow_abbrev=False)
+    add_config(prefetch)
+    prefetch.add_argument("--queries", metavar="FILE", help="texts to search for; `questions`: those of the data")
+    prefetch.set_defaults(action=_cache_prefetch)
     for action, run in ((stats, _cache_stats), (verify, _cache_verify), (export, _cache_export), (add, _cache_import)):
         action.add_argument("file", type=Path, metavar="FILE", help="a `search.cache`")
         action.set_defaults(action=run)
@@ -116,22 +129,44 @@ def _add_cache(cache: argparse.ArgumentParser) -> None:
     add.add_argument("others", type=Path, metavar="OTHER", nargs="+")
 
 
-def _run(name: str, arguments: Sequence[str]) -> None:
-    # Before TRL is touched: a version out of range may not even import.
+def _train(options: argparse.Namespace) -> None:
+    check_versions()  # before TRL is touched: a version out of range may not even import
+    from mmsearch_trl.train import main
+
+    main(*recipe_of(options, options.rest))
+
+
+def _sft(options: argparse.Namespace) -> None:
     check_versions()
-    if name == "demo":
-        from mmsearch_trl.world import demo as script
-    elif name == "vllm":
-        from mmsearch_trl.engine import vllm_process as script
-    elif name == "search":
-        from mmsearch_trl.commands import search as script
-    elif name == "train":
-        from mmsearch_trl import train as script
-    elif name == "sft":
-        from mmsearch_trl import sft as script
-    else:
-        from mmsearch_trl import evaluate as script
-    script.main(arguments)
+    from mmsearch_trl.sft import main
+
+    main(*recipe_of(options, options.rest))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.evaluate import main
+
+    main(*recipe_of(options, options.rest))
+
+
+def _search(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.commands.search import search, search_config
+
+    # TEXT is no option of the parser: of two words behind a key, `argparse` could not tell which is the text.
+    first_key = next((place for place, word in enumerate(options.rest) if word.startswith("--")), len(options.rest))
+    texts, keys = options.rest[:first_key], keys_of(options.rest[first_key:])
+    if len(texts) + (options.image is not None) != 1:
+        raise UserError("give a text to search for, or --image FILE to look an image up; keys come behind it")
+    search(search_config(options.config, keys), texts[0] if texts else options.image)
+
+
+def _vllm(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.engine.vllm_process import become_server
+
+    become_server(options.model, options.rest, port=options.port, max_lora_rank=options.max_lora_rank)
 
 
 def _world(options: argparse.Namespace) -> None:
@@ -191,14 +226,13 @@ def _cache_import(options: argparse.Namespace) -> None:
     print(f"{options.file}: {add(options.file, options.others)} answers added")
 
 
-def _cache_prefetch(arguments: Sequence[str]) -> None:
+def _cache_prefetch(options: argparse.Namespace) -> None:
     check_versions()
-    from mmsearch_trl.commands.prefetch import prefetch, split_arguments
+    from mmsearch_trl.commands.prefetch import prefetch
     from mmsearch_trl.recipe.recipe import load_recipe
     from mmsearch_trl.search.calls.totals import summary_lines
 
-    queries, keys = split_arguments(arguments)
-    outcomes, totals = prefetch(load_recipe(keys), queries)
+    outcomes, totals = prefetch(load_recipe(*recipe_of(options, options.rest)), options.queries)
     print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing to look up was found")
     for line in summary_lines(totals):
         print(line)

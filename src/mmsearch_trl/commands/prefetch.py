@@ -3,11 +3,10 @@
 What is kept already is not asked for again, so a prefetch that was stopped goes on where it was.
 """
 
-import argparse
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,14 +40,6 @@ class Prefetched(NamedTuple):
 
     outcomes: Counter[str]
     totals: Mapping[ActionKind, SearchTotals]
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of `--queries`, if it is given, and the arguments that are a recipe's."""
-    parser = argparse.ArgumentParser(prog="mmsearch cache prefetch", allow_abbrev=False, add_help=False)
-    parser.add_argument("--queries")
-    own, recipe = parser.parse_known_args(arguments)
-    return own.queries, recipe
 
 
 def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:

@@ -3,22 +3,20 @@
 The backend is that of a recipe's `search:` section, of keys on the command line, or of both.
 """
 
-import argparse
 import asyncio
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.style import Style
 from rich.text import Text
 
-from mmsearch_trl.core.errors import SearchLost, UserError
+from mmsearch_trl.core.errors import SearchLost
 from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation
+from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.validation import build
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
@@ -30,56 +28,42 @@ _IMAGE_COLUMNS = 28
 _TEXT_CHARS = 400
 
 
-def main(arguments: Sequence[str]) -> None:
-    """
+def search_config(config: Path | None, keys: Mapping[str, Any]) -> SearchConfig:
+    """The `search:` section of a recipe, with keys of the command line over it.
+
     Raises:
-        UserError: no backend is named, or one cannot be opened.
+        UserError: a key is unknown, or a value is wrong.
+    """
+    layers = Layers()
+    if config is not None:
+        layers.add_file(config)
+    layers.add_keys(keys, "search.")
+    section = layers.values.get("search") or {}
+    return build(SearchConfig, section, lambda key: layers.place(key) or str(config), "search.")
+
+
+def search(config: SearchConfig, what: str | Path) -> None:
+    """Search for a text, or for what shows the image of a file, and print what was found.
+
+    Raises:
+        UserError: a backend cannot be opened, or the file cannot be read.
         SearchLost: the search failed.
     """
-    options = parser().parse_args(arguments)
-    if (options.query is None) == (options.image is None):
-        raise UserError("give a text to search for, or --image FILE to look an image up")
-    runtime = build_runtime(_config(options))
-    console = Console()
+    runtime = build_runtime(config)
     try:
-        observation = asyncio.run(_search(runtime, options.query, options.image))
+        observation = asyncio.run(_search(runtime, what))
     finally:
         runtime.close()
     if observation.failure is not None:
         raise SearchLost(f"the search failed ({observation.failure.kind.value}): {observation.failure.message}")
-    _show(observation, console)
+    _show(observation, Console())
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
-    command = argparse.ArgumentParser(prog="mmsearch search", description=__doc__, allow_abbrev=False)
-    command.add_argument("query", nargs="?", metavar="TEXT")
-    command.add_argument("--image", type=Path, metavar="FILE", help="look this image up instead")
-    command.add_argument("--config", type=Path, metavar="RECIPE", help="use the `search:` section of this recipe")
-    keys = command.add_argument_group("keys", "any key of the section, such as --text_index DIR or --text_ddgs true")
-    for field in fields(SearchConfig):
-        keys.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"].replace("%", "%%"))
-    return command
-
-
-def _config(options: argparse.Namespace) -> SearchConfig:
-    """The recipe's section, with the keys of the command line over it."""
-    section: dict[str, Any] = {}
-    if options.config is not None:
-        recipe = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-        section = dict((recipe or {}).get("search") or {})
-    given = {field.name: getattr(options, field.name) for field in fields(SearchConfig)}
-    typed = {name: yaml.safe_load(value) for name, value in given.items() if value is not None}
-    return build(
-        SearchConfig, section | typed, lambda key: "the command line" if key in typed else str(options.config)
-    )
-
-
-async def _search(runtime: SearchRuntime, query: str | None, image: Path | None) -> Observation:
+async def _search(runtime: SearchRuntime, what: str | Path) -> Observation:
     try:
-        if image is not None:
-            return await runtime.image_search(ImageQuery(load_image(image)))
-        return await runtime.text_search(query or "")
+        if isinstance(what, Path):
+            return await runtime.image_search(ImageQuery(load_image(what)))
+        return await runtime.text_search(what)
     finally:
         await runtime.disconnect()
 

@@ -3,7 +3,6 @@
 mmsearch vllm MODEL [--port 8000] [--max_lora_rank 64] [any flag of `vllm serve`]
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -198,12 +197,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Become a server; flags of vLLM come after the defaults, and so replace them."""
-    parser = argparse.ArgumentParser(prog="mmsearch vllm", allow_abbrev=False)
-    parser.add_argument("model", help="name or folder of the model that will be trained")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--max_lora_rank", type=int, metavar="R", help="take LoRA adapters of up to this rank")
-    options, flags = parser.parse_known_args(arguments)
-    command, environment = serve_command(options.model, {"port": options.port}, max_lora_rank=options.max_lora_rank)
+def become_server(model: str, flags: Sequence[str], *, port: int, max_lora_rank: int | None) -> None:
+    """Replace this process by a server; `flags` are vLLM's own, and come after the defaults that they may replace."""
+    command, environment = serve_command(model, {"port": port}, max_lora_rank=max_lora_rank)
     os.execvpe(command[0], [*command, *flags], environment)

@@ -108,9 +108,7 @@ def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
 def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
     """Python that loads the model and answers one question with it, searching as in training."""
     limits, images = trainer.limits, trainer.protocol.chat.sees_images
-    search = {"text_index": "text_index"} | _result_counts(trainer)
-    if isinstance(trainer.protocol, MMSearchProtocol):
-        search |= {"image_index": "image_index"}
+    search_images = isinstance(trainer.protocol, MMSearchProtocol)
     imports, protocol = _protocol(trainer.protocol, limits)
     image = 'load_image("photo.jpg")'
     lines = [
@@ -129,7 +127,9 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "from mmsearch_trl.rollout.loop import run_trajectory",
         "from mmsearch_trl.search.config import SearchConfig",
         "from mmsearch_trl.search.factory import build_runtime",
+        *(["from mmsearch_trl.search.image.index import ImageIndexConfig"] if search_images else []),
         *(["from mmsearch_trl.search.media.loading import load_image"] if images else []),
+        "from mmsearch_trl.search.text.bm25 import BM25Config",
         "",
         f"config = ModelConfig(model_name_or_path={model_id!r}, dtype='auto')",
         "processor = load_processor(config)",
@@ -140,7 +140,7 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         f"limits = {_call(limits)}",
         "",
         "# Your own, made by `mmsearch index text PASSAGES --out text_index`, and `mmsearch index image`.",
-        f"search = build_runtime({_arguments('SearchConfig', search)})",
+        f"search = build_runtime({_search_config(_result_counts(trainer), images=search_images)})",
         "",
         *(
             [
@@ -159,6 +159,14 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "print('Answer:', trajectory.turns[-1].action.text)",
     ]
     return "\n".join(lines)
+
+
+def _search_config(counts: Mapping[str, int], *, images: bool) -> str:
+    """The call that makes the configuration of a search in the reader's own indexes."""
+    backends = {"text": "BM25Config"} | ({"image": "ImageIndexConfig"} if images else {})
+    top_k = {tool: f", top_k={counts[f'{tool}_top_k']}" if f"{tool}_top_k" in counts else "" for tool in backends}
+    sections = [f"    {tool}={name}(path='{tool}_index'{top_k[tool]}),\n" for tool, name in backends.items()]
+    return f"SearchConfig(\n{''.join(sections)})"
 
 
 def _protocol(protocol: TurnProtocol, limits: Limits) -> tuple[list[str], list[str]]:

@@ -7,6 +7,8 @@ overridden on the command line, nested ones with a dot:
 
     --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
 
+`extends: other.yaml` takes everything from another recipe and changes what it names (`layers.py`).
+
 A recipe with a mistake is refused before any work is done.
 """
 
@@ -14,9 +16,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
 from trl import ModelConfig, SFTConfig
 
 from mmsearch_trl.core.errors import UserError
@@ -25,11 +26,12 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
+from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.validation import Where, build, unknown_key
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.config import IMAGE_SOURCES, TEXT_SOURCES, SearchConfig
+from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -43,7 +45,7 @@ _TEXT_SEARCH_TAG = "<text_search>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A parsed recipe. `values` are its keys as written, overrides included: what a run folder records."""
+    """A parsed recipe. `values` are its keys as written, with those of the recipes that it extends and overrides."""
 
     path: Path
     values: Mapping[str, Any]
@@ -114,10 +116,12 @@ class Recipe:
                     data_file(file)
                 except ValueError as error:
                     raise UserError(f"{self.path}: {key}: {error}") from error
-        for key in ("image_index", "image_cache", "text_index"):
-            place = getattr(self.search, key)
-            if place is not None and not Path(place).exists():
-                raise UserError(f"{self.path}: search.{key}: not found: {place}")
+        for section in (self.search.image, self.search.text):
+            try:
+                if section is not None:
+                    section.check()
+            except UserError as error:
+                raise UserError(f"{self.path}: {error}") from error
 
     def _check_searches_possible(self, check_files: bool) -> None:
         """A search that the first prompt offers can be carried out."""
@@ -131,11 +135,11 @@ class Recipe:
         except ValueError as error:
             raise UserError(f"{self.path}: {error}") from error
         rollout = self.rollout
-        image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, IMAGE_SOURCES)
+        image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, ImageSection)
         text_tag = SEARCH_END if search_r1 else _TEXT_SEARCH_TAG
-        text = ("text", text_tag, rollout.text_search_limit, TEXT_SOURCES)
+        text = ("text", text_tag, rollout.text_search_limit, TextSection)
         tools = (text,) if search_r1 else (image, text)
-        for name, tag, limit, sources in tools:
+        for name, tag, limit, known in tools:
             if tag not in prompt:
                 continue
             problem = None
@@ -143,8 +147,9 @@ class Recipe:
                 problem = f"rollout.{name}_search_limit is 0: set it to 1 or more"
             elif rollout.max_turns == 1:
                 problem = "rollout.max_turns is 1, so that no search can be answered: set it to 2 or more"
-            elif not any(getattr(self.search, key) for key in sources):
-                problem = f"nothing is set to search in: name one of {', '.join(f'search.{key}' for key in sources)}"
+            elif getattr(self.search, name) is None:
+                backends = ", ".join(backend.backend for backend in get_args(known))
+                problem = f"search.{name} is not set: give it a `backend`, one of {backends}"
             if problem:
                 raise UserError(
                     f"{self.path}: the first prompt offers {name} search ({tag}), but {problem}, or name a "
@@ -152,14 +157,12 @@ class Recipe:
                 )
 
 
-def load_recipe(
-    source: str | Path | Sequence[str], overrides: Mapping[str, Any] | None = None, *, kind: Kind = "grpo"
-) -> Recipe:
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind = "grpo") -> Recipe:
     """Read a recipe and build its sections; `Recipe.validate` then checks them against each other and the disk.
 
     Args:
-        source: The file, or command line arguments that name it with `--config`.
-        overrides: Values that replace the file's, by dotted key, as from the command line.
+        path: The file.
+        overrides: Values that replace the file's, by dotted key, as `recipe_arguments` reads them.
         kind: `"sft"` reads the trainer keys of `trl.SFTConfig` and has no `search:`, `rollout:` and `reward:`.
 
     Raises:
@@ -167,72 +170,10 @@ def load_recipe(
         VersionError: an installed library is out of range.
     """
     check_versions()
-    if not isinstance(source, str | Path):
-        source, parsed = parse_arguments(source)
-        overrides = parsed | dict(overrides or {})
-    path, overrides = Path(source), overrides or {}
-    values = _read(path)
-    for key, value in overrides.items():
-        _override(values, key, value)
-
-    def where(key: str) -> str:
-        return f"command line (--{key})" if key in overrides else str(path)
-
-    return _build(path, values, kind, where)
-
-
-def parse_arguments(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """Split `--config FILE --key value --section.key=value --flag` into the file and the overriding values.
-
-    Values are read as YAML. Several values after one key are a list, none is `true`.
-    """
-    words: dict[str, list[str]] = {}
-    key = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            key = name.replace("-", "_")
-            words[key] = [value] if equals else []
-        elif key is None:
-            raise UserError(f"command line: unexpected {argument!r}; write --config FILE and then --key value")
-        else:
-            words[key].append(argument)
-    if not words.get("config"):
-        raise UserError("command line: --config FILE is missing, the recipe to run")
-    path = Path(words.pop("config")[0])
-    return path, {key: _parsed(key, texts) for key, texts in words.items()}
-
-
-def _parsed(key: str, texts: list[str]) -> Any:
-    try:
-        values = [yaml.safe_load(text) for text in texts]
-    except yaml.YAMLError as error:
-        raise UserError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
-    if not values:
-        return True
-    return values[0] if len(values) == 1 else values
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"recipe not found: {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
-    return values
-
-
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"command line (--{key}): `{parent}` is not a mapping")
-        values = inner
-    values[last] = value
+    layers = Layers()
+    layers.add_file(Path(path))
+    layers.add_keys(overrides or {})
+    return _build(Path(path), layers.values, kind, lambda key: layers.place(key) or str(path))
 
 
 def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Recipe:

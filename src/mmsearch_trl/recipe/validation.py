@@ -8,6 +8,7 @@ became 1, would train something else than it says. Converted is what YAML and a 
 `1e-6` (text to YAML) to a float, 3.0 to a whole number, a number to a text, a single value to a list of one.
 """
 
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -60,7 +61,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: Where, prefix: str = "
     try:
         return cls(**arguments)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{where(prefix.rstrip('.'))}: {error}") from error
+        # Messages name their keys; where the first of them that was written stands is where the mistake is.
+        words = re.findall(r"[\w.]+\w", str(error))
+        key = next((word for word in words if word in {f"{prefix}{name}" for name in values}), prefix.rstrip("."))
+        raise UserError(f"{where(key)}: {error}") from error
 
 
 def unknown_key(key: str, known: Sequence[str], where: Where) -> UserError:
@@ -75,10 +79,10 @@ def convert(value: Any, hint: Any, key: str, where: Where) -> Any:
         UserError: it is of another type.
     """
     members = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
-    section = next((member for member in members if is_dataclass(member)), None)
-    if section is not None and isinstance(value, Mapping):
-        return build(section, value, where, f"{key}.")  # pyright: ignore[reportArgumentType]
-    if section is not None and (value is not None or types.NoneType not in members):
+    sections = [member for member in members if is_dataclass(member)]
+    if sections and isinstance(value, Mapping):
+        return build(_section(sections, value, key, where), value, where, f"{key}.")
+    if sections and (value is not None or types.NoneType not in members):
         raise UserError(f"{where(key)}: `{key}` must be a mapping of keys to values, got {value!r}")
     adapter = TypeAdapter(_narrowed(hint), config=ConfigDict(coerce_numbers_to_str=True))
     try:
@@ -86,6 +90,24 @@ def convert(value: Any, hint: Any, key: str, where: Where) -> Any:
     except ValidationError as error:
         message = _message(error.errors(), key, nullable=types.NoneType in members)
         raise UserError(f"{where(key)}: {message}") from None
+
+
+def _section(sections: Sequence[Any], values: Mapping[str, Any], key: str, where: Where) -> type:
+    """The dataclass of a section; where there are several, the one whose `backend` is named.
+
+    Raises:
+        UserError: `backend` is missing, or none of them has it.
+    """
+    if len(sections) == 1:
+        return sections[0]
+    known = {section.backend: section for section in sections}
+    name, named = values.get("backend"), f"`{key}.backend`"
+    if name is None:
+        raise UserError(f"{where(key)}: the key {named} is missing: it is one of {', '.join(known)}")
+    if name not in known:
+        wanted = f"must be one of {', '.join(known)}, got {name!r}{did_you_mean(str(name), known)}"
+        raise UserError(f"{where(f'{key}.backend')}: {named} {wanted}")
+    return known[name]
 
 
 def _narrowed(hint: Any) -> Any:

@@ -30,14 +30,13 @@ from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, TextHit
 from mmsearch_trl.search.calls.backend import SearchBackend
 from mmsearch_trl.search.calls.backend_client import call
+from mmsearch_trl.search.calls.section import ImageConfig, TextConfig, open_backend
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import text_hits
-from mmsearch_trl.search.config import SearchConfig
-from mmsearch_trl.search.factory import open_image, open_text
 from mmsearch_trl.search.image.service import png_base64
 from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.requests import ImageRequest, Passage, RerankRequest, RetrieveRequest, document, written
-from mmsearch_trl.search.text.retriever import TOKEN_VARIABLE
+from mmsearch_trl.search.web.service import RETRIEVER_TOKEN
 
 
 if TYPE_CHECKING:  # torch is imported only where a reranker is served
@@ -257,25 +256,36 @@ def _error(status: int, kind: str, message: str, headers: dict[str, str] | None 
     return JSONResponse({"error": {"kind": kind, "message": message}}, status_code=status, headers=headers)
 
 
-def serve(config: SearchConfig, *, host: str, port: int, top_k: int = 3, reranker: str | None = None) -> None:
-    """Serve the searches of `config`, and this reranker, until the process is told to end.
+def serve(
+    *,
+    text: TextConfig | None = None,
+    image: ImageConfig | None = None,
+    reranker: str | None = None,
+    host: str,
+    port: int,
+) -> None:
+    """Serve these backends, and this reranker, until the process is told to end.
 
     Raises:
         UserError: there is no such index or model, or a server that others can reach has no token.
     """
     import uvicorn
 
-    token = os.environ.get(TOKEN_VARIABLE)
+    token = os.environ.get(RETRIEVER_TOKEN)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-        raise UserError(f"others can reach {host}: set {TOKEN_VARIABLE} in the environment, here and for the clients")
-    text, image, ranking = open_text(config, None), open_image(config), _reranker(reranker)
-    served = {"retrieve": text, "image_search": image, "rerank": ranking}
+        raise UserError(f"others can reach {host}: set {RETRIEVER_TOKEN} in the environment, here and for the clients")
+    served = {
+        "retrieve": None if text is None else open_backend(text),
+        "image_search": None if image is None else open_backend(image),
+        "rerank": _reranker(reranker),
+    }
     for path, backend in served.items():
         if backend is not None:
             print(f"{backend.name} at http://{host}:{port}/{path}", flush=True)
-    if all(backend is None for backend in served.values()):
-        raise UserError("name the index that is served, such as --text_index DIR")
-    server = SearchServer(text, image, reranker=ranking, top_k=top_k, token=token)
+    top_k = TextConfig.top_k if text is None else text.top_k
+    server = SearchServer(
+        served["retrieve"], served["image_search"], reranker=served["rerank"], top_k=top_k, token=token
+    )
     uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
 
 

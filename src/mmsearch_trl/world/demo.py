@@ -4,11 +4,10 @@ Builds a world, warm-starts a tiny model, trains it with `MMSearchGRPOTrainer` o
 after, and leaves a table, a plot and a page of trajectories. The GRPO settings are those of `recipes/world/grpo.yaml`.
 """
 
-import argparse
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -37,8 +36,6 @@ from mmsearch_trl.world.world import World
 
 WARM_START_STEPS = 900
 GROUPS = ("known", "held_out")
-ENGINES = ("transformers", "vllm", "vllm-colocate")
-"""The trained model itself, a vLLM server that the demo starts, or vLLM in the same process."""
 
 _WINDOW = 512
 """Tokens of a trajectory with its prompt: more than the recipe's limits let it have."""
@@ -80,32 +77,28 @@ class DemoSummary:
     seconds: Seconds
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="mmsearch demo", description=__doc__, formatter_class=_Formatter)
-    parser.add_argument("--seed", type=int, default=0, help="seed of world, model and training")
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what writes the rollouts")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything that it makes")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/world/grpo.yaml"), help="GRPO settings")
-    parser.add_argument("--warm_start_steps", type=int, default=WARM_START_STEPS, help="supervised steps")
-    parser.add_argument("--max_steps", type=int, default=None, help="GRPO steps; by default the recipe's")
-    options = parser.parse_args(arguments)
+def run_demo(
+    out: Path, *, seed: int, engine: str, recipe: Path, warm_start_steps: int, max_steps: int | None
+) -> DemoSummary:
+    """Run every stage in the folder `out`, and print what came of it.
+
+    Args:
+        engine: What writes the rollouts: `transformers`, the trained model itself; `vllm`, a server that is started;
+            `vllm-colocate`, vLLM in this process.
+        recipe: GRPO settings.
+        max_steps: GRPO steps; None for the recipe's.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
-    run_demo(options)
-
-
-def run_demo(options: argparse.Namespace) -> DemoSummary:
-    """Run every stage and print what came of it."""
-    out: Path = options.out
     started = time.perf_counter()
-    world = World(options.seed)
+    world = World(seed)
     write_world(world, out / "world")
-    make_warm_start(world, out / "warm_start", steps=options.warm_start_steps)
+    make_warm_start(world, out / "warm_start", steps=warm_start_steps)
     warm_started = time.perf_counter()
-    with rollout_arguments(options.engine, out) as arguments:
-        trainer = make_trainer(options.recipe, out, seed=options.seed, max_steps=options.max_steps, **arguments)
+    with rollout_arguments(engine, out) as arguments:
+        trainer = make_trainer(recipe, out, seed=seed, max_steps=max_steps, **arguments)
         try:
             before = evaluate_groups(trainer)
             grpo_started = time.perf_counter()
@@ -124,9 +117,7 @@ def run_demo(options: argparse.Namespace) -> DemoSummary:
         grpo=round(grpo_ended - grpo_started, 1),
         total=round(time.perf_counter() - started, 1),
     )
-    summary = DemoSummary(
-        seed=options.seed, engine=options.engine, before=results(before), after=results(after), seconds=seconds
-    )
+    summary = DemoSummary(seed=seed, engine=engine, before=results(before), after=results(after), seconds=seconds)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
     console = Console()
     console.print(comparison_table(before, after))
@@ -172,8 +163,8 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
         "train_files": [str(world / "train.jsonl")],
         "eval_files": [str(world / f"{group}.jsonl") for group in GROUPS],
         "output_dir": str(out / "grpo"),
-        "search.image_index": str(world / "image_index"),
-        "search.text_index": str(world / "text_index"),
+        "search.image.path": str(world / "image_index"),
+        "search.text.path": str(world / "text_index"),
         "seed": seed,
     }
     for name in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
@@ -202,11 +193,3 @@ def _install_seconds() -> float | None:
     """What `make` noted when it installed, if it did."""
     note = Path(".venv/.install_seconds")
     return float(note.read_text()) if note.exists() else None
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-if __name__ == "__main__":
-    main()

@@ -261,7 +261,7 @@ def test_no_more_is_spent_than_the_budget_allows_and_a_price_that_is_not_known_i
     assert [observation.failure is None for observation in found] == [True, True, False, False, False]
     assert runtime.totals[ActionKind.TEXT_SEARCH].paid == 2 and runtime.totals[ActionKind.TEXT_SEARCH].price == 0
     [line] = summary_lines(runtime.totals)
-    assert "price unknown (search.text_price_per_call is not set)" in line and "$" not in line
+    assert "price unknown (search.text.price_per_call is not set)" in line and "$" not in line
 
 
 def test_what_is_free_has_no_price_whatever_the_recipe_says() -> None:

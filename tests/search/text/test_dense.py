@@ -22,7 +22,9 @@ from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.index_build import build_dense_index, build_text_index
 from mmsearch_trl.search.text import dense, dense_build
 from mmsearch_trl.search.text.dense import FAISS, VECTORS, DenseIndex
+from mmsearch_trl.search.text.dense_config import DenseConfig
 from mmsearch_trl.search.text.encoder import TextEncoder
+from mmsearch_trl.search.text.hybrid import HybridConfig
 
 
 COUNT = 700
@@ -241,9 +243,9 @@ def test_words_and_meaning_are_joined_by_a_recipe(encoder: Path, corpus: Path, t
     build_text_index(corpus, tmp_path / "text", progress=False)
     arguments = ["index", "dense", str(corpus), "--out", str(tmp_path / "dense"), "--model", str(encoder)]
     assert main(arguments) == 0
-    folders = {"text_index": str(tmp_path / "text"), "text_dense": str(tmp_path / "dense")}
-    runtime = build_runtime(SearchConfig(**folders, text_top_k=10))  # pyright: ignore[reportArgumentType]
+    both = HybridConfig(bm25=str(tmp_path / "text"), dense=str(tmp_path / "dense"), top_k=10)
+    runtime = build_runtime(SearchConfig(text=both))
     observation = asyncio.run(runtime.text_search("word3 word7"))
     assert observation.backend == "hybrid" and len(observation.hits) == 10
-    with pytest.raises(ValueError, match=r"search\.text_dense: .* does not exist"):
-        build_runtime(SearchConfig(text_dense=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match=r"search\.text\.path: .* does not exist"):
+        build_runtime(SearchConfig(text=DenseConfig(path=str(tmp_path / "nowhere"))))

@@ -14,7 +14,7 @@ from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
-from mmsearch_trl.search.text.opensearch import OpenSearch
+from mmsearch_trl.search.text.opensearch import OpenSearch, OpenSearchConfig
 
 
 CORPUS = [
@@ -118,7 +118,7 @@ def test_text_with_a_title_is_searched_where_there_are_no_contents(index: Index,
 )
 def test_an_index_without_text_is_told_before_anything_runs(mapping: Any, index: Index, url: str) -> None:
     index.mapping = mapping
-    runtime = build_runtime(SearchConfig(text_opensearch=url, opensearch_index="wiki"))
+    runtime = build_runtime(SearchConfig(text=OpenSearchConfig(url=url, index="wiki")))
     with pytest.raises(SearchLost, match="opensearch cannot be used: the index wiki has no text field contents"):
         asyncio.run(runtime.check())
     runtime.close()
@@ -172,12 +172,12 @@ def test_what_the_server_wants_is_read_from_the_environment(
 
 def test_a_user_without_a_password_is_told(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENSEARCH_USER", "me")
-    with pytest.raises(ValueError, match=r"search\.text_opensearch: .*OPENSEARCH_PASSWORD is not"):
-        build_runtime(SearchConfig(text_opensearch="http://a:9200", opensearch_index="wiki"))
+    with pytest.raises(ValueError, match=r"search\.text\.url: .*OPENSEARCH_PASSWORD is not"):
+        build_runtime(SearchConfig(text=OpenSearchConfig(url="http://a:9200", index="wiki")))
 
 
 def test_a_recipe_chooses_it(url: str) -> None:
-    runtime = build_runtime(SearchConfig(text_opensearch=url, opensearch_index="wiki", text_top_k=1))
+    runtime = build_runtime(SearchConfig(text=OpenSearchConfig(url=url, index="wiki", top_k=1)))
 
     async def run() -> Any:
         await runtime.check()
@@ -190,17 +190,9 @@ def test_a_recipe_chooses_it(url: str) -> None:
     runtime.close()
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"text_opensearch": "http://a:9200"}, r"search\.text_opensearch and search\.opensearch_index go together"),
-        ({"opensearch_index": "wiki"}, r"search\.text_opensearch and search\.opensearch_index go together"),
-        ({"text_opensearch": "a:9200", "opensearch_index": "wiki"}, r"search\.text_opensearch: .* is no address"),
-    ],
-)
-def test_what_a_recipe_lacks_is_named(values: dict[str, str], message: str, index: Index) -> None:
-    with pytest.raises(UserError, match=message):
-        build_runtime(SearchConfig(**values))  # pyright: ignore[reportArgumentType]
+def test_an_address_that_is_none_is_named(index: Index) -> None:
+    with pytest.raises(UserError, match=r"search\.text\.url: .* is no address"):
+        build_runtime(SearchConfig(text=OpenSearchConfig(url="a:9200", index="wiki")))
 
 
 def test_without_the_client_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

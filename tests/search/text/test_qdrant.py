@@ -20,7 +20,7 @@ from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.text.qdrant import QdrantSearch
+from mmsearch_trl.search.text.qdrant import QdrantConfig, QdrantSearch
 
 
 PASSAGES = [" ".join(random.Random(number).choices(WORDS, k=8)) for number in range(60)]
@@ -174,8 +174,8 @@ def test_many_searches_at_once_and_again_after_a_close(location: str, encoder: T
 def test_what_does_not_fit_is_said_before_anything_runs(
     location: str, collection: str, message: str, encoder: TextEncoder
 ) -> None:
-    config = SearchConfig(text_qdrant=location, qdrant_collection=collection, text_encoder=encoder.name)
-    runtime = build_runtime(config)
+    config = QdrantConfig(location=location, collection=collection, encoder=encoder.name)
+    runtime = build_runtime(SearchConfig(text=config))
     with pytest.raises(SearchLost, match=rf"qdrant cannot be used: the collection {collection} .*{message}"):
         asyncio.run(runtime.check())
     asyncio.run(runtime.disconnect())
@@ -284,8 +284,8 @@ def test_an_abandoned_search_ends_at_once(encoder: TextEncoder) -> None:
 
 
 def test_a_recipe_chooses_it(location: str, encoder: TextEncoder) -> None:
-    config = SearchConfig(text_qdrant=location, qdrant_collection="wiki", text_encoder=encoder.name, text_top_k=4)
-    runtime = build_runtime(config)
+    config = QdrantConfig(location=location, collection="wiki", encoder=encoder.name, top_k=4)
+    runtime = build_runtime(SearchConfig(text=config))
 
     async def run() -> Any:
         await runtime.check()
@@ -298,24 +298,18 @@ def test_a_recipe_chooses_it(location: str, encoder: TextEncoder) -> None:
     runtime.close()
 
 
-WHOLE = {"text_qdrant": "http://a:6333", "qdrant_collection": "wiki", "text_encoder": "ENCODER"}
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text_encoder": None}, r"search\.text_qdrant needs search\.text_encoder"),
-        ({"qdrant_collection": None}, r"search\.text_qdrant and search\.qdrant_collection go together"),
-        ({"text_qdrant": "a:6333"}, r"search\.text_qdrant: a:6333 is neither an address nor the folder"),
-        ({"text_qdrant": "http://me:sesame@a"}, r"search\.text_qdrant: the address holds a name or a password"),
-        ({"text_encoder": "/nowhere"}, r"search\.text_encoder: "),
-        ({"text_qdrant": None, "qdrant_collection": None}, r"neither search\.text_dense nor search\.text_qdrant is"),
+        ({"location": "a:6333"}, r"search\.text\.location: a:6333 is neither an address nor the folder"),
+        ({"location": "http://me:sesame@a"}, r"search\.text\.location: the address holds a name or a password"),
+        ({"encoder": "/nowhere"}, r"search\.text\.encoder: "),
     ],
 )
-def test_what_a_recipe_lacks_is_named(values: dict[str, Any], message: str, encoder: TextEncoder) -> None:
-    given = {key: encoder.name if value == "ENCODER" else value for key, value in (WHOLE | values).items()}
+def test_a_value_that_does_not_fit_is_named(values: dict[str, Any], message: str, encoder: TextEncoder) -> None:
+    given = {"location": "http://a:6333", "collection": "wiki", "encoder": encoder.name} | values
     with pytest.raises(UserError, match=message):
-        build_runtime(SearchConfig(**given))
+        build_runtime(SearchConfig(text=QdrantConfig(**given)))
 
 
 def test_without_the_client_it_says_what_to_install(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,6 @@ def _line(tool: ActionKind, total: SearchTotals) -> str:
     line += f", {total.bytes / 1e6:.1f} MB received"
     if not total.paid:
         return line
-    key = "image_price_per_call" if tool == ActionKind.IMAGE_SEARCH else "text_price_per_call"
+    key = f"{'image' if tool == ActionKind.IMAGE_SEARCH else 'text'}.price_per_call"
     price = f"about ${total.price:.2f}" if total.price else f"price unknown (search.{key} is not set)"
     return f"{line}, {total.paid} tries paid: {price}"

@@ -15,9 +15,10 @@ as having found nothing.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
+from mmsearch_trl.search.calls.section import ImageConfig, Shared, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.pickled_cache import IMAGES, TITLES, PickledImage, read_pickle
 from mmsearch_trl.search.index.folder import digest_of
@@ -36,6 +38,26 @@ FOLDER_NAMES = ("fvqa_train_cache", "fvqa_test_cache")
 
 _JSON_KEYS = ("tool_returned_web_title", "cached_images_path")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FvqaCacheConfig(ImageConfig):
+    """`search.image` with `backend: cache`."""
+
+    paths = ("path",)
+
+    backend: Literal["cache"] = field(
+        default="cache", metadata={"help": "A published FVQA cache of image search results."}
+    )
+    path: str = field(
+        metadata={
+            "help": "A pickle, a folder of pickles, a folder of <data_id>/meta.json, or the .json file of DeepEyesV2."
+        }
+    )
+
+    def open(self, shared: Shared) -> "FvqaPickleCache | FvqaFolderCache | FvqaJsonCache":
+        with named("search.image.path"):
+            return open_fvqa_cache(self.path)
 
 
 class FvqaPickleCache:

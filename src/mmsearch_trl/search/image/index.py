@@ -11,13 +11,16 @@ beyond some 250,000 images an approximate index is worth its trouble.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import ImageHit, ImageQuery
+from mmsearch_trl.search.calls.section import ImageConfig, Shared, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.source import ImageRow
 from mmsearch_trl.search.index.descriptor import Encoder, FloatArray, ImageDescriptor
@@ -36,6 +39,25 @@ from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, encode_thumbnail
 
 VECTORS, HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
 _BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageIndexConfig(ImageConfig):
+    """`search.image` with `backend: index`."""
+
+    paths = ("path",)
+
+    backend: Literal["index"] = field(default="index", metadata={"help": "An index of your images, by pixels."})
+    path: str = field(metadata={"help": "Folder made by `mmsearch index image`."})
+    encoder: str | None = field(
+        default=None, metadata={"help": "Its vision model, where that is not at the place the index remembers."}
+    )
+
+    def open(self, shared: Shared) -> "ImageIndex":
+        with named("search.image.encoder"):
+            encoder = None if self.encoder is None else load_encoder(self.encoder)
+        with named("search.image.path"):
+            return ImageIndex.open(self.path, encoder)
 
 
 class ImageIndex:

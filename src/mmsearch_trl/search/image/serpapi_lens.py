@@ -2,10 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL import Image
 
 from mmsearch_trl.core.observation import ImageHit, ImageQuery
+from mmsearch_trl.search.calls.section import ImageConfig, Shared
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.image.download import with_thumbnails
 from mmsearch_trl.search.index.folder import digest_of
@@ -20,6 +23,18 @@ MAX_UPLOAD = 500_000
 _LONGEST_SIDE = 1024
 _SPARE = 2
 """Hits beyond k that are looked at: one without title and image is of no use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerpApiLensConfig(ImageConfig):
+    """`search.image` with `backend: serpapi`."""
+
+    backend: Literal["serpapi"] = field(
+        default="serpapi", metadata={"help": "Google Lens through SerpApi. Paid; the key is in SERPAPI_API_KEY."}
+    )
+
+    def open(self, shared: Shared) -> "SerpApiLens":
+        return SerpApiLens(SerpApi(), Fetcher(denied_hosts=shared.denied_hosts))
 
 
 class SerpApiLens:

@@ -6,20 +6,37 @@ will do; a thumbnail is an image in base64, or null.
 
 import base64
 import io
+import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from PIL import Image
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
+from mmsearch_trl.search.calls.section import ImageConfig, Shared
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.media.loading import load_image
-from mmsearch_trl.search.web.service import Service
+from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
 
 
 _MAX_ANSWER = 40_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageServiceConfig(ImageConfig):
+    """`search.image` with `backend: service`."""
+
+    backend: Literal["service"] = field(
+        default="service", metadata={"help": "A server with `/image_search`, such as `mmsearch serve images`."}
+    )
+    url: str = field(metadata={"help": "Its address. A token that it wants is in MMSEARCH_RETRIEVER_TOKEN."})
+    corpus: str = field(default="", metadata={"help": "Name of what it serves: another name, other cached results."})
+
+    def open(self, shared: Shared) -> "ImageService":
+        return ImageService(self.url, token=os.environ.get(RETRIEVER_TOKEN), corpus=self.corpus)
 
 
 class ImageService:

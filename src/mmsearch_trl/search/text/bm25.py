@@ -10,13 +10,15 @@ Rules, each learnt from a trap:
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tantivy
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import Manifest, opening, read_manifest
 from mmsearch_trl.search.index.rows import Row
@@ -31,6 +33,20 @@ _TIE_MARGIN = 32
 """Hits fetched beyond k, so that a tie across the border is decided by ordinal and not by tantivy's segments."""
 _MOST_FETCHED = 4096
 """Where a tie reaches beyond what was fetched, more are fetched up to here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BM25Config(TextConfig):
+    """`search.text` with `backend: bm25`."""
+
+    paths = ("path",)
+
+    backend: Literal["bm25"] = field(default="bm25", metadata={"help": "Passages by their words, on this machine."})
+    path: str = field(metadata={"help": "Folder made by `mmsearch index text`."})
+
+    def open(self, shared: Shared) -> "TextIndex":
+        with named("search.text.path"):
+            return TextIndex.open(self.path)
 
 
 class TextIndex:

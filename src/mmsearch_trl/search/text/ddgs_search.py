@@ -6,16 +6,30 @@ again, and never kept.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig
 from mmsearch_trl.search.index.folder import digest_of
 
 
 ENGINES = "duckduckgo,brave,mojeek,wikipedia"
 """Named, since `auto` shuffles them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdgsConfig(TextConfig):
+    """`search.text` with `backend: ddgs`."""
+
+    backend: Literal["ddgs"] = field(
+        default="ddgs", metadata={"help": "Public search engines through `ddgs`. Free, and not reliable."}
+    )
+
+    def open(self, shared: Shared) -> "DdgsSearch":
+        return DdgsSearch()
 
 
 class DdgsSearch:

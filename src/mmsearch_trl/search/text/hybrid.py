@@ -6,18 +6,45 @@ What one of the two cannot find, a rare name or a paraphrase, the other may.
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mmsearch_trl.core.observation import TextHit
 from mmsearch_trl.search.calls.backend import SearchBackend
 from mmsearch_trl.search.calls.backend_client import call
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
+from mmsearch_trl.search.text.bm25 import TextIndex
 
 
 _RANK_OFFSET = 60
 _DEPTH = 4
 """Passages that each backend is asked for, per passage wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig(TextConfig):
+    """`search.text` with `backend: hybrid`."""
+
+    paths = ("bm25", "dense")
+
+    backend: Literal["hybrid"] = field(
+        default="hybrid", metadata={"help": "Passages by their words and by their meaning, two rankings joined."}
+    )
+    bm25: str = field(metadata={"help": "Folder made by `mmsearch index text`."})
+    dense: str = field(metadata={"help": "Folder made by `mmsearch index dense`."})
+    encoder: str | None = field(
+        default=None, metadata={"help": "Encoder of `dense`, where that is not at the place the index remembers."}
+    )
+
+    def open(self, shared: Shared) -> "Hybrid":
+        from mmsearch_trl.search.text.dense import DenseIndex  # imports torch
+
+        with named("search.text.bm25"):
+            words = TextIndex.open(self.bm25)
+        with named("search.text.dense"):
+            return Hybrid(words, DenseIndex.open(self.dense, self.encoder))
 
 
 class Hybrid:

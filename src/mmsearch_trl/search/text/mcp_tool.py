@@ -7,12 +7,15 @@ What the tool answers is a list of objects with `title`, `text` (or `snippet`, `
 import asyncio
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.index.folder import digest_of
 
 
@@ -22,6 +25,24 @@ if TYPE_CHECKING:
 _TEXTS = ("text", "snippet", "body", "content", "contents", "summary", "description")
 _ADDRESSES = ("url", "link", "href")
 _LISTS = ("results", "hits", "items", "result", "documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class McpConfig(TextConfig):
+    """`search.text` with `backend: mcp`."""
+
+    backend: Literal["mcp"] = field(default="mcp", metadata={"help": "A tool of any MCP server."})
+    server: str = field(metadata={"help": "Its address, or the command that starts it."})
+    tool: str = field(metadata={"help": "The server's tool that searches."})
+    argument: str = field(default="query", metadata={"help": "The tool's argument for the query."})
+    environment: list[str] = field(
+        default_factory=list, metadata={"help": "Variables that a server which is started may see, for its keys."}
+    )
+
+    def open(self, shared: Shared) -> "McpSearch":
+        server = self.server if self.server.startswith(("http://", "https://")) else shlex.split(self.server)
+        with named("search.text.server"):
+            return McpSearch(server, self.tool, argument=self.argument, environment=self.environment)
 
 
 class McpSearch:

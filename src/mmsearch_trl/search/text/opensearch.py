@@ -8,12 +8,14 @@ asked each time, because each counts its words for itself.
 import logging
 import os
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.stored import check_address, hit_of
 from mmsearch_trl.search.web.service import refusal
@@ -28,6 +30,27 @@ _FIELDS = ("contents", "text")
 """What is searched: the first that the index has."""
 _WHOLE = {"allow_partial_search_results": "false", "preference": "mmsearch"}
 _ANY_NUMBER = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSearchConfig(TextConfig):
+    """`search.text` with `backend: opensearch`."""
+
+    backend: Literal["opensearch"] = field(
+        default="opensearch", metadata={"help": "Passages by their words, in OpenSearch or Elasticsearch."}
+    )
+    url: str = field(
+        metadata={
+            "help": "Address of the server, http://HOST:9200. What it wants is in OPENSEARCH_TOKEN, or "
+            "OPENSEARCH_USER and OPENSEARCH_PASSWORD."
+        }
+    )
+    index: str = field(metadata={"help": "The index there."})
+    corpus: str = field(default="", metadata={"help": "Name of what it holds: another name, other cached results."})
+
+    def open(self, shared: Shared) -> "OpenSearch":
+        with named("search.text.url"):
+            return OpenSearch(self.url, self.index, corpus=self.corpus)
 
 
 class OpenSearch:

@@ -6,23 +6,75 @@ each stage gave is kept apart, so that another summariser reads the same pages a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import Failure, FailureKind, TextHit
-from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.backend_client import call, is_paid
+from mmsearch_trl.search.calls.section import AnswerStore, Shared, TextConfig
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.text.readers import Reader
-from mmsearch_trl.search.text.summarisers import Summariser
+from mmsearch_trl.search.text.ddgs_search import DdgsSearch
+from mmsearch_trl.search.text.readers import JinaReader, Reader, WebReader
+from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
+from mmsearch_trl.search.text.summarisers import ChatSummariser, Excerpt, Summariser
+from mmsearch_trl.search.web.fetch import Fetcher
+from mmsearch_trl.search.web.serpapi import SerpApi
 
 
 MAX_PAGE_CHARS = 30_000
 """Of a page, what a summariser gets to see (MMSearch-R1, appendix C)."""
 
 _ADDRESSES_PER_HIT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagesConfig(TextConfig):
+    """`search.text` with `backend: pages`."""
+
+    backend: Literal["pages"] = field(
+        default="pages",
+        metadata={"help": "As MMSearch-R1 has it: pages are searched for, read, and summarised for the question."},
+    )
+    links: Literal["serpapi", "ddgs"] = field(
+        metadata={"help": "What searches for pages: serpapi (paid; its key is in SERPAPI_API_KEY), or ddgs."},
+    )
+    reader: Literal["web", "jina"] = field(
+        default="web",
+        metadata={"help": "What reads pages: web, this machine; jina, Jina Reader (its key is in JINA_API_KEY)."},
+    )
+    summariser_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of an OpenAI-compatible endpoint that summarises pages; default: the sentences that fit "
+            "the query best. A key that it wants is in OPENAI_API_KEY."
+        },
+    )
+    summariser_model: str | None = field(default=None, metadata={"help": "The model there."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.summariser_url is None) != (self.summariser_model is None):
+            raise UserError(
+                "search.text.summariser_url and search.text.summariser_model go together: set both, or none"
+            )
+
+    def open(self, shared: Shared) -> "PageSearch":
+        links: Any = SerpApiGoogle(SerpApi()) if self.links == "serpapi" else DdgsSearch()
+        summariser = Excerpt()
+        if self.summariser_url is not None and self.summariser_model is not None:
+            summariser = ChatSummariser(self.summariser_url, self.summariser_model)
+        return PageSearch(links, self._reader(shared), summariser, cache=shared.store)
+
+    def _reader(self, shared: Shared) -> Reader:
+        if self.reader == "jina":
+            return JinaReader()
+        from mmsearch_trl.search.web.page_text import PageReader  # its parser may not be installed
+
+        return WebReader(Fetcher(denied_hosts=shared.denied_hosts), PageReader())
 
 
 class PageSearch:
@@ -42,7 +94,7 @@ class PageSearch:
         reader: Reader,
         summariser: Summariser,
         *,
-        cache: ResultStore | None = None,
+        cache: AnswerStore | None = None,
         page_timeout_s: float = 6.0,
     ) -> None:
         self._links = links

@@ -8,12 +8,14 @@ holds pickles, so that it should be one's own.
 import asyncio
 import os
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.batching import Batched
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import digest_of
@@ -32,6 +34,32 @@ _LONGEST_S = 3600
 """The client's own limit, 5 s, would cut short what the recipe allows; the caller bounds the time."""
 
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdrantConfig(TextConfig):
+    """`search.text` with `backend: qdrant`."""
+
+    backend: Literal["qdrant"] = field(
+        default="qdrant", metadata={"help": "Passages by their meaning: nearest vectors of a Qdrant collection."}
+    )
+    location: str = field(
+        metadata={
+            "help": "Address of a server, http://HOST:6333, or folder of an embedded Qdrant. A key that a server "
+            "wants is in QDRANT_API_KEY."
+        }
+    )
+    collection: str = field(metadata={"help": "The collection there."})
+    encoder: str = field(metadata={"help": "The model that made its vectors."})
+    corpus: str = field(default="", metadata={"help": "Name of what it holds: another name, other cached results."})
+
+    def open(self, shared: Shared) -> "QdrantSearch":
+        from mmsearch_trl.search.text.encoder import TextEncoder  # imports torch
+
+        with named("search.text.encoder"):
+            encoder = TextEncoder(self.encoder)
+        with named("search.text.location"):
+            return QdrantSearch(self.location, self.collection, encoder, corpus=self.corpus)
 
 
 class QdrantSearch:

@@ -6,16 +6,31 @@ asked for: Search-R1's own server fails without, and for two queries gives the w
 scores out, and rerankers give a document as bare text; both are understood.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.web.service import Service
+from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
 
 
-TOKEN_VARIABLE = "MMSEARCH_RETRIEVER_TOKEN"
+@dataclass(frozen=True, kw_only=True)
+class RetrieverConfig(TextConfig):
+    """`search.text` with `backend: retriever`."""
+
+    backend: Literal["retriever"] = field(
+        default="retriever",
+        metadata={"help": "A server with Search-R1's `/retrieve`, such as `mmsearch serve retriever`."},
+    )
+    url: str = field(metadata={"help": "Its address. A token that it wants is in MMSEARCH_RETRIEVER_TOKEN."})
+    corpus: str = field(default="", metadata={"help": "Name of what it serves: another name, other cached results."})
+
+    def open(self, shared: Shared) -> "Retriever":
+        return Retriever(self.url, token=os.environ.get(RETRIEVER_TOKEN), corpus=self.corpus)
 
 
 class Retriever:

@@ -1,10 +1,26 @@
 """Text search by Google, through SerpApi: titles and snippets, or addresses for `pages.py` to read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from mmsearch_trl.core.observation import TextHit
+from mmsearch_trl.search.calls.section import Shared, TextConfig
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.web.serpapi import SerpApi, rows, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerpApiGoogleConfig(TextConfig):
+    """`search.text` with `backend: serpapi`."""
+
+    backend: Literal["serpapi"] = field(
+        default="serpapi",
+        metadata={"help": "Google's titles and snippets through SerpApi. Paid; the key is in SERPAPI_API_KEY."},
+    )
+
+    def open(self, shared: Shared) -> "SerpApiGoogle":
+        return SerpApiGoogle(SerpApi())
 
 
 class SerpApiGoogle:

@@ -17,6 +17,9 @@ from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import received
 
 
+RETRIEVER_TOKEN = "MMSEARCH_RETRIEVER_TOKEN"
+"""Holds the bearer token of a retrieval server and of an image service."""
+
 _KINDS = {
     401: FailureKind.KEY_REFUSED,
     402: FailureKind.QUOTA_SPENT,

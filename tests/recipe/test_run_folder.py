@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.recipe.run_folder import record_run
+
+
+def test_what_is_recorded_is_the_whole_recipe_and_can_be_run_again(tmp_path: Path) -> None:
+    lines = ["model_name_or_path: m", "use_cpu: true", "bf16: false", "seed: 1", "hub_token: hf_sesame"]
+    lines += ["search: {text: {backend: bm25, path: texts, top_k: 3}}"]
+    (tmp_path / "base.yaml").write_text("\n".join(lines))
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nsearch: {text: {top_k: 9}}")
+    recipe = load_recipe(tmp_path / "own.yaml", {"seed": 2})
+    record_run(recipe, tmp_path / "run")
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "sesame" not in text and "extends" not in text
+    again = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert again.values == {key: value for key, value in recipe.values.items() if key != "hub_token"}
+    assert (again.search, again.trainer.seed) == (recipe.search, 2)
