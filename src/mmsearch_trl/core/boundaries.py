@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from mmsearch_trl.core.errors import UserError
 
 
@@ -27,55 +25,60 @@ def reading(file: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(place: str | Path) -> Iterator[None]:
+def writing(place: str | Path, *others: type[Exception]) -> Iterator[None]:
     """
+    Args:
+        others: What a library raises instead, where the disk is full.
+
     Raises:
         UserError: the system does not let the file or folder be written (its folder, its rights, a full disk).
     """
     try:
         yield
-    except SafetensorError as error:  # how it tells of a full disk
-        raise UserError(f"{place}: cannot be written: {error}") from error
     except OSError as error:
         raise UserError(f"{error.filename or place}: cannot be written: {reason(error)}") from error
+    except others as error:
+        raise UserError(f"{place}: cannot be written: {error}") from error
 
 
 @contextmanager
-def loading(what: str, name: str | Path) -> Iterator[None]:
+def loading(what: str, name: str | Path, *others: type[Exception]) -> Iterator[None]:
     """Around `from_pretrained`, which says in any of these types that a model is not there, is damaged, or needs more.
 
     Args:
         what: Such as `the text encoder`.
+        others: What a library raises instead, where the weights are damaged.
 
     Raises:
         UserError: it cannot be loaded.
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, *others) as error:
         raise UserError(f"{what} {str(name)!r} cannot be loaded: {error}") from error
 
 
 @contextmanager
-def optional(purpose: str, extra: str) -> Iterator[None]:
+def optional(purpose: str, *extras: str) -> Iterator[None]:
     """Around the import of a package that not every installation has.
 
     Args:
         purpose: Such as `searching by ddgs`.
-        extra: Of this package's `pyproject.toml`, by comma where one of several will do.
+        extras: Of this package's `pyproject.toml`; one of several will do.
 
     Raises:
-        UserError: it is not installed, or does not load; names the extra.
+        UserError: it is not installed, or does not load; names the extras.
     """
     try:
         yield
     except ImportError as error:
-        raise missing(purpose, extra, str(error)) from error
+        raise missing(purpose, *extras, why=str(error)) from error
 
 
-def missing(purpose: str, extra: str, why: str) -> UserError:
+def missing(purpose: str, *extras: str, why: str) -> UserError:
     """That something needs an extra which is not installed."""
-    return UserError(f"{purpose} needs an optional package ({why}): pip install 'mmsearch-trl[{extra}]'")
+    commands = " or ".join(f"pip install 'mmsearch-trl[{extra}]'" for extra in extras)
+    return UserError(f"{purpose} needs an optional package ({why}): {commands}")
 
 
 def reason(error: OSError) -> str:

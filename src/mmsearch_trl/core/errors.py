@@ -21,6 +21,10 @@ class VersionError(RuntimeError):
     """An installed library is missing or outside the range that works; the message says what to install."""
 
 
+class HubError(Exception):
+    """The Hub refuses a run, or cannot be reached; the message says what to do, and where the run is saved."""
+
+
 class EngineError(Exception):
     """The engine could not write a turn: an infrastructure failure of one trajectory, never of the batch."""
 

@@ -1,31 +1,37 @@
 """How a script ends when something is wrong: in one line that says what to do, or in a traceback that shows a defect.
 
-One line is for what a person can put right (`core/errors.py`), and for files and models that the system or a library
-says are not there. Anything else is a defect and keeps its traceback.
+One line is for what a person can put right: the types of `core/errors.py`, and a disk that is full or may not be
+written, which can stop any write of any library. All else is a defect and keeps its traceback, a missing file too:
+who opens one that a person named says so in a `UserError` (`core/boundaries.py`).
 """
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
 
-from mmsearch_trl.core.errors import EngineError, SearchLost, UserError, VersionError
+from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserError, VersionError
 
 
 _NOISY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "asyncio")
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def run_script(script: Callable[[], object]) -> int:
-    """Run a script's main function with its logging set up; returns the exit status: 0, or 1 for a user's error."""
+    """Run a script's main function with its logging set up; returns the exit status: 0, or 1 after one line.
+
+    Raises:
+        Exception: whatever the script raised that is a defect.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         script()
-    except (UserError, OSError, VersionError, EngineError, SearchLost) as error:
-        print(f"mmsearch: error: {one_line(error)}", file=sys.stderr)
+    except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

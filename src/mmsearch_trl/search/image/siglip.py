@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
 from mmsearch_trl.core.boundaries import loading
@@ -35,7 +36,7 @@ class VisionEncoder:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
-        with loading("the vision model", model):
+        with loading("the vision model", model, SafetensorError):
             # The Pillow processor: the same pixels on every machine, torchvision or not.
             self._processor = AutoImageProcessor.from_pretrained(model, backend="pil")
             self._model = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from mmsearch_trl.core.boundaries import loading
@@ -39,7 +40,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
-        with loading("the text encoder", model):
+        with loading("the text encoder", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
         try:

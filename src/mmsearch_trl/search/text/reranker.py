@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mmsearch_trl.core.boundaries import loading
@@ -36,7 +37,7 @@ class Reranker:
     name = "reranker"
 
     def __init__(self, model: str | Path) -> None:
-        with loading("the reranker", model):
+        with loading("the reranker", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
         if loaded.config.num_labels != 1:

@@ -48,7 +48,7 @@ class PageReader:
 
     def __init__(self, *, workers: int = 2, timeout_s: float = 3.0) -> None:
         if find_spec("trafilatura") is None:
-            raise missing("reading pages of the web", "web", "no module named 'trafilatura'")
+            raise missing("reading pages of the web", "web", why="No module named 'trafilatura'")
         self._timeout_s = timeout_s
         self._idle: list[_Worker] = []
         self._workers = workers
