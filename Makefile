@@ -4,17 +4,19 @@ K ?= 64
 ENGINE ?= transformers
 OUT ?= runs/demo
 PYTHON ?= python3
+PROCESSES ?= 2
 export PYTHON
 # Quiet about newer releases of the type checker, and no look for one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench-rollout bench-search
+.PHONY: help setup demo test test-fast lint bench-rollout bench-search
 
 help:
 	@echo "make demo           build the world, train, evaluate, show the result  (SEED=$(SEED) OUT=$(OUT))"
 	@echo "                    ENGINE=$(ENGINE) writes the rollouts; or vllm, or vllm-colocate"
-	@echo "make test           run the tests"
+	@echo "make test           run the tests, slow ones first  (PROCESSES=$(PROCESSES))"
+	@echo "make test-fast      run those that neither train nor start vLLM"
 	@echo "make lint           check style and types"
 	@echo "make bench-rollout  time rollouts on vLLM against TRL's tool loop and a lockstep one  (K=$(K) SEED=$(SEED))"
 	@echo "make bench-search   time the retrieval server on 10^4 to 10^6 passages against a plain one"
@@ -28,10 +30,15 @@ setup: .venv/.installed
 demo: .venv/.installed
 	.venv/bin/python -m mmsearch_trl.commands.main demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)
 
-# The tests' models are tiny: a second thread of a matrix product costs more than it saves.
-test: export OMP_NUM_THREADS ?= 1
+# The tests' models are tiny: a second thread of a matrix product costs more than it saves. A file's tests stay in one
+# process, which makes its fixtures once, and so do the tests on shared vLLM servers (`tests/conftest.py`); a process
+# and what it starts take up to 4 GB.
+test test-fast: export OMP_NUM_THREADS ?= 1
 test: .venv/.installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+
+test-fast: .venv/.installed
+	.venv/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup -m "not slow"
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
