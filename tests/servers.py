@@ -3,6 +3,7 @@
 A server is started when first asked for and kept for the session.
 """
 
+import gc
 import json
 import os
 import urllib.request
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 import torch
 
@@ -27,7 +29,8 @@ FLAGS: dict[str, Any] = {
     "max_num_seqs": 64,
     "enable_prompt_tokens_details": True,
 }
-ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True}
+ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True, "num_gpu_blocks_override": 512}
+"""Of an engine in this process. By default its cache takes a gigabyte, which is written to at the start."""
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -114,10 +117,16 @@ class Trainers:
 @contextmanager
 def environment() -> Iterator[None]:
     """Room for vLLM in this process: quiet, small, and everything that it changes put back afterwards."""
+    gc.collect()
+    gc.freeze()
     before, set_num_threads = dict(os.environ), torch.set_num_threads
     os.environ.update(QUIET)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            # An engine's end thaws what conftest.py froze as well, and garbage is collected six times in its life.
+            patch.setattr(gc, "freeze", lambda: None)
+            patch.setattr(gc, "unfreeze", lambda: None)
+            yield
     finally:
         torch.set_num_threads = set_num_threads
         os.environ.clear()
