@@ -41,14 +41,13 @@ RUNS: Mapping[str, Keys] = {
     "reference": {**_SMALL, "beta": 0.04},
     "trajectory_level": {**_SMALL, "trajectory_level_loss": True, "num_iterations": 2},
     "filtered": {**_SMALL, "filter_zero_variance_groups": True},
-    "compat": {**_SMALL, "rollout.compat": "mmsearch_r1"},
+    "compat": {**_SMALL, "protocol": "mmsearch_r1_upstream"},
     "two_processes": {**_SMALL, "per_device_train_batch_size": 8, "ddp_backend": "gloo"},
     "interrupted": {
         **_SMALL,
         "max_steps": 4,
         "save_strategy": "steps",
         "save_steps": 2,
-        "lr_scheduler_type": "constant",
     },
 }
 """Keys over `recipes/world/grpo.yaml`; `interrupted` is then resumed from its second step and must end the same."""

@@ -20,7 +20,7 @@ import torch
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-from mmsearch_trl.world.demo import WARM_START_STEPS, evaluate_groups, make_trainer, make_warm_start, results
+from mmsearch_trl.world.demo import WARM_START_STEPS, evaluated_groups, make_trainer, make_warm_start, results
 from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.world import World
 
@@ -67,7 +67,10 @@ def _seed(folder: Path, recipe: Path, seed: int) -> dict[str, Any]:
     trained = time.perf_counter()
     after = {}
     for images, passages in RESULT_COUNTS:
-        trainer.search.k[ActionKind.IMAGE_SEARCH], trainer.search.k[ActionKind.TEXT_SEARCH] = images, passages
+        trainer.rollouter.tools.k[ActionKind.IMAGE_SEARCH], trainer.rollouter.tools.k[ActionKind.TEXT_SEARCH] = (
+            images,
+            passages,
+        )
         after[f"{images} images, {passages} passages"] = _groups(trainer)
     return {
         "seed": seed,
@@ -127,7 +130,7 @@ class _Unmasked(MMSearchGRPOTrainer):
 
 
 def _groups(trainer: MMSearchGRPOTrainer) -> dict[str, Any]:
-    return {name: asdict(group) for name, group in results(evaluate_groups(trainer)).items()}
+    return {name: asdict(group) for name, group in results(evaluated_groups(trainer.evaluate())).items()}
 
 
 if __name__ == "__main__":

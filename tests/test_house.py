@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 HEADING = "## Where things lie"
-NOT_YET = frozenset({"train", "world", "trainer", "hub"})
+NOT_YET: frozenset[str] = frozenset()
 """Rooms that are being rebuilt, with their tests: only the rest of the house is held to the rules. To be emptied."""
 
 Graph = Mapping[str, Collection[str]]

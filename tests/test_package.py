@@ -19,7 +19,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_rollout_protocol_search_and_rewards_never_import_trl() -> None:
     modules = [
         "rollout.loop",
-        "rollout.compat",
+        "rollout.upstream_limits",
         "protocol.mmsearch",
         "protocol.search_r1",
         "search.config",

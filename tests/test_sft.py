@@ -10,7 +10,7 @@ from runs import lessons, sft_arguments, write_jsonl
 from mmsearch_trl import sft
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.rows import RowError
@@ -52,7 +52,7 @@ def rolled_out(home: Path, *texts: str, limits: Limits | None = None) -> Traject
 def traced(folder: Path, *trajectories: Trajectory, accuracy: float = 1.0) -> Path:
     """The trace file that a run would write of them."""
     path = folder / "traces" / "train-rank0.jsonl"
-    scored = [ScoredTrajectory(trajectory=t, reward=1.0, rewards={"accuracy": accuracy}) for t in trajectories]
+    scored = [ScoredTrajectory(trajectory=t, parts=RewardParts(1.0, accuracy, 1.0, 0, None)) for t in trajectories]
     with TraceWriter(path, PROTOCOL.chat.tokenizer) as writer:
         writer.write(scored, step=0)
     return path

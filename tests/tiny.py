@@ -25,10 +25,11 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import FEATURES
+from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -36,6 +37,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.sampler.sampler import OpenEngine
 from mmsearch_trl.world.model import build_model
 from mmsearch_trl.world.protocol import PROMPTS, TEMPLATES
 from mmsearch_trl.world.tokenizer import CHAT_TEMPLATE, build_processor, build_tokenizer
@@ -152,14 +154,22 @@ class WrappedEngine:
 
 def wrap_engine(trainer: MMSearchGRPOTrainer, wrapper: Callable[[Any], WrappedEngine]) -> None:
     """Have a trainer roll out through a wrapper of its engine."""
-    opened = trainer.rollout_engine.open
+    opened = trainer.sampler.open
 
     @contextmanager
-    def wrapped() -> Iterator[WrappedEngine]:
-        with opened() as engine:
-            yield wrapper(engine)
+    def wrapped(policy: Policy) -> Iterator[OpenEngine]:
+        with opened(policy) as found:
+            yield OpenEngine(wrapper(found.engine), found.statistics)
 
-    trainer.rollout_engine.open = wrapped
+    trainer.sampler.open = wrapped  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def roll_out(
+    trainer: MMSearchGRPOTrainer, given: Sequence[Task], names: Sequence[str], temperature: float = 1.0
+) -> list[Trajectory]:
+    """Trajectories of a trainer's current weights, outside of training."""
+    with trainer.sampler.open(trainer.policy) as opened:
+        return trainer.rollouter.run(given, opened.engine, names, temperature).trajectories
 
 
 class Batch(NamedTuple):
@@ -184,7 +194,32 @@ class RestlessProtocol(MMSearchProtocol):
         return Action(ActionKind.ANSWER, text.strip())
 
 
-class CannedTools:
+class SearchTools:
+    """Answers calls by the `image_search` and `text_search` of its child; connects to nothing."""
+
+    async def answer(self, action: Action, trajectory: Trajectory) -> Observation:
+        if action.kind is ActionKind.TEXT_SEARCH:
+            return await self.text_search(action.text or "")
+        query = ImageQuery.of(trajectory.task)
+        if query is None:
+            failure = Failure(FailureKind.INVALID_QUERY, "no image to search by")
+            return Observation(tool=ActionKind.IMAGE_SEARCH, failure=failure)
+        return await self.image_search(query)
+
+    async def image_search(self, query: ImageQuery) -> Observation:
+        raise NotImplementedError
+
+    async def text_search(self, query: str) -> Observation:
+        raise NotImplementedError
+
+    def drain_records(self) -> list[CallRecord]:
+        return []
+
+    async def disconnect(self) -> None:
+        pass
+
+
+class CannedTools(SearchTools):
     """Answers by the query alone: 1 to 3 images of odd sizes for an image, a line or two for a text."""
 
     def __init__(self, delay: Callable[[], float] | None = None, max_images: int = 3, side: int = 90) -> None:
@@ -363,7 +398,8 @@ def rollout_batch(trainer: MMSearchGRPOTrainer, rows: Sequence[Mapping[str, Any]
     original = trainer._generate
 
     def spy(prompts: list[Any]) -> Any:
-        seen.extend(trainer._trajectories)
+        assert trainer._batch is not None
+        seen.extend(trainer._batch.trajectories)
         return original(prompts)
 
     trainer._generate = spy  # pyright: ignore[reportAttributeAccessIssue]

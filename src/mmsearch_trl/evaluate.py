@@ -32,9 +32,10 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.evaluation.evaluator import without_images
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, summarize
 from mmsearch_trl.evaluation.report import save_rows, summary_table
-from mmsearch_trl.evaluation.rollouts import evaluate_tasks, reward_parts, without_images
+from mmsearch_trl.evaluation.rollouts import evaluate_tasks
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
@@ -188,7 +189,7 @@ async def _evaluate_file(recipe: Recipe, agent: _Agent, file: str, rows: Sequenc
             bar.update(len(chunk))
     _check_finished(name, kept)
     save_rows(saved, _folder(recipe) / f"{name}_{len(saved)}.json")
-    parts = [reward_parts(item) for item in kept]
+    parts = [item.parts for item in kept]
     max_searches = max(recipe.rollout.max_turns - 1, 1)
     return summarize([item.trajectory for item in kept], parts, max_searches=max_searches)
 

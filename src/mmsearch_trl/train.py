@@ -20,6 +20,7 @@ from trl import get_peft_config
 from mmsearch_trl.core.errors import SearchLost
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.data.dataset import check_without_images, drop_long_prompts, load_dataset_rows
+from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.protocol.base import TurnProtocol
@@ -28,6 +29,7 @@ from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
+from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -57,7 +59,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if trainer.ended_early is not None:
-        print_searches(trainer)
+        print_searches(trainer.rollouter.tools, trainer.ranks)
         trainer.close()
         raise SearchLost(
             f"training ended early: {trainer.ended_early}. It is saved in {args.output_dir}: go on with "
@@ -68,7 +70,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
         if PartialState().is_main_process:
             names = [Path(file).stem for file in recipe.data.eval_files]
             Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
-    print_searches(trainer)
+    print_searches(trainer.rollouter.tools, trainer.ranks)
     if args.push_to_hub:
         trainer.push_to_hub()
     else:
@@ -105,11 +107,11 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     )
 
 
-def print_searches(trainer: MMSearchGRPOTrainer) -> None:
-    """What the searches of all ranks came to since the run was started or resumed; every rank must call it."""
-    assert isinstance(trainer.search, SearchRuntime)
-    totals = gather_totals(trainer.search.totals, trainer.accelerator.gather, trainer.accelerator.device)
-    if PartialState().is_main_process:
+def print_searches(search: Tools, ranks: Ranks) -> None:
+    """Print what the searches of all ranks came to since the run was started or resumed; every rank must call it."""
+    assert isinstance(search, SearchRuntime)
+    totals = gather_totals(search.totals, ranks)
+    if ranks.is_main:
         for line in summary_lines(totals):
             Console().print(line, highlight=False, soft_wrap=True)
 

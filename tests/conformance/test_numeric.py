@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conformance.upstream import upstream_batch_metrics
 from PIL import Image
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -16,7 +17,6 @@ from mmsearch_trl.core.observation import Failure, FailureKind, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.data.images import resize_prompt_image
-from mmsearch_trl.evaluation.metrics import upstream_batch_metrics
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.trajectory_loss import trajectory_policy_loss

@@ -1,4 +1,4 @@
-"""Whole rollouts against the recorded ones of MMSearch-R1, under `compat="mmsearch_r1"`.
+"""Whole rollouts against the recorded ones of MMSearch-R1, under `protocol: mmsearch_r1_upstream`.
 
 Every scenario runs through `run_trajectory` with tools of upstream's own signature. Where upstream crashes or leaves a
 batch that cannot be trained, ours has a documented better behaviour, named in `BETTER`; everything else is compared in
@@ -7,10 +7,12 @@ full. Two rules hold in every scenario: image pads equal image features, and not
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import toy
+from conformance.upstream import ResponseArrays, response_arrays
 from conformance.upstream_tools import ReadyMade, ReadyMadeProtocol, UpstreamTools
 from PIL import Image
 
@@ -22,15 +24,19 @@ from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
-from mmsearch_trl.rollout.compat import ResponseArrays, cut_response, response_arrays
-from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_trajectory
+from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 
 
 Vector = dict[str, Any]
 PROCESSOR = toy.build_processor()
 FIRST_PROMPT = "Here is the image and the question:\n{image} {question}"
 CANONICAL = "There is an error encountered in performing search. Please reason with your own capaibilities."
+
+
+class _Uncut(UpstreamLimits):
+    def finish(self, trajectory: Trajectory, chat: ChatEncoder) -> Trajectory:
+        return trajectory
 
 
 def tools_of(vector: Vector) -> UpstreamTools:
@@ -46,27 +52,26 @@ class Scenario:
     def __init__(self, vector: Vector) -> None:
         config = vector["config"]
         self.vector, self.length = vector, int(config["response_length_total"])
-        chat = ChatEncoder(PROCESSOR, upstream_framing=True)
         prompts = Prompts(
             first_turn=FIRST_PROMPT,
             after_image_search=config["after_image_prompt"] or "",
             after_text_search=config["after_text_prompt"] or "",
             forced_answer="",
         )
-        self.chat, self.protocol = chat, ReadyMadeProtocol(chat, prompts, compat="mmsearch_r1")
-        self.limits = Limits(
+        self.protocol = ReadyMadeProtocol(PROCESSOR, prompts)
+        self.chat = self.protocol.chat
+        self.limits = UpstreamLimits(
             max_turns=config["max_gen_round"],
             max_response_tokens=self.length,
             image_search_limit=config["image_search_limit"],
             text_search_limit=config["text_search_limit"],
-            compat="mmsearch_r1",
         )
         tools = tools_of(vector)
         self.calls = tools.calls
-        self.whole = asyncio.run(self._run(tools))
-        self.trajectories = [cut_response(trajectory, self.length, chat) for trajectory in self.whole]
+        self.whole = asyncio.run(self._run(tools, _Uncut(**asdict(self.limits))))
+        self.trajectories = asyncio.run(self._run(tools_of(vector), self.limits))
 
-    async def _run(self, tools: UpstreamTools) -> list[Trajectory]:
+    async def _run(self, tools: UpstreamTools, limits: UpstreamLimits) -> list[Trajectory]:
         """One trajectory after the other, so that the order of tool calls is that of the vector's first round."""
         return [
             await run_trajectory(
@@ -74,7 +79,7 @@ class Scenario:
                 ScriptedEngine([_ids(turn) for turn in turns], [toy.PAD, toy.END]),
                 self.protocol,
                 tools,
-                self.limits,
+                limits,
                 SamplingParams(max_tokens=1),
             )
             for i, turns in enumerate(self.vector["turns"])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tiny
 from PIL import Image
 
 from mmsearch_trl.core.action import ActionKind
@@ -18,8 +19,7 @@ from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageQuery, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import Encoded
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.search.calls.record import CallRecord
+from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 
 
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -38,7 +38,7 @@ class ReadyMade(Observation):
     images: tuple[Image.Image, ...] = ()
 
 
-class UpstreamTools:
+class UpstreamTools(tiny.SearchTools):
     """Searches by functions of upstream's signature, with the calls that were made."""
 
     def __init__(self, call_image_search: ImageTool, call_text_search: TextTool) -> None:
@@ -53,11 +53,8 @@ class UpstreamTools:
         self.calls.append(["text", query])
         return _observed(ActionKind.TEXT_SEARCH, self._text(query), 2)
 
-    def drain_records(self) -> list[CallRecord]:
-        return []
 
-
-class ReadyMadeProtocol(MMSearchProtocol):
+class ReadyMadeProtocol(UpstreamMMSearchProtocol):
     """Hands ready-made text on: framed like results where it has a heading, else as it stands."""
 
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:

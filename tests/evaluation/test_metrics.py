@@ -10,7 +10,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.evaluation.metrics import summarize, upstream_batch_metrics
+from mmsearch_trl.evaluation.metrics import summarize
 
 
 DOWN = Failure(FailureKind.TIMEOUT, "slow")
@@ -125,12 +125,3 @@ def test_nothing_to_summarise_and_unequal_lengths_are_errors() -> None:
         summarize([_trajectory(LAST)], [RIGHT, RIGHT])
     with pytest.raises(ValueError, match="max_searches"):
         summarize([_trajectory(LAST)], [RIGHT], max_searches=0)
-
-
-def test_upstream_ratios_leave_out_trajectories_that_used_both_tools() -> None:
-    trajectories = [_trajectory(IMAGE, TEXT, LAST), _trajectory(IMAGE, LAST), _trajectory(TEXT_DOWN, LAST)]
-    metrics = upstream_batch_metrics(trajectories, [0.91, 0.1, 0.0])
-    names = ("search_ratio_text", "search_ratio_image", "search_ratio_mix", "answer_acc")
-    assert [metrics[f"critic/mmsearch_r1/{name}"] for name in names] == pytest.approx([1 / 3] * 4)
-    assert metrics["critic/mmsearch_r1/search_fail_ratio_text"] == pytest.approx(1 / 2, abs=1e-5)
-    assert metrics["response_length/max"] == 12.0

@@ -65,7 +65,7 @@ HEADERS = {
 
 
 @dataclass
-class Finds:
+class Finds(tiny.SearchTools):
     """Searches that find one page, twice."""
 
     page: Page

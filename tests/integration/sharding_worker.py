@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mmsearch_trl.core.completion import SamplingParams
-from mmsearch_trl.engine.sharding import gathered
+from mmsearch_trl.distributed.sharding import gathered
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.recipe.build import build_engine
 from mmsearch_trl.world.model import build_model

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from mmsearch_trl.evaluation.metrics import GroupSummary
-from mmsearch_trl.world.demo import evaluate_groups, make_trainer
+from mmsearch_trl.world.demo import evaluated_groups, make_trainer
 from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.tokenizer import build_processor
 from mmsearch_trl.world.world import World
@@ -30,9 +30,9 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Gro
     build_processor().save_pretrained(out / "warm_start")
     AutoModelForImageTextToText.from_pretrained(WARM_START, dtype="float32").save_pretrained(out / "warm_start")
     trainer = make_trainer(ROOT / "recipes" / "world" / "grpo.yaml", out, seed=0, max_steps=40)
-    before = evaluate_groups(trainer)
+    before = evaluated_groups(trainer.evaluate())
     trainer.train()
-    return before, evaluate_groups(trainer)
+    return before, evaluated_groups(trainer.evaluate())
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from runs import grpo_arguments
 from transformers import AutoModelForImageTextToText
@@ -18,7 +19,6 @@ from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.train import train
 from mmsearch_trl.trainer.demonstrations import collate
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-from mmsearch_trl.trainer.rollouts import roll_out, samplings
 
 
 OPTIONS = {
@@ -45,14 +45,14 @@ def trained(world_home: Path, taught: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def trajectories(trained: MMSearchGRPOTrainer) -> list[Trajectory]:
     tasks = [row_to_task(trained.train_dataset[number]) for number in range(4)]
-    return roll_out(trained, tasks, samplings(trained, [str(number) for number in range(4)], 1.0))
+    return tiny.roll_out(trained, tasks, [str(number) for number in range(4)])
 
 
 def log_probs(model: Any, trajectories: Sequence[Trajectory], trainer: MMSearchGRPOTrainer) -> list[torch.Tensor]:
     """Log-probs of each trajectory's sampled tokens, one sequence at a time."""
     rows = []
     for trajectory in trajectories:
-        inputs = collate([trajectory], trainer.protocol.chat, 0)
+        inputs = collate([trajectory], trainer.rollouter.protocol.chat, 0)
         labels = inputs.pop("labels")[0, 1:]
         with torch.no_grad():
             scores = torch.log_softmax(model.eval()(**inputs).logits[0, :-1], dim=-1)

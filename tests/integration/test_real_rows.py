@@ -84,5 +84,5 @@ def test_a_picture_of_the_data_finds_itself(runtime: SearchRuntime, tmp_path: Pa
     trainer = tiny.trainer(tiny.qwen25(), tmp_path, tools=runtime)
     for number, row in enumerate(load_dataset_rows(PARQUET, cache_dir=tmp_path / "cache")):
         query = tiny.ImageQuery(row_to_task(row).images[0])
-        found = trainer.event_loop.run(runtime.image_search(query))
+        found = trainer.rollouter.loop.run(runtime.image_search(query))
         assert found.hits[0].title.startswith(f"Page {number}:")

@@ -12,10 +12,11 @@ from chaos.faulty_web import FaultyWeb
 
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import ImageQuery
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.loop import image_query, run_batch
+from mmsearch_trl.rollout.loop import run_batch
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLens
 from mmsearch_trl.search.runtime import Mode, SearchRuntime
@@ -77,7 +78,7 @@ def test_a_group_on_one_picture_searches_for_it_once() -> None:
             [task] = tiny.tasks(1)
             search = SearchRuntime(*backends(web))
             group = [replace(task, id=f"rollout{number}") for number in range(8)]
-            queries = [query for task in group if (query := image_query(task)) is not None]
+            queries = [query for task in group if (query := ImageQuery.of(task)) is not None]
             found = await asyncio.gather(*(search.image_search(query) for query in queries))
             assert len(found) == 8 and all(each.hits == found[0].hits and each.hits for each in found)
             assert [each.coalesced for each in found].count(False) == 1

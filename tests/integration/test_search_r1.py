@@ -188,7 +188,8 @@ def _train(recipe: Recipe) -> Run:
 
     def spy(prompts: list[Any]) -> Any:
         batch = original(prompts)
-        run.trajectories += run.trainer._trajectories
+        assert run.trainer._batch is not None
+        run.trajectories += run.trainer._batch.trajectories
         run.masks += batch.tool_mask
         return batch
 
@@ -223,7 +224,7 @@ def run(
 
 
 def test_the_mask_is_0_on_what_the_environment_said_and_1_on_all_else(run: Run) -> None:
-    decode = run.trainer.protocol.chat.tokenizer.decode
+    decode = run.trainer.rollouter.protocol.chat.tokenizer.decode
     said = 0
     assert len(run.masks) == len(run.trajectories) == 80
     for trajectory, mask in zip(run.trajectories, run.masks, strict=True):

@@ -44,7 +44,7 @@ def training_on(url: str, out: Path, **options: Any) -> Iterator[MMSearchGRPOTra
         yield trainer
     finally:
         trainer.close()
-        assert tasks_left(trainer.event_loop) == []
+        assert tasks_left(trainer.rollouter.loop) == []
 
 
 def tasks_left(loop: BackgroundLoop) -> list[str]:

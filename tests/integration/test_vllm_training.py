@@ -18,8 +18,7 @@ from servers import Servers, Trainers, environment
 from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-from mmsearch_trl.trainer.rollouts import roll_out, samplings
-from mmsearch_trl.trainer.weight_version import WeightVersion
+from mmsearch_trl.trainer.sampler.weight_version import WeightVersion
 
 
 pytestmark = pytest.mark.slow
@@ -59,11 +58,11 @@ class Comparison(NamedTuple):
 def compare(trainer: MMSearchGRPOTrainer, seed: str) -> Comparison:
     # Questions of more than a block of the prefix cache: what is kept of them must show.
     tasks = [replace(task, question=f"{task.question} " * 20) for task in tiny.tasks(6)]
-    trajectories = roll_out(trainer, tasks, samplings(trainer, [f"{seed}/{task.id}" for task in tasks], 1.0))
+    trajectories = tiny.roll_out(trainer, tasks, [f"{seed}/{task.id}" for task in tasks])
     assert all(t.stop is not StopReason.FAILED for t in trajectories), [t.failure for t in trajectories]
     model, worst = trainer.accelerator.unwrap_model(trainer.model).eval(), 0.0
     for trajectory in trajectories:
-        expected = tiny.alone(model, trainer.protocol.chat, trajectory)
+        expected = tiny.alone(model, trainer.rollouter.protocol.chat, trajectory)
         sampled = torch.tensor(trajectory.loss_mask).bool()
         difference = expected - torch.tensor(trajectory.logprobs)
         worst = max(worst, float(difference[sampled].abs().max()))
@@ -90,14 +89,14 @@ def test_the_sampler_has_the_trainer_s_weights_after_every_step(make: Any, kind:
 def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(peft_config=adapter())
     assert compare(trainer, "before").worst < 1e-4
-    monkeypatch.setattr(WeightVersion, "changed", lambda self, also=False: False)
+    monkeypatch.setattr(WeightVersion, "changed", lambda self, policy, also=False: False)
     trainer.train()
     assert compare(trainer, "after").worst > 1e-2
 
 
 def test_weights_that_did_not_change_are_not_sent_again(make: Any) -> None:
     trainer = make()
-    watch = trainer.rollout_engine._watch
+    watch = trainer.sampler._version
     for seed in ("a", "b"):
         compare(trainer, seed)
     assert watch.count == 1
@@ -112,7 +111,7 @@ def test_the_check_fails_when_prefixes_are_kept(make: Any, mode: str, monkeypatc
     if mode == "server":
         monkeypatch.setattr(VLLMClient, "reset_caches", reset_all_but_prefixes)
     else:
-        monkeypatch.setattr(trainer.rollout_engine._engine._llm, "reset_prefix_cache", lambda: True)
+        monkeypatch.setattr(trainer.sampler._engine._llm, "reset_prefix_cache", lambda: True)
     trainer.train()
     assert compare(trainer, "after").worst > 1e-2
 
@@ -127,7 +126,7 @@ def test_encoded_pictures_that_are_kept_break_a_rollout(make: Any, monkeypatch: 
     """vLLM drops what its workers encoded with the weights, and goes on counting on it."""
     trainer = make()
     assert compare(trainer, "before").worst < 1e-4
-    monkeypatch.setattr(trainer.rollout_engine._engine._llm, "reset_encoder_cache", lambda: None)
+    monkeypatch.setattr(trainer.sampler._engine._llm, "reset_encoder_cache", lambda: None)
     with torch.no_grad():
         next(trainer.model.parameters()).mul_(1.5)
     with pytest.raises(AssertionError, match="Encoder cache miss"):

@@ -47,7 +47,7 @@ def test_sampled_ids_are_trained_ids(family: tiny.Family, build: Trainers, tmp_p
             sampled = ids[position : position + turn]
             asked = context + ids[:position]
             assert sampled in [c.token_ids for tokens, c in RecordingEngine.calls if tokens == asked]
-            tokenizer = trainer.protocol.chat.tokenizer
+            tokenizer = trainer.rollouter.protocol.chat.tokenizer
             encoded_again += tuple(tokenizer(tokenizer.decode(sampled)).input_ids) != sampled
             position += turn
             while position < len(ids) and not tool_mask[position]:

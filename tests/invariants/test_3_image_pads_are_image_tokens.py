@@ -39,7 +39,7 @@ def test_pads_are_features_in_order_in_the_batch_that_is_trained(
     trainer = build(family, tmp_path, tiny.tasks(8, images=(1, 2, 0)), per_device_train_batch_size=8)
     batch = tiny.rollout_batch(trainer, list(trainer.train_dataset))
     names = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
-    pad, start, end = trainer.protocol.chat.tokenizer.convert_tokens_to_ids(list(names))
+    pad, start, end = trainer.rollouter.protocol.chat.tokenizer.convert_tokens_to_ids(list(names))
     grids = iter(batch.output["image_grid_thw"].tolist())
     for trajectory, count in zip(batch.trajectories, batch.output["num_images"], strict=True):
         expected = [image.num_tokens for image in trajectory.images]

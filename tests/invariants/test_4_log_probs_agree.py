@@ -36,7 +36,7 @@ def test_a_padded_batch_scores_each_row_as_if_it_were_alone(
     assert len({len(trajectory.token_ids) for trajectory in batch.trajectories}) > 2
     values = tiny.padded_log_probs(trainer, batch.output, batch_size=batch_size)
     for trajectory, row in zip(batch.trajectories, values, strict=True):
-        expected = tiny.alone(trainer.model, trainer.protocol.chat, trajectory)
+        expected = tiny.alone(trainer.model, trainer.rollouter.protocol.chat, trajectory)
         scored = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
         torch.testing.assert_close(row[: len(expected)][scored], expected[scored], atol=TOLERANCE, rtol=0)
         assert not row[: len(expected)][~scored].any() and not row[len(expected) :].any()
@@ -61,7 +61,7 @@ def _assert_sampled_as_trained(trainer: tiny.MMSearchGRPOTrainer, batch: tiny.Ba
     for trajectory, row in zip(batch.trajectories, values, strict=True):
         sampled = torch.tensor(trajectory.logprobs)
         torch.testing.assert_close(row[: len(sampled)], sampled, atol=TOLERANCE, rtol=0)
-        alone = tiny.alone(trainer.model, trainer.protocol.chat, trajectory, temperature=trainer.temperature)
+        alone = tiny.alone(trainer.model, trainer.rollouter.protocol.chat, trajectory, temperature=trainer.temperature)
         scored = torch.tensor(trajectory.loss_mask, dtype=torch.bool)
         torch.testing.assert_close(sampled[scored], alone[scored], atol=TOLERANCE, rtol=0)
 

@@ -61,7 +61,7 @@ TEXT = st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=4)), max_si
 PICTURE = tiny.noise(30, 40, tiny.random.Random(0))
 
 
-class Hostile:
+class Hostile(tiny.SearchTools):
     """Answers every search with the text it was made with, in every place where text can stand."""
 
     def __init__(self, text: str) -> None:

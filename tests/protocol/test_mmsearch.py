@@ -16,6 +16,7 @@ from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.protocol.reply_templates import ReplyTemplates
+from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.rewards.format import extract_answer
 
 
@@ -27,7 +28,7 @@ PROMPTS = Prompts(
     forced_answer="NOW: {question}",
 )
 OURS = MMSearchProtocol(CHAT, PROMPTS)
-COMPAT = MMSearchProtocol(CHAT, PROMPTS, compat="mmsearch_r1")
+UPSTREAM = UpstreamMMSearchProtocol(CHAT.processor, PROMPTS)
 [TASK] = tiny.tasks(1)
 IMAGE = Action(ActionKind.IMAGE_SEARCH)
 NONE = Action(ActionKind.NONE)
@@ -42,7 +43,7 @@ def answer(text: str) -> Action:
 
 
 @pytest.mark.parametrize(
-    ("text", "ours", "compat"),
+    ("text", "ours", "upstream"),
     [
         ("<reason>r</reason><search><img></search>", IMAGE, IMAGE),
         ("<search><img></search>\n", IMAGE, IMAGE),
@@ -67,8 +68,8 @@ def answer(text: str) -> Action:
         ("", NONE, NONE),
     ],
 )
-def test_a_turn_is_read_by_its_end(text: str, ours: Action, compat: Action) -> None:
-    assert (OURS.read(text), COMPAT.read(text)) == (ours, compat)
+def test_a_turn_is_read_by_its_end(text: str, ours: Action, upstream: Action) -> None:
+    assert (OURS.read(text), UPSTREAM.read(text)) == (ours, upstream)
 
 
 @given(
@@ -90,7 +91,7 @@ def test_a_turn_is_read_by_its_end(text: str, ours: Action, compat: Action) -> N
     ).map("".join)
 )
 def test_every_text_has_one_reading_and_answers_are_the_reward_s(text: str) -> None:
-    for protocol in (OURS, COMPAT):
+    for protocol in (OURS, UPSTREAM):
         action = protocol.read(text)
         if action.kind is ActionKind.ANSWER:
             assert action.text == extract_answer(text)
@@ -109,10 +110,10 @@ def test_ids_that_no_model_may_sample_go_with_their_log_probs() -> None:
 
 
 def test_upstream_overwrites_the_last_id_of_a_turn_without_an_end() -> None:
-    assert _sampled(COMPAT, [97, 98]).token_ids == (97, toy.END)
-    assert _sampled(COMPAT, [97, toy.PAD]).token_ids == (97, toy.END)
-    assert _sampled(COMPAT, [97, toy.END, 98]).token_ids == (97, toy.END, 98)
-    assert _sampled(COMPAT, []).token_ids == ()
+    assert _sampled(UPSTREAM, [97, 98]).token_ids == (97, toy.END)
+    assert _sampled(UPSTREAM, [97, toy.PAD]).token_ids == (97, toy.END)
+    assert _sampled(UPSTREAM, [97, toy.END, 98]).token_ids == (97, toy.END, 98)
+    assert _sampled(UPSTREAM, []).token_ids == ()
     assert _sampled(OURS, [97, 98]).token_ids == (97, 98)
 
 
@@ -145,7 +146,7 @@ def test_a_failure_is_told_in_own_words_and_never_in_the_backend_s(tool: str) ->
     failure = Failure(FailureKind.RATE_LIMITED, "key=SECRET <|im_end|>")
     said = _said(OURS, Observation(tool=tool, failure=failure))
     assert "could not be carried out (rate limited)" in said and "SECRET" not in said and "<information>" not in said
-    assert "There is an error encountered" in _said(COMPAT, Observation(tool=tool, failure=failure))
+    assert "There is an error encountered" in _said(UPSTREAM, Observation(tool=tool, failure=failure))
 
 
 def test_nothing_found_is_no_failure() -> None:

@@ -212,7 +212,6 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ({"first_turn_prompt": "gone.txt"}, r"prompt file not found: gone\.txt"),
         ({"forced_answer_prompt": "gone.pkl"}, r"prompt file not found: gone\.pkl"),
         ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),
-        ({"protocol": "search_r1", "reward": None, "rollout.compat": "mmsearch_r1"}, "protocol is search_r1"),
         (
             {"protocol": "search_r1", "reward": None, "rollout.image_search_limit": 2},
             r"rollout\.image_search_limit: protocol search_r1 has no image search",

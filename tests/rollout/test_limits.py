@@ -14,7 +14,6 @@ from mmsearch_trl.rollout.limits import Limits
         ({"image_search_limit": -1}, "rollout.image_search_limit must be at least 0"),
         ({"text_search_limit": -1}, "rollout.text_search_limit must be at least 0"),
         ({"max_search_failures_in_a_row": 0}, "rollout.max_search_failures_in_a_row must be at least 1, got 0"),
-        ({"compat": "verl"}, "rollout.compat must be 'mmsearch_r1' or absent, got 'verl'"),
         ({"on_overflow": "cut"}, "rollout.on_overflow must be 'notice' or 'end', got 'cut'"),
         ({"forced_answer": True, "forced_answer_tokens": 8192}, "forced_answer_tokens must be smaller"),
     ],

@@ -10,7 +10,7 @@ from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
-from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.traces.files import TraceWriter, trace_path
@@ -140,8 +140,8 @@ def direct(answer: str = "Calton", **task: object) -> Trajectory:
 
 def scored(made: Trajectory, accuracy: float = 1.0, advantage: float | None = 0.5) -> ScoredTrajectory:
     paid = accuracy * (0.9 if any(made.observations) else 1.0) * 0.9 + 0.1
-    rewards = {"accuracy": accuracy, "format": 1.0, "searches": float(sum(1 for _ in made.observations))}
-    return ScoredTrajectory(trajectory=made, reward=paid, rewards=rewards, advantage=advantage)
+    parts = RewardParts(paid, accuracy, 1.0, sum(1 for _ in made.observations), None)
+    return ScoredTrajectory(trajectory=made, parts=parts, advantage=advantage)
 
 
 def broken() -> Trajectory:

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from mmsearch_trl.core.trajectory import StopReason
-from mmsearch_trl.rollout.compat import response_arrays
+from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay_factor
 
@@ -191,16 +191,18 @@ def test_gradient_accumulation_is_the_big_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
 
 
-def test_compat_trains_on_upstream_s_loss_mask(tmp_path: Path) -> None:
-    limits = tiny.Limits(max_turns=3, max_turn_tokens=6, max_response_tokens=30, compat="mmsearch_r1")
+def test_upstream_s_limits_train_on_its_loss_mask(tmp_path: Path) -> None:
+    limits = UpstreamLimits(max_turns=3, max_turn_tokens=6, max_response_tokens=30)
     trainer = tiny.trainer(FAMILY, tmp_path, limits=limits, per_device_train_batch_size=4)
     batch = tiny.rollout_batch(trainer, list(trainer.train_dataset))
-    end, pad = trainer.protocol.chat.turn_end_id, trainer.protocol.chat.tokenizer.pad_token_id
+    end = trainer.rollouter.protocol.chat.turn_end_id
     masks = (batch.output["tool_mask"] * batch.output["completion_mask"]).tolist()
     cut = 0
     for trajectory, mask in zip(batch.trajectories, masks, strict=True):
-        arrays = response_arrays(trajectory, 30, pad_id=pad, turn_end_id=end)
-        assert (mask + [0] * 30)[:30] == arrays.loss_mask
+        ids = trajectory.completion_ids
+        attended = len(ids) - ids[::-1].index(end) if end in ids else 0
+        expected = [bit * (i < attended) for i, bit in enumerate(trajectory.loss_mask)]
+        assert (mask + [0] * 30)[:30] == (expected + [0] * 30)[:30]
         cut += len(trajectory.completion_ids) == 30
     assert cut
     trainer.train()

@@ -16,7 +16,7 @@ from trl.trainer import grpo_trainer
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation
-from mmsearch_trl.trainer import evaluation
+from mmsearch_trl.distributed import ranks
 
 
 FAMILY = tiny.qwen25()
@@ -68,7 +68,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(value)
         return gather(value)
 
-    for module in (grpo_trainer, evaluation, accelerate.utils.operations, accelerate.utils):
+    for module in (grpo_trainer, ranks, accelerate.utils.operations, accelerate.utils):
         monkeypatch.setattr(module, "gather_object", spy)
     return seen
 
@@ -116,7 +116,7 @@ def test_a_picture_is_processed_once_over_rollouts_and_training(tmp_path: Path) 
         gradient_accumulation_steps=1,
     )
     processor, seen = trainer.processing_class.image_processor, []
-    images = trainer.protocol.chat.images
+    images = trainer.rollouter.protocol.chat.images
     process = images._processor
 
     def spy(images: Sequence[Image.Image], **options: Any) -> Any:

@@ -1,15 +1,16 @@
 """What the searches of a batch came to, over all ranks, and a run that ends since its searches are not answered."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import torch
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.record import CallRecord
@@ -18,24 +19,28 @@ from mmsearch_trl.train import print_searches
 from mmsearch_trl.trainer.search_calls import SearchCalls
 
 
-CPU = torch.device("cpu")
-
-
 def record(**values: Any) -> CallRecord:
     return CallRecord(**{"tool": ActionKind.TEXT_SEARCH, "seconds": 0.1, "cached": False, "coalesced": False} | values)
 
 
+class Summing(Ranks):
+    """Ranks that each have one of the given lists of numbers; the last asked is this one."""
+
+    def __init__(self, *others: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        self.asked: list[list[float]] = []
+        self._others = [iter(other) for other in others]
+
+    def rows(self, numbers: Sequence[float]) -> list[list[float]]:
+        self.asked.append(list(numbers))
+        return [*(list(next(other)) for other in self._others), list(numbers)]
+
+
 def test_the_calls_of_all_ranks_are_summed() -> None:
     mine = [record(tries=2, paid=True), record(cached=True, seconds=3.0), record(failure=FailureKind.TIMEOUT, tries=3)]
-    rows: list[torch.Tensor] = []
-
-    def gather(row: torch.Tensor) -> torch.Tensor:
-        rows.append(row)
-        return row
-
-    SearchCalls.gather([record(failure=FailureKind.INVALID_QUERY), record(coalesced=True)], gather, CPU)
-    other = iter(rows)
-    calls = SearchCalls.gather(mine, lambda row: torch.cat([next(other), row]), CPU)
+    other = Summing()
+    SearchCalls.gather([record(failure=FailureKind.INVALID_QUERY), record(coalesced=True)], other)
+    calls = SearchCalls.gather(mine, Summing(other.asked))
     total = calls.total
     assert (total.calls, total.cached, total.coalesced, total.failed, total.tries, total.paid) == (5, 1, 1, 2, 5, 2)
     assert calls.failures == {FailureKind.TIMEOUT: 1, FailureKind.INVALID_QUERY: 1}
@@ -50,8 +55,10 @@ def test_the_calls_of_all_ranks_are_summed() -> None:
 def test_bytes_and_dollars_of_all_ranks_are_told_by_tool_and_exact() -> None:
     large = 2**40 + 1
     """More than a float32 tells from its neighbours."""
-    picture = record(tool=ActionKind.IMAGE_SEARCH, tries=3, paid=True, bytes=large, price=0.045)
-    both = SearchCalls.gather([picture, record(bytes=7), record(cached=True)], lambda row: torch.cat([row, row]), CPU)
+    image = record(tool=ActionKind.IMAGE_SEARCH, tries=3, paid=True, bytes=large, price=0.045)
+    records, other = [image, record(bytes=7), record(cached=True)], Summing()
+    SearchCalls.gather(records, other)
+    both = SearchCalls.gather(records, Summing(other.asked))
     metrics = both.metrics()
     assert metrics["search/image/bytes"] == 2 * large and metrics["search/image/price"] == pytest.approx(0.09)
     assert metrics["search/text/bytes"] == 14 and metrics["search/text/price"] == 0
@@ -62,7 +69,7 @@ def test_bytes_and_dollars_of_all_ranks_are_told_by_tool_and_exact() -> None:
 
 
 def test_a_batch_without_searches_has_rates_of_nought() -> None:
-    calls = SearchCalls.gather([], lambda row: row, CPU)
+    calls = SearchCalls.gather([], Ranks())
     assert set(calls.metrics().values()) == {0.0}
 
 
@@ -101,9 +108,9 @@ def test_the_last_paid_call_that_is_allowed_ends_the_run(tmp_path: Path, capsys:
     trainer = trained(tmp_path, backend, budget=Budget(3))
     assert trainer.ended_early is not None and "max_paid_calls" in trainer.ended_early
     assert backend.calls == 3
-    print_searches(trainer)
+    print_searches(trainer.rollouter.tools, trainer.ranks)
     paid = [int(line.split(" tries paid")[0].split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    assert sum(paid) == 3 == sum(total.paid for total in trainer.search.totals.values())
+    assert sum(paid) == 3 == sum(total.paid for total in trainer.rollouter.tools.totals.values())
     assert sum(log["search/paid_calls"] for log in trainer.state.log_history if "search/paid_calls" in log) == 3
 
 

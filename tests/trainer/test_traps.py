@@ -32,14 +32,14 @@ def _loss(trainer: tiny.MMSearchGRPOTrainer, output: dict[str, Any]) -> torch.Te
 def test_ids_and_images_that_disagree_are_an_error_and_no_silent_drop(tmp_path: Path) -> None:
     trainer = tiny.trainer(FAMILY, tmp_path)
     trajectory = tiny.rollout_batch(trainer, _rows(trainer)).trajectories[0]
-    chat = trainer.protocol.chat
+    chat = trainer.rollouter.protocol.chat
     short = tiny.Trajectory(
         task=trajectory.task, prompt=trajectory.prompt, prompt_ids=trajectory.prompt_ids[:-4], turns=trajectory.turns
     )
     pads = [i for i, token in enumerate(trajectory.prompt_ids) if token == chat.image_pad_id]
     short.prompt_ids = tuple(token for i, token in enumerate(trajectory.prompt_ids) if i != pads[0])
     with pytest.raises(AssertionError, match=trajectory.task.id):
-        generation([short], chat, mask_failures=True)
+        generation([short], chat, trainer.rollouter.limits, mask_failures=True)
 
 
 def test_a_sampled_image_pad_drops_no_image(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_each_picture_is_processed_once_per_rollout(tmp_path: Path) -> None:
     trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(1) * 4)
     batch = tiny.rollout_batch(trainer, _rows(trainer))
     pictures = {image.key for trajectory in batch.trajectories for image in trajectory.images}
-    assert trainer.protocol.chat.images.processed == len(pictures) < sum(batch.output["num_images"])
+    assert trainer.rollouter.protocol.chat.images.processed == len(pictures) < sum(batch.output["num_images"])
     assert all(isinstance(image, ImageInput) for trajectory in batch.trajectories for image in trajectory.images)
 
 
@@ -258,7 +258,7 @@ def test_a_turn_ends_where_the_template_ends_it_whatever_the_checkpoint_calls_it
     family = tiny.qwen25()
     family.processor.tokenizer.eos_token = "<|endoftext|>"
     trainer = tiny.trainer(family, tmp_path, limits=tiny.Limits(max_turns=2, max_turn_tokens=30))
-    end = trainer.protocol.chat.turn_end_id
+    end = trainer.rollouter.protocol.chat.turn_end_id
     assert end not in trainer.eos_token_ids
     trainer.model.lm_head = torch.nn.Linear(128, trainer.model.lm_head.out_features)
     trainer.model.lm_head.bias.data[end] = 5.0

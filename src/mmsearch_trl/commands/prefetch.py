@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchLost, UserError
-from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.observation import ImageQuery, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.tasks import read_tasks
-from mmsearch_trl.rollout.loop import image_query
 from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 from mmsearch_trl.search.calls.totals import SearchTotals
 from mmsearch_trl.search.factory import build_runtime
@@ -60,7 +59,7 @@ def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
         if not runtime.answers(tool):
             raise UserError(f"no {tool.replace('_', ' ')} is configured: there is nothing to look up")
         if queries is None:
-            images = (query for task in _tasks(recipe) if (query := image_query(task)) is not None)
+            images = (query for task in _tasks(recipe) if (query := ImageQuery.of(task)) is not None)
             outcomes = asyncio.run(_prefetch(runtime, runtime.image_search, images, "image"))
         else:
             questions = (task.question for task in _tasks(recipe))

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from PIL import Image
 
+from mmsearch_trl.core.task import Task
+
 
 class FailureKind(StrEnum):
     """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's.
@@ -64,6 +66,11 @@ class ImageQuery:
     image: Image.Image
     data_id: str | None = None
     url: str | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> "ImageQuery | None":
+        """What an image search of a task looks up; None where there is no image."""
+        return cls(task.images[0], data_id=task.id, url=task.image_url) if task.images else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """What a trajectory was paid."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mmsearch_trl.core.trajectory import Trajectory
 
@@ -31,21 +30,31 @@ class ScoredTrajectory:
     """A trajectory and what it was paid.
 
     Attributes:
-        reward: The total.
-        rewards: Its parts by name; `accuracy` above 0 means that the answer is right.
+        parts: NaN in them for what nobody judged.
         advantage: The sequence's advantage; None outside training.
     """
 
     trajectory: Trajectory
-    reward: float | None = None
-    rewards: Mapping[str, float] = field(default_factory=dict)
+    parts: RewardParts
     advantage: float | None = None
+
+    @property
+    def reward(self) -> float | None:
+        """The total; None where the trajectory was not scored."""
+        return None if math.isnan(self.parts.reward) else self.parts.reward
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """The parts by name; empty where nobody judged any."""
+        parts = self.parts
+        if math.isnan(parts.accuracy) and math.isnan(parts.format):
+            return {}
+        return {"accuracy": parts.accuracy, "format": parts.format, "searches": float(parts.searches)}
 
     @property
     def right(self) -> bool | None:
         """Whether the answer was judged right; None when nobody judged."""
-        accuracy = self.rewards.get("accuracy", math.nan)
-        return accuracy > 0 if math.isfinite(accuracy) else None
+        return self.parts.accuracy > 0 if math.isfinite(self.parts.accuracy) else None
 
     @property
     def group(self) -> str | None:

@@ -8,7 +8,7 @@ from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
 
 
-ProtocolName = Literal["mmsearch_r1", "search_r1"]
+ProtocolName = Literal["mmsearch_r1", "mmsearch_r1_upstream", "search_r1"]
 
 _MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_templates")
 
@@ -24,6 +24,7 @@ class DataConfig:
         default="mmsearch_r1",
         metadata={
             "help": "mmsearch_r1: reason, image_search, text_search and answer, a user message for each reply. "
+            "mmsearch_r1_upstream: the same, to the byte as MMSearch-R1 rolls out, its quirks included. "
             "search_r1: think, search, information and answer in one turn. The keys of `reward` go with it."
         },
     )

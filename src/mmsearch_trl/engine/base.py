@@ -20,3 +20,10 @@ class Engine(Protocol):
             EngineError: the turn could not be written.
         """
         ...
+
+
+class TimedEngine(Engine, Protocol):
+    @property
+    def busy_seconds(self) -> float:
+        """Time spent generating since it was made."""
+        ...

@@ -10,7 +10,6 @@ computed with the old ones: keys and values, and what the vision tower made of i
 
 import gc
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from PIL import Image
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import ContextOverflow, EngineError
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.engine.pressure import Pressure
 from mmsearch_trl.engine.step_loop import Request, StepLoop
 from mmsearch_trl.engine.vllm_arguments import engine_arguments, start
 from mmsearch_trl.engine.vllm_requests import Vocabulary, check_echo, compact, sampling_fields
@@ -151,17 +149,6 @@ class ColocatedEngine:
     def busy_seconds(self) -> float:
         """Time spent stepping, for `rollout/engine_busy`."""
         return self._past_seconds + (self._loop.busy_seconds if self._loop is not None else 0.0)
-
-    async def pressure(self) -> Pressure:
-        """How full the engine is. Preemptions are not counted here: the cache is full when they happen."""
-        scheduler = self._stepper.core.scheduler
-        return Pressure(
-            kv_usage=scheduler.kv_cache_manager.usage,
-            preemptions=0,
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            read_at=time.monotonic(),
-        )
 
     def close(self) -> None:
         """Free what vLLM holds. A process group that was there before the engine stays."""

@@ -22,7 +22,6 @@ from PIL import Image
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.engine.pressure import Pressure
 from mmsearch_trl.engine.vllm_client import ServerUnavailable, UnknownImage, UnknownModel, VLLMClient
 from mmsearch_trl.engine.vllm_requests import Vocabulary, check_echo, compact, sampling_fields
 
@@ -116,24 +115,6 @@ class ServerEngine:
                 self.retries += 1
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
         raise AssertionError("unreachable")
-
-    async def pressure(self) -> Pressure | None:
-        """How full the fullest server is; counts are over all of them. None when none can be read."""
-        outcomes = await asyncio.gather(*(server.client.metrics() for server in self.servers), return_exceptions=True)
-        readings = [outcome for outcome in outcomes if isinstance(outcome, dict)]
-        if not readings:
-            return None
-
-        def total(name: str) -> int:
-            return int(sum(reading.get(name, 0.0) for reading in readings))
-
-        return Pressure(
-            kv_usage=max(reading.get("vllm:kv_cache_usage_perc", 0.0) for reading in readings),
-            preemptions=total("vllm:num_preemptions_total"),
-            running=total("vllm:num_requests_running"),
-            waiting=total("vllm:num_requests_waiting"),
-            read_at=time.monotonic(),
-        )
 
     async def close(self) -> None:
         await asyncio.gather(*(server.client.close() for server in self.servers))

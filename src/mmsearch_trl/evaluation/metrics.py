@@ -131,38 +131,6 @@ def summarize(
     )
 
 
-def upstream_batch_metrics(
-    trajectories: Sequence[Trajectory], rewards: Sequence[float], format_penalty: float = 0.1
-) -> dict[str, float]:
-    """MMSearch-R1's own training metrics under its own names, to lay curves over published ones.
-
-    They differ from `summarize`: `search_ratio_text` and `_image` leave out trajectories that used both tools,
-    `search_fail_ratio_*` counts trajectories over a denominator padded by 1e-5, and `answer_acc` guesses right answers
-    from the reward (above `format_penalty`), which a large search penalty defeats.
-    """
-    rows = [
-        (_of(trajectory, ActionKind.IMAGE_SEARCH), _of(trajectory, ActionKind.TEXT_SEARCH))
-        for trajectory in trajectories
-    ]
-    threshold = format_penalty + 1e-4
-    lengths = [_response_length(trajectory) for trajectory in trajectories]
-    own = {
-        "correct_threshold": threshold,
-        "answer_acc": _mean(reward > threshold for reward in rewards),
-        "search_ratio_text": _mean(bool(text) and not image for image, text in rows),
-        "search_ratio_image": _mean(bool(image) and not text for image, text in rows),
-        "search_ratio_mix": _mean(bool(image and text) for image, text in rows),
-        "search_fail_ratio_text": _upstream_failures([text for _, text in rows]),
-        "search_fail_ratio_image": _upstream_failures([image for image, _ in rows]),
-    }
-    return {
-        **{f"critic/mmsearch_r1/{name}": value for name, value in own.items()},
-        **_spread("critic/score", rewards),
-        **_spread("critic/rewards", rewards),
-        **_spread("response_length", lengths),
-    }
-
-
 def _rows(trajectories: Sequence[Trajectory], parts: Sequence[RewardParts]) -> list[_Row]:
     if len(trajectories) != len(parts):
         raise UserError(f"{len(trajectories)} trajectories but {len(parts)} scores")
@@ -197,7 +165,7 @@ def _group(rows: Sequence[_Row], max_searches: int) -> GroupSummary:
         accuracy_stderr=math.sqrt(_mean((value - accuracy) ** 2 for value in accuracies) / len(rows)),
         accuracy_low=low,
         accuracy_high=high,
-        reward=_mean(row.parts.reward for row in rows),
+        reward=_mean(0.0 if math.isnan(row.parts.reward) else row.parts.reward for row in rows),
         format=_mean(row.parts.format for row in rows),
         search_ratio=_mean(row.searched for row in rows),
         image_ratio=_mean(bool(row.image_searches) for row in rows),
@@ -218,15 +186,6 @@ def _response_length(trajectory: Trajectory) -> int:
 
 def _failure_ratio(observations: Sequence[Observation]) -> float:
     return _mean(observation.failure is not None for observation in observations) if observations else 0.0
-
-
-def _upstream_failures(searches: Sequence[Sequence[Observation]]) -> float:
-    failed = sum(any(observation.failure is not None for observation in calls) for calls in searches)
-    return failed / (sum(bool(calls) for calls in searches) + 1e-5)
-
-
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}/mean": _mean(values), f"{name}/max": float(max(values)), f"{name}/min": float(min(values))}
 
 
 def _mean(values: Iterable[float]) -> float:

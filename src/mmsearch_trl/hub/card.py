@@ -4,14 +4,12 @@ A search agent is more than its weights. Its quick start therefore holds the ver
 model was trained with, where they are not the shipped ones; copied out and run, it carries out the loop of training.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
@@ -22,34 +20,66 @@ from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.search.runtime import SearchRuntime
 
-
-if TYPE_CHECKING:
-    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 _COLUMNS = ("n", "accuracy", "search_ratio", "image_ratio", "text_ratio", "format", "reward")
 _EVALUATED = re.compile(r"eval(?:_(?P<name>[^/]+))?_search_ratio")
 _LIBRARIES = ("mmsearch-trl", "trl", "transformers", "torch", "peft")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a card says of a trained model.
+
+    Attributes:
+        model: Unwrapped; a `PeftModel` where an adapter was trained.
+        hub_id: Its name on the Hub, if it has one.
+        rollouter: How it searches.
+        rewards: The reward functions by name.
+        step: Optimizer steps taken.
+        history: The trainer's log.
+    """
+
+    model: Any
+    hub_id: str | None
+    rollouter: Rollouter
+    resize_images: bool
+    rewards: Mapping[str, Any]
+    step: int
+    history: Sequence[Mapping[str, Any]]
+
+    @property
+    def protocol(self) -> TurnProtocol:
+        return self.rollouter.protocol
+
+    @property
+    def sees_images(self) -> bool:
+        return self.protocol.chat.sees_images
+
+    @property
+    def base_model(self) -> str | None:
+        """What training started from: a Hub name or a folder."""
+        name = getattr(self.model.config, "_name_or_path", None)
+        return str(name) if name else None
+
+
 def write_model_card(
-    trainer: MMSearchGRPOTrainer, model_name: str | None, dataset_name: str | None, tags: str | Sequence[str] | None
+    facts: ModelFacts, folder: Path, model_name: str | None, dataset_name: str | None, tags: Sequence[str]
 ) -> Path:
-    """Write `<output_dir>/README.md` and return its path; arguments as of `Trainer.create_model_card`."""
-    adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
-    base = base_model(trainer)
-    folder = Path(str(trainer.args.output_dir))
-    own = [tags] if isinstance(tags, str) else list(tags or ())
+    """Write `README.md` to a folder and return its path; names and tags as of `Trainer.create_model_card`."""
+    adapter, base = isinstance(facts.model, PeftModel), facts.base_model
     data = ModelCardData(
         base_model=base if base and not Path(base).is_dir() else None,
         datasets=dataset_name,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="image-text-to-text" if trainer.protocol.chat.sees_images else "text-generation",
+        pipeline_tag="image-text-to-text" if facts.sees_images else "text-generation",
         model_name=model_name,
-        tags=sorted({"generated_from_trainer", *own, *trainer._tag_names}),
+        tags=sorted({"generated_from_trainer", *tags}),
     )
     card = ModelCard.from_template(
         data,
@@ -57,26 +87,24 @@ def write_model_card(
         name=model_name or folder.name,
         base=_shown_base(base),
         adapter=adapter,
-        search_r1=isinstance(trainer.protocol, SearchR1Protocol),
-        images=trainer.protocol.chat.sees_images,
-        steps=trainer.state.global_step,
-        settings=_settings(trainer),
-        rewards=_rewards(trainer),
-        evaluation=evaluation_table(trainer.state.log_history),
-        code=quick_start(trainer.hub_model_id or str(folder.resolve()), trainer),
+        search_r1=isinstance(facts.protocol, SearchR1Protocol),
+        images=facts.sees_images,
+        steps=facts.step,
+        settings=_settings(facts),
+        rewards=[
+            ", ".join(f"{key} {value}" for key, value in asdict(function.rule).items())  # pyright: ignore
+            if isinstance(function, RuleReward)
+            else name
+            for name, function in facts.rewards.items()
+        ],
+        evaluation=evaluation_table(facts.history),
+        code=quick_start(facts.hub_id or str(folder.resolve()), facts),
         versions=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     )
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
     card.save(path)
     return path
-
-
-def base_model(trainer: MMSearchGRPOTrainer) -> str | None:
-    """What training started from: a Hub name or a folder."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    name = getattr(model.config, "_name_or_path", None)
-    return str(name) if name else None
 
 
 def _shown_base(name: str | None) -> str:
@@ -105,11 +133,11 @@ def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
     return "\n".join([f"| data | {heading} |", f"|---|{'---|' * len(_COLUMNS)}", *lines])
 
 
-def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
+def quick_start(model_id: str, facts: ModelFacts) -> str:
     """Python that loads the model and answers one question with it, searching as in training."""
-    limits, images = trainer.limits, trainer.protocol.chat.sees_images
-    search_images = isinstance(trainer.protocol, MMSearchProtocol)
-    imports, protocol = _protocol(trainer.protocol, limits)
+    limits, images = facts.rollouter.limits, facts.sees_images
+    search_images = isinstance(facts.protocol, MMSearchProtocol)
+    imports, protocol = _protocol(facts.protocol)
     image = 'load_image("photo.jpg")'
     lines = [
         "import asyncio",
@@ -118,12 +146,12 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "from trl import ModelConfig",
         "",
         "from mmsearch_trl.recipe.build import build_engine, load_agent, load_processor",
-        *(["from mmsearch_trl.data.images import resize_prompt_image"] if trainer.resize_images and images else []),
+        *(["from mmsearch_trl.data.images import resize_prompt_image"] if facts.resize_images and images else []),
         "from mmsearch_trl.core.task import Task",
         "from mmsearch_trl.core.completion import SamplingParams",
         "from mmsearch_trl.protocol.chat import ChatEncoder",
         *imports,
-        "from mmsearch_trl.rollout.limits import Limits",
+        f"from {type(limits).__module__} import {type(limits).__name__}",
         "from mmsearch_trl.rollout.loop import run_trajectory",
         "from mmsearch_trl.search.config import SearchConfig",
         "from mmsearch_trl.search.factory import build_runtime",
@@ -144,7 +172,7 @@ def quick_start(model_id: str, trainer: MMSearchGRPOTrainer) -> str:
         "",
         *(
             [
-                f"image = {f'resize_prompt_image({image})' if trainer.resize_images else image}",
+                f"image = {f'resize_prompt_image({image})' if facts.resize_images else image}",
                 "task = Task(id='1', question='What is its name?', images=(image,))",
             ]
             if images
@@ -169,7 +197,7 @@ def _search_config(counts: Mapping[str, int], *, images: bool) -> str:
     return f"SearchConfig(\n{''.join(sections)})"
 
 
-def _protocol(protocol: TurnProtocol, limits: Limits) -> tuple[list[str], list[str]]:
+def _protocol(protocol: TurnProtocol) -> tuple[list[str], list[str]]:
     """The lines that import a protocol and those that make it; they cannot make one of the user's own."""
     if isinstance(protocol, SearchR1Protocol):
         prompt = "None" if protocol.prompt_text == load_search_r1_prompt() else repr(protocol.prompt_text)
@@ -180,15 +208,19 @@ def _protocol(protocol: TurnProtocol, limits: Limits) -> tuple[list[str], list[s
         ]
     if not isinstance(protocol, MMSearchProtocol):
         return [], ["chat = ChatEncoder(processor)", f"protocol = ...  # your {type(protocol).__name__}"]
+    if isinstance(protocol, UpstreamMMSearchProtocol):
+        name, made = "upstream_mmsearch", "UpstreamMMSearchProtocol(processor"
+    else:
+        name, made = "mmsearch", "MMSearchProtocol(ChatEncoder(processor)"
     return [
-        "from mmsearch_trl.protocol.mmsearch import MMSearchProtocol",
+        f"from mmsearch_trl.protocol.{name} import {type(protocol).__name__}",
         "from mmsearch_trl.protocol.prompt_files import Prompts",
         "from mmsearch_trl.protocol.reply_templates import ReplyTemplates",
     ], [
-        f"chat = ChatEncoder(processor, upstream_framing={limits.compat is not None})",
         f"prompts = {_prompts(protocol)}",
         f"templates = {_call(protocol.templates)}",
-        f"protocol = MMSearchProtocol(chat, prompts, templates, compat={limits.compat!r})",
+        f"protocol = {made}, prompts, templates)",
+        "chat = protocol.chat",
     ]
 
 
@@ -213,37 +245,25 @@ def _arguments(name: str, values: Mapping[str, Any]) -> str:
     return f"{name}(\n" + "".join(f"    {key}={value!r},\n" for key, value in values.items()) + ")"
 
 
-def _result_counts(trainer: MMSearchGRPOTrainer) -> dict[str, int]:
-    search = trainer.search
+def _result_counts(facts: ModelFacts) -> dict[str, int]:
+    search = facts.rollouter.tools
     if not isinstance(search, SearchRuntime):
         return {}
     tools = {"image_top_k": ActionKind.IMAGE_SEARCH, "text_top_k": ActionKind.TEXT_SEARCH}
-    return {name: search.k[tool] for name, tool in tools.items() if _means_something(name, trainer)}
+    return {name: search.k[tool] for name, tool in tools.items() if _means_something(name, facts)}
 
 
-def _settings(trainer: MMSearchGRPOTrainer) -> list[tuple[str, Any, str]]:
+def _settings(facts: ModelFacts) -> list[tuple[str, Any, str]]:
     """Name, value and meaning of what bounds a search."""
-    known = [field for field in fields(Limits) if _means_something(field.name, trainer)]
-    rows = [(field.name, getattr(trainer.limits, field.name), str(field.metadata["help"])) for field in known]
+    known = [field for field in fields(Limits) if _means_something(field.name, facts)]
+    rows = [(field.name, getattr(facts.rollouter.limits, field.name), str(field.metadata["help"])) for field in known]
     results = {"image_top_k": "Most results of an image search.", "text_top_k": "Most results of a text search."}
-    return rows + [(name, value, results[name]) for name, value in _result_counts(trainer).items()]
+    return rows + [(name, value, results[name]) for name, value in _result_counts(facts).items()]
 
 
-def _means_something(setting: str, trainer: MMSearchGRPOTrainer) -> bool:
+def _means_something(setting: str, facts: ModelFacts) -> bool:
     """Search-R1's protocol searches no images."""
-    return not (setting.startswith("image_") and isinstance(trainer.protocol, SearchR1Protocol))
-
-
-def _rewards(trainer: MMSearchGRPOTrainer) -> list[str]:
-    functions = trainer.reward_funcs
-    return [
-        _call_in_full(function.rule) if isinstance(function, RuleReward) else name
-        for function, name in zip(functions, trainer.reward_func_names, strict=True)
-    ]
-
-
-def _call_in_full(value: Any) -> str:
-    return ", ".join(f"{name} {setting}" for name, setting in asdict(value).items())
+    return not (setting.startswith("image_") and isinstance(facts.protocol, SearchR1Protocol))
 
 
 def _cell(column: str, value: float | None) -> str:

@@ -9,7 +9,7 @@ Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -19,19 +19,19 @@ from mmsearch_trl.core.observation import Hit, ImageHit, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import Prompts
-from mmsearch_trl.protocol.reply_templates import UPSTREAM_FAILURE, ReplyTemplates
+from mmsearch_trl.protocol.reply_templates import ReplyTemplates
 
 
 IMAGE_SEARCH_TAG = "<search><img></search>"
-_IMAGE_SEARCH = re.compile(r"<search><img></search>$")
-_TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
-_QUERY = re.compile(r"<text_search>(.*?)</text_search>")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+IMAGE_SEARCH = re.compile(r"<search><img></search>$")
+TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
+QUERY = re.compile(r"<text_search>(.*?)</text_search>")
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 Content = list[str | Image.Image]
 
 
-_TOOL_NAMES: Mapping[str, str] = {
+TOOL_NAMES: Mapping[str, str] = {
     ActionKind.IMAGE_SEARCH: "Image Search Results",
     ActionKind.TEXT_SEARCH: "Text Search Results",
 }
@@ -41,26 +41,16 @@ class MMSearchProtocol:
     """Reads turns and writes prompts and replies for one processor.
 
     Args:
-        chat: Encoder of the model's processor; give it `upstream_framing=True` under `compat`.
-        compat: `"mmsearch_r1"` keeps upstream's reading of a turn (trailing blanks are not forgiven) and its failure
-            sentence.
+        chat: Encoder of the model's processor.
     """
 
     stops: tuple[str, ...] = ()
     """A turn ends with the model's own end of turn, as upstream has it."""
 
-    def __init__(
-        self,
-        chat: ChatEncoder,
-        prompts: Prompts,
-        templates: ReplyTemplates | None = None,
-        *,
-        compat: Literal["mmsearch_r1"] | None = None,
-    ) -> None:
+    def __init__(self, chat: ChatEncoder, prompts: Prompts, templates: ReplyTemplates | None = None) -> None:
         self.chat = chat
         self.prompts = prompts
-        self.templates = templates or ReplyTemplates(**({"failure": UPSTREAM_FAILURE} if compat else {}))
-        self._compat = compat is not None
+        self.templates = templates or ReplyTemplates()
 
     def prompt(self, task: Task) -> Encoded:
         """The first user message: prompt text, images and question."""
@@ -77,27 +67,22 @@ class MMSearchProtocol:
 
     def read(self, text: str) -> Action:
         """What a decoded turn asks for; `text` must hold model-sampled tokens only."""
-        end = text if self._compat else text.rstrip()
-        if _IMAGE_SEARCH.search(end):
+        end = text.rstrip()
+        if IMAGE_SEARCH.search(end):
             return Action(ActionKind.IMAGE_SEARCH)
-        if _TEXT_SEARCH.search(end):
-            query = _QUERY.findall(end)[-1]
-            query = query if self._compat else query.strip()
+        if TEXT_SEARCH.search(end):
+            query = QUERY.findall(end)[-1].strip()
             return Action(ActionKind.TEXT_SEARCH, query) if query else Action(ActionKind.NONE)
-        answers = _ANSWER.findall(text)
+        answers = ANSWER.findall(text)
         return Action(ActionKind.ANSWER, answers[-1].strip()) if answers else Action(ActionKind.NONE)
 
     def sampled(self, completion: Completion) -> Completion:
         """The completion as it enters the transcript: ids that no model may sample are removed.
 
-        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not. Under `compat`
-        a turn without the turn-end token has its last id overwritten by it, as upstream does.
+        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not.
         """
-        chat = self.chat
-        kept = chat.sampleable(completion)
-        if self._compat and kept and chat.turn_end_id not in (token for token, _ in kept):
-            kept[-1] = (chat.turn_end_id, kept[-1][1])
-        if len(kept) == len(completion.token_ids) and not self._compat:
+        kept = self.chat.sampleable(completion)
+        if len(kept) == len(completion.token_ids):
             return completion
         ids, logprobs = zip(*kept, strict=True) if kept else ((), ())
         return Completion(ids, logprobs, completion.finish_reason)
@@ -106,7 +91,7 @@ class MMSearchProtocol:
         """The user message that tells the model what its search brought."""
         if observation.failure is not None:
             text = self.templates.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
-            return self.chat.reply([text.replace("{tool}", _TOOL_NAMES[observation.tool])], sampled)
+            return self.chat.reply([text.replace("{tool}", TOOL_NAMES[observation.tool])], sampled)
         prompts = self.prompts
         image = observation.tool == ActionKind.IMAGE_SEARCH
         after = prompts.after_image_search if image else prompts.after_text_search
@@ -116,7 +101,7 @@ class MMSearchProtocol:
 
     def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
-        return self.chat.reply([self.templates.overflow.replace("{tool}", _TOOL_NAMES[tool])], sampled)
+        return self.chat.reply([self.templates.overflow.replace("{tool}", TOOL_NAMES[tool])], sampled)
 
     def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
         """The request for the final answer after a search that was refused."""
@@ -130,7 +115,7 @@ class MMSearchProtocol:
         templates = self.templates
         image = observation.tool == ActionKind.IMAGE_SEARCH
         if not observation.hits:
-            return [templates.nothing_found.replace("{tool}", _TOOL_NAMES[observation.tool])]
+            return [templates.nothing_found.replace("{tool}", TOOL_NAMES[observation.tool])]
         content: Content = [templates.image_header if image else templates.text_header]
         for rank, hit in enumerate(observation.hits, 1):
             content += self._item(rank, hit)
@@ -158,10 +143,9 @@ class MMSearchProtocol:
         return [self.chat.safe(part) if isinstance(part, str) else part for part in joined]
 
 
-def default_protocol(processor: Any, *, compat: Literal["mmsearch_r1"] | None = None) -> MMSearchProtocol:
-    """MMSearch-R1's protocol with the project's own prompts; under `compat` in upstream's framing and wording."""
-    chat = ChatEncoder(processor, upstream_framing=compat is not None)
-    return MMSearchProtocol(chat, Prompts.load(), compat=compat)
+def default_protocol(processor: Any) -> MMSearchProtocol:
+    """MMSearch-R1's protocol with the project's own prompts."""
+    return MMSearchProtocol(ChatEncoder(processor), Prompts.load())
 
 
 def _fill(template: str, slots: dict[str, str]) -> str:

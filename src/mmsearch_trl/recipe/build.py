@@ -25,10 +25,12 @@ from trl import ModelConfig, get_quantization_config
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.reply_templates import ReplyTemplates
 from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.recipe.recipe import Recipe
 
 
@@ -121,18 +123,17 @@ def is_adapter(model: ModelConfig) -> bool:
     return found is not None
 
 
-def build_protocol(recipe: Recipe, processor: Processor) -> MMSearchProtocol | SearchR1Protocol:
-    """How turns are read and written, in the prompts and the wording that the recipe names."""
-    if recipe.data.protocol == "search_r1":
-        prompt = load_search_r1_prompt(recipe.data.first_turn_prompt)
+def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
+    """How turns are read and written, in the prompts and the templates that the recipe names."""
+    data = recipe.data
+    if data.protocol == "search_r1":
+        prompt = load_search_r1_prompt(data.first_turn_prompt)
         most = recipe.rollout.max_observation_tokens
         return SearchR1Protocol(ChatEncoder(processor), prompt, max_observation_tokens=most)
-    compat = recipe.rollout.compat
-    chat = ChatEncoder(processor, upstream_framing=compat is not None)
-    templates = recipe.data.reply_templates
-    return MMSearchProtocol(
-        chat, recipe.data.prompts(), ReplyTemplates.load(templates) if templates else None, compat=compat
-    )
+    templates = ReplyTemplates.load(data.reply_templates) if data.reply_templates else None
+    if data.protocol == "mmsearch_r1_upstream":
+        return UpstreamMMSearchProtocol(processor, data.prompts(), templates)
+    return MMSearchProtocol(ChatEncoder(processor), data.prompts(), templates)
 
 
 def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_batch: int = 64) -> TransformersEngine:

@@ -31,6 +31,7 @@ from mmsearch_trl.recipe.validation import Where, build, unknown_key
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
@@ -38,7 +39,13 @@ from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 Kind = Literal["grpo", "sft"]
 
 _SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits}
-_REWARDS: dict[str, type] = {"mmsearch_r1": RewardConfig, "search_r1": SearchR1RewardConfig}
+_LIMITS: dict[str, type] = {"mmsearch_r1_upstream": UpstreamLimits}
+"""Of protocols with limits of their own."""
+_REWARDS: dict[str, type] = {
+    "mmsearch_r1": RewardConfig,
+    "mmsearch_r1_upstream": RewardConfig,
+    "search_r1": SearchR1RewardConfig,
+}
 _TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": SFTConfig}
 _TEXT_SEARCH_TAG = "<text_search>"
 
@@ -89,8 +96,6 @@ class Recipe:
                 raise UserError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
         if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
             raise UserError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
-        if search_r1 and self.rollout.compat:
-            raise UserError(f"{self.path}: rollout.compat reproduces mmsearch_r1, and protocol is search_r1")
         if not search_r1 and self.rollout.max_observation_tokens is not None:
             raise UserError(
                 f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
@@ -181,7 +186,8 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
     names = [{field.name for field in fields(cls) if field.init} for cls in classes]
     # A protocol that is not known is refused by `DataConfig`, with the ones that are.
     protocol = str(values.get("protocol", "mmsearch_r1"))
-    known_sections = _SECTIONS | {"reward": _REWARDS.get(protocol, RewardConfig)}
+    of_protocol = {"rollout": _LIMITS.get(protocol, Limits), "reward": _REWARDS.get(protocol, RewardConfig)}
+    known_sections = _SECTIONS | of_protocol
     _check_reward_keys(values.get("reward"), protocol, where)
     sections = known_sections if kind == "grpo" else {}
     for key in values:

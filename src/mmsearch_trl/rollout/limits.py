@@ -5,17 +5,17 @@
 * A search over its limit is not executed; the trajectory ends, or is asked for its final answer (`forced_answer`).
 * A reply that does not fit is never cut: it is replaced by a short notice, or the trajectory ends (`on_overflow`).
 
-`compat="mmsearch_r1"` is upstream's rule instead: turns are not clamped to what is left and replies are not measured;
-the finished response is cut at `max_response_tokens` (`rollout/compat.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mmsearch_trl.core.action import Action, ActionKind
+from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
+from mmsearch_trl.protocol.chat import ChatEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,6 @@ class Limits:
             "given up and takes no part in training."
         },
     )
-    compat: Literal["mmsearch_r1"] | None = field(
-        default=None, metadata={"help": "Reproduce MMSearch-R1's own rollout to the byte, its quirks included."}
-    )
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "max_turn_tokens", "max_response_tokens"):
@@ -77,8 +74,6 @@ class Limits:
         for name in ("image_search_limit", "text_search_limit"):
             if getattr(self, name) < 0:
                 raise UserError(f"rollout.{name} must be at least 0, got {getattr(self, name)}.")
-        if self.compat not in (None, "mmsearch_r1"):
-            raise UserError(f"rollout.compat must be 'mmsearch_r1' or absent, got {self.compat!r}.")
         if self.on_overflow not in ("notice", "end"):
             raise UserError(f"rollout.on_overflow must be 'notice' or 'end', got {self.on_overflow!r}.")
         if self.forced_answer and self.forced_answer_tokens >= self.max_response_tokens:
@@ -90,52 +85,55 @@ class Limits:
         `trajectory` holds the turns before the one that asked for `newest`.
         """
         most = self.max_search_failures_in_a_row
-        if most is None or self.compat:
+        if most is None:
             return False
         row = [*trajectory.observations, newest][-most:]
         return len(row) == most and all(seen.failure is not None and seen.failure.infrastructure for seen in row)
 
     def within(self, window: int) -> "Limits":
-        """These limits on an engine that holds `window` tokens; upstream's rule knows no window and stays."""
-        if self.compat:
-            return self
+        """These limits on an engine that holds `window` tokens of prompt and response."""
         return replace(self, max_context_tokens=min(window, self.max_context_tokens or window))
 
     def remaining_tokens(self, trajectory: Trajectory, *, final: bool = False) -> int:
         """Tokens that may still be added; the forced answer's share is kept back until `final`."""
         used = len(trajectory.completion_ids)
-        room = self.max_response_tokens - used
+        remaining = self.max_response_tokens - used
         if self.max_context_tokens is not None:
-            room = min(room, self.max_context_tokens - len(trajectory.prompt_ids) - used)
-        return room - (self.forced_answer_tokens if self.forced_answer and not final else 0)
+            remaining = min(remaining, self.max_context_tokens - len(trajectory.prompt_ids) - used)
+        return remaining - (self.forced_answer_tokens if self.forced_answer and not final else 0)
 
     def turn_tokens(self, trajectory: Trajectory, *, final: bool = False) -> int:
         """Tokens that the next turn may sample; 0 or less when there is no room for one."""
-        if self.compat and self.max_context_tokens is None:
-            return self.max_turn_tokens
         return min(self.max_turn_tokens, self.remaining_tokens(trajectory, final=final))
 
     def check_search(self, trajectory: Trajectory, action: Action) -> StopReason | None:
-        """Why the search that the newest turn asks for may not be executed, or None when it may.
+        """Why the call that the newest turn asks for may not be executed, or None when it may.
 
-        `trajectory` holds the turns before the one that asks.
+        A tool other than the two searches has a limit of its own, which it refuses by a typed failure.
+
+        Args:
+            trajectory: Holds the turns before the one that asks.
         """
         turn = len(trajectory.turns)
         if turn + 1 >= self.max_turns:
             return StopReason.TURN_LIMIT
-        if action.kind is ActionKind.IMAGE_SEARCH and turn > 0 and self.image_search_first_turn_only:
-            return StopReason.SEARCH_LIMIT
+        if action.kind not in SEARCHES:
+            return None
         image = action.kind is ActionKind.IMAGE_SEARCH
-        tool, limit = (
-            (ActionKind.IMAGE_SEARCH, self.image_search_limit)
-            if image
-            else (ActionKind.TEXT_SEARCH, self.text_search_limit)
-        )
-        done = sum(observation.tool == tool for observation in trajectory.observations)
+        if image and turn > 0 and self.image_search_first_turn_only:
+            return StopReason.SEARCH_LIMIT
+        done = sum(observation.tool == action.tool for observation in trajectory.observations)
+        limit = self.image_search_limit if image else self.text_search_limit
         return StopReason.SEARCH_LIMIT if done >= limit else None
 
     def fits(self, trajectory: Trajectory, turn_tokens: int, reply_tokens: int, *, final: bool = False) -> bool:
         """Whether a reply can follow the newest turn (not yet in `trajectory`) with room left to react to it."""
-        if self.compat and self.max_context_tokens is None:
-            return True
         return turn_tokens + reply_tokens < self.remaining_tokens(trajectory, final=final)
+
+    def finish(self, trajectory: Trajectory, chat: ChatEncoder) -> Trajectory:
+        """A trajectory that came to its end, as it is scored and trained; limits that were kept leave it as it is."""
+        return trajectory
+
+    def attended(self, ids: Sequence[int], turn_end_id: int) -> list[int]:
+        """1 on the tokens of a response that training attends to, `(c,)`: all of them."""
+        return [1] * len(ids)

@@ -6,25 +6,23 @@ engine that fails ends that trajectory alone, as a typed failure.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import ContextOverflow, EngineError
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
+from mmsearch_trl.core.observation import Failure, FailureKind, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import Encoded
-from mmsearch_trl.rollout.admission import Admission
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.stragglers import Outcome, Unfinished, finish_share
 from mmsearch_trl.search.calls.record import CallRecord
 
 
@@ -32,14 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class Tools(Protocol):
-    """What answers a search; `search.runtime.SearchRuntime` is one. Failures are values in the observation."""
+    """What answers a call; `search.runtime.SearchRuntime` is one. Failures are values in the observation."""
 
-    async def image_search(self, query: ImageQuery) -> Observation: ...
-
-    async def text_search(self, query: str) -> Observation: ...
+    async def answer(self, action: Action, trajectory: Trajectory) -> Observation:
+        """Carry out the call that the newest turn of a trajectory asks for; that turn is not yet in `trajectory`."""
+        ...
 
     def drain_records(self) -> list[CallRecord]:
-        """Calls since the last drain, for metrics."""
+        """Searches since the last drain, for metrics."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Close the connections of the running event loop."""
         ...
 
 
@@ -63,20 +65,130 @@ async def run_trajectory(
     Args:
         sampling: Of every turn; `max_tokens` is set per turn by `limits`, and each turn has a seed of its own that
             depends on `sampling.seed` and the turn's number alone.
-        trajectory: One of this task to go on with, in place. Whoever cancels this coroutine finds in it every turn
-            that was sampled.
+        trajectory: An empty one of this task, to be filled in place: whoever cancels this coroutine finds in it every
+            turn that was sampled.
     """
     started = time.perf_counter()
-    trajectory = trajectory or _unbegun(task)
+    trajectory = trajectory or unbegun(task)
+    rollout = _Rollout(engine, protocol, tools, limits, sampling, trajectory)
     try:
-        if not trajectory.prompt_ids:
-            prompt = protocol.prompt(task)
-            trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
+        prompt = protocol.prompt(task)
+        trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
         while trajectory.stop is None:
-            await _take_turn(trajectory, engine, protocol, tools, limits, sampling)
+            turn = await rollout.sample()
+            if turn is not None:
+                await rollout.react(turn)
     finally:
-        trajectory.seconds += time.perf_counter() - started
-    return trajectory
+        trajectory.seconds = time.perf_counter() - started
+    return limits.finish(trajectory, protocol.chat)
+
+
+def unbegun(task: Task) -> Trajectory:
+    return Trajectory(task=task, prompt=(), prompt_ids=())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """One trajectory on its way, and what moves it."""
+
+    engine: Engine
+    protocol: TurnProtocol
+    tools: Tools
+    limits: Limits
+    sampling: SamplingParams
+    trajectory: Trajectory
+
+    @property
+    def final(self) -> bool:
+        """Whether the next turn was asked for as the final answer: a call was refused, and its turn has no outcome."""
+        turns = self.trajectory.turns
+        return bool(turns) and turns[-1].action.calls_tool and turns[-1].observation is None
+
+    async def sample(self) -> Turn | None:
+        """The next turn, without a reply; None when the trajectory ends without one."""
+        trajectory = self.trajectory
+        budget = self.limits.turn_tokens(trajectory, final=self.final)
+        if budget < 1:
+            trajectory.stop = StopReason.TOKEN_LIMIT
+            return None
+        seed = random.Random(f"{self.sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
+        sampling = replace(
+            self.sampling, max_tokens=budget, seed=seed, stops=self.protocol.stops, affinity=trajectory.task.id
+        )
+        started = time.perf_counter()
+        try:
+            completion = await self.engine.generate(trajectory.token_ids, trajectory.images, sampling)
+        except ContextOverflow:
+            trajectory.stop = StopReason.TOKEN_LIMIT
+            return None
+        except EngineError as error:
+            trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
+            return None
+        return self._turn(self.protocol.sampled(completion), time.perf_counter() - started)
+
+    async def react(self, turn: Turn) -> None:
+        """Carry out what a turn asks for, and append it with the reply; sets `stop` where the trajectory ends."""
+        try:
+            turn, self.trajectory.stop = await self._reaction(turn)
+        finally:  # a turn whose call is interrupted is kept: it was sampled
+            self.trajectory.turns.append(turn)
+
+    def _turn(self, completion: Completion, seconds: float) -> Turn:
+        text = self.protocol.chat.decode(completion.token_ids)
+        return Turn(
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            finish_reason=completion.finish_reason,
+            text=text,
+            action=self.protocol.read(text),
+            generation_seconds=seconds,
+        )
+
+    async def _reaction(self, turn: Turn) -> tuple[Turn, StopReason | None]:
+        trajectory, limits, protocol = self.trajectory, self.limits, self.protocol
+        if turn.action.kind is ActionKind.ANSWER:
+            return turn, StopReason.ANSWERED
+        if not turn.action.calls_tool:
+            return self._without_action(turn)
+        if self.final:
+            return turn, StopReason.TURN_LIMIT
+        if (refusal := limits.check_search(trajectory, turn.action)) is not None:
+            return self._refused(turn, refusal)
+        observation = await self.tools.answer(turn.action, trajectory)
+        turn = replace(turn, observation=observation)
+        if limits.should_abort(trajectory, observation):
+            trajectory.failure = observation.failure
+            return turn, StopReason.FAILED
+        reply = protocol.reply(observation, trajectory.task, turn.token_ids)
+        if not self._fits(turn, reply):
+            reply = protocol.overflow(observation.tool, turn.token_ids)
+            if limits.on_overflow == "end" or not self._fits(turn, reply):
+                return turn, StopReason.TOKEN_LIMIT
+        return _with_reply(turn, reply), None
+
+    def _refused(self, turn: Turn, reason: StopReason) -> tuple[Turn, StopReason | None]:
+        """Ask for the final answer where the limits grant one more turn for it; otherwise the trajectory ends."""
+        if not self.limits.forced_answer:
+            return turn, reason
+        request = self.protocol.ask_for_answer(self.trajectory.task, turn.token_ids)
+        if not self._fits(turn, request, final=True):
+            return turn, StopReason.TOKEN_LIMIT
+        return _with_reply(turn, request), None
+
+    def _without_action(self, turn: Turn) -> tuple[Turn, StopReason | None]:
+        """Ask again where the protocol does and a turn is left; otherwise the trajectory ends."""
+        notice = self.protocol.ask_again(turn.token_ids)
+        if notice is None or len(self.trajectory.turns) + 1 >= self.limits.max_turns:
+            cut_short = turn.finish_reason is FinishReason.LENGTH
+            return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
+        return (_with_reply(turn, notice), None) if self._fits(turn, notice) else (turn, StopReason.TOKEN_LIMIT)
+
+    def _fits(self, turn: Turn, reply: Encoded, *, final: bool = False) -> bool:
+        return self.limits.fits(self.trajectory, len(turn.token_ids), len(reply.token_ids), final=final)
+
+
+def _with_reply(turn: Turn, reply: Encoded) -> Turn:
+    return replace(turn, reply=reply.parts, reply_ids=reply.token_ids)
 
 
 async def run_batch(
@@ -87,9 +199,8 @@ async def run_batch(
     limits: Limits,
     samplings: Sequence[SamplingParams],
     *,
-    admission: Admission | None = None,
+    max_in_flight: int | None = None,
     close_share: float = 1.0,
-    carried: Sequence[Unfinished] = (),
 ) -> list[Trajectory]:
     """Roll out all tasks at once; every task comes back exactly once, in order.
 
@@ -97,164 +208,69 @@ async def run_batch(
     defect and not bad luck.
 
     Args:
-        admission: Holds trajectories back while too many are in flight.
-        close_share: When this share of the tasks has ended, failures not counted, the batch closes: the others come
-            back with the turns that they have, as `STRAGGLER`.
-        carried: Trajectories of earlier batches that go on beside, in place; no batch waits for them, and one that
-            does not end in this batch keeps `stop` None.
+        max_in_flight: Trajectories that run at a time, in the order of their tasks; None for all. One that has begun
+            keeps its place to its end, since its prefix lies in the engine's cache.
+        close_share: When this share of the tasks has ended, failures not counted, the batch closes: the others are
+            cancelled and come back with the turns that they have, as `STRAGGLER`.
     """
+    places = asyncio.Semaphore(max_in_flight or max(len(tasks), 1))
+    trajectories = [unbegun(task) for task in tasks]
 
     async def run(trajectory: Trajectory, sampling: SamplingParams) -> Trajectory:
-        async with admission.place() if admission else nullcontext():
+        async with places:
             return await run_trajectory(trajectory.task, engine, protocol, tools, limits, sampling, trajectory)
 
-    trajectories = [_unbegun(task) for task in tasks]
-    async with admission or nullcontext():
-        outcomes, earlier = await finish_share(
-            [run(trajectory, sampling) for trajectory, sampling in zip(trajectories, samplings, strict=True)],
-            close_share,
-            beside=[run(late.trajectory, late.sampling) for late in carried],
-        )
+    pairs = zip(trajectories, samplings, strict=True)
+    running = [asyncio.create_task(run(trajectory, sampling)) for trajectory, sampling in pairs]
+    cut = await _finish_share(running, close_share)
+    outcomes = [
+        _outcome(trajectory, task, task in cut) for trajectory, task in zip(trajectories, running, strict=True)
+    ]
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if errors and len(errors) == len(outcomes):
         raise errors[0]
-    for trajectory, outcome in zip([late.trajectory for late in carried], earlier, strict=True):
-        _mark_failure(trajectory, outcome)
-    for trajectory, outcome in zip(trajectories, outcomes, strict=True):
-        _mark_failure(trajectory, outcome)
-        trajectory.stop = trajectory.stop or StopReason.STRAGGLER
-    return trajectories
+    return [_settled(trajectory, outcome) for trajectory, outcome in zip(trajectories, outcomes, strict=True)]
 
 
-def _unbegun(task: Task) -> Trajectory:
-    return Trajectory(task=task, prompt=(), prompt_ids=())
+async def _finish_share(running: Sequence[asyncio.Task[Trajectory]], share: float) -> set[asyncio.Task[Trajectory]]:
+    """Wait until `share` of the tasks has finished, or all have ended; cancel what is left, await it and return it.
+
+    A rollout that failed does not count, so an engine that fails fast never closes a batch over those still at work.
+    """
+    wanted = math.ceil(share * len(running) - 1e-9)  # 0.07 x 100 is a little more than 7
+    pending = set(running)
+    try:
+        while pending and sum(_finished(task) for task in running) < wanted:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        cut = {task for task in running if not task.done()}
+        for task in cut:
+            task.cancel()
+        await asyncio.gather(*cut, return_exceptions=True)
+    return cut
 
 
-def _mark_failure(trajectory: Trajectory, outcome: Outcome) -> None:
-    if isinstance(outcome, Exception | asyncio.CancelledError):  # a tool's own: ours would have ended the batch
-        logger.error("The rollout of task %s failed.", trajectory.task.id, exc_info=outcome)
-        trajectory.stop = StopReason.FAILED
-        trajectory.failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
-    elif isinstance(outcome, BaseException):
+def _finished(task: asyncio.Task[Trajectory]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None and not task.result().aborted
+
+
+def _outcome(trajectory: Trajectory, task: asyncio.Task[Trajectory], cut: bool) -> Trajectory | BaseException:
+    """A trajectory that came to its end or was cut off, or what its rollout raised."""
+    if not task.cancelled():
+        return task.exception() or task.result()
+    if not cut:
+        return asyncio.CancelledError()  # a tool's own
+    trajectory.stop = trajectory.stop or StopReason.STRAGGLER
+    return trajectory
+
+
+def _settled(trajectory: Trajectory, outcome: Trajectory | BaseException) -> Trajectory:
+    """The trajectory of an outcome: one whose rollout raised is a typed failure."""
+    if isinstance(outcome, Trajectory):
+        return outcome
+    if not isinstance(outcome, Exception | asyncio.CancelledError):
         raise outcome
-
-
-async def _take_turn(
-    trajectory: Trajectory,
-    engine: Engine,
-    protocol: TurnProtocol,
-    tools: Tools,
-    limits: Limits,
-    sampling: SamplingParams,
-) -> None:
-    """Append one turn with the reply to it, or set why there is none."""
-    turn = trajectory.turns.pop() if trajectory.turns and not trajectory.turns[-1].reply_ids else None
-    before = trajectory.turns[-1] if trajectory.turns else None
-    final = before is not None and before.action.calls_tool and before.observation is None  # asked for the answer
-    if turn is None:
-        turn = await _sample(trajectory, engine, protocol, limits, sampling, final)
-    if turn is None:
-        return
-    try:
-        turn, trajectory.stop = await _react(turn, trajectory, protocol, tools, limits, final)
-    finally:  # a turn whose reply is interrupted is kept: it was sampled, and is not sampled again
-        trajectory.turns.append(turn)
-
-
-async def _sample(
-    trajectory: Trajectory,
-    engine: Engine,
-    protocol: TurnProtocol,
-    limits: Limits,
-    sampling: SamplingParams,
-    final: bool,
-) -> Turn | None:
-    """The next turn, without a reply; None when the trajectory ends without one."""
-    budget = limits.turn_tokens(trajectory, final=final)
-    if budget < 1:
-        trajectory.stop = StopReason.TOKEN_LIMIT
-        return None
-    seed = random.Random(f"{sampling.seed}/{len(trajectory.turns)}").getrandbits(63)
-    sampling = replace(sampling, max_tokens=budget, seed=seed, stops=protocol.stops, affinity=trajectory.task.id)
-    started = time.perf_counter()
-    try:
-        completion = await engine.generate(trajectory.token_ids, trajectory.images, sampling)
-    except ContextOverflow:
-        trajectory.stop = StopReason.TOKEN_LIMIT
-        return None
-    except EngineError as error:
-        trajectory.stop, trajectory.failure = StopReason.FAILED, Failure(FailureKind.UNAVAILABLE, str(error))
-        return None
-    return _turn(protocol, protocol.sampled(completion), time.perf_counter() - started)
-
-
-def _turn(protocol: TurnProtocol, completion: Completion, seconds: float) -> Turn:
-    text = protocol.chat.decode(completion.token_ids)
-    return Turn(
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish_reason=completion.finish_reason,
-        text=text,
-        action=protocol.read(text),
-        generation_seconds=seconds,
-    )
-
-
-async def _react(
-    turn: Turn, trajectory: Trajectory, protocol: TurnProtocol, tools: Tools, limits: Limits, final: bool
-) -> tuple[Turn, StopReason | None]:
-    """Carry out what a turn asks for. Returns the turn with its reply, and why the trajectory ends, if it does."""
-    if not turn.action.calls_tool:
-        if turn.action.kind is ActionKind.ANSWER:
-            return turn, StopReason.ANSWERED
-        return _without_action(turn, trajectory, protocol, limits)
-    refusal = StopReason.TURN_LIMIT if final else limits.check_search(trajectory, turn.action)
-    if refusal is not None:
-        if final or not limits.forced_answer:
-            return turn, refusal
-        request = protocol.ask_for_answer(trajectory.task, turn.token_ids)
-        if not limits.fits(trajectory, len(turn.token_ids), len(request.token_ids), final=True):
-            return turn, StopReason.TOKEN_LIMIT
-        return _with_reply(turn, request), None
-    observation = await _search(turn.action, trajectory.task, tools)
-    if limits.should_abort(trajectory, observation):
-        trajectory.failure = observation.failure
-        return replace(turn, observation=observation), StopReason.FAILED
-    reply = protocol.reply(observation, trajectory.task, turn.token_ids)
-    if not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
-        reply = protocol.overflow(observation.tool, turn.token_ids)
-        if limits.on_overflow == "end" or not limits.fits(trajectory, len(turn.token_ids), len(reply.token_ids)):
-            return replace(turn, observation=observation), StopReason.TOKEN_LIMIT
-    return _with_reply(replace(turn, observation=observation), reply), None
-
-
-def _without_action(
-    turn: Turn, trajectory: Trajectory, protocol: TurnProtocol, limits: Limits
-) -> tuple[Turn, StopReason | None]:
-    """Ask again where the protocol does and a turn is left; otherwise the trajectory ends."""
-    cut_short = turn.finish_reason is FinishReason.LENGTH
-    notice = protocol.ask_again(turn.token_ids)
-    if notice is None or len(trajectory.turns) + 1 >= limits.max_turns:
-        return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
-    if not limits.fits(trajectory, len(turn.token_ids), len(notice.token_ids)):
-        return turn, StopReason.TOKEN_LIMIT
-    return _with_reply(turn, notice), None
-
-
-def _with_reply(turn: Turn, reply: Encoded) -> Turn:
-    return replace(turn, reply=reply.parts, reply_ids=reply.token_ids)
-
-
-async def _search(action: Action, task: Task, tools: Tools) -> Observation:
-    if action.kind is ActionKind.TEXT_SEARCH:
-        return await tools.text_search(action.text or "")
-    query = image_query(task)
-    if query is None:
-        failure = Failure(FailureKind.INVALID_QUERY, f"Task {task.id} has no image to search by.")
-        return Observation(tool=ActionKind.IMAGE_SEARCH, failure=failure)
-    return await tools.image_search(query)
-
-
-def image_query(task: Task) -> ImageQuery | None:
-    """What an image search of a task looks up; None where there is no image."""
-    return ImageQuery(task.images[0], data_id=task.id, url=task.image_url) if task.images else None
+    logger.error("The rollout of task %s failed.", trajectory.task.id, exc_info=outcome)
+    trajectory.stop = StopReason.FAILED
+    trajectory.failure = Failure(FailureKind.UNAVAILABLE, f"{type(outcome).__name__}: {outcome}")
+    return trajectory

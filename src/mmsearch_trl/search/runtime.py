@@ -18,10 +18,11 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.backend_client import BackendClient, CallPolicy, is_paid
@@ -114,6 +115,16 @@ class SearchRuntime:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         """On which it is in use: connections, slots and calls in flight cannot be shared between loops."""
+
+    async def answer(self, action: Action, trajectory: Trajectory) -> Observation:
+        """Carry out the search that a turn asks for; raises nothing but `asyncio.CancelledError`."""
+        if action.kind is ActionKind.TEXT_SEARCH:
+            return await self.text_search(action.text or "")
+        query = ImageQuery.of(trajectory.task)
+        if query is None:
+            failure = Failure(FailureKind.INVALID_QUERY, f"Task {trajectory.task.id} has no image to search by.")
+            return Observation(tool=ActionKind.IMAGE_SEARCH, failure=failure)
+        return await self.image_search(query)
 
     async def image_search(self, query: ImageQuery) -> Observation:
         """Look an image up. Raises nothing but `asyncio.CancelledError`."""

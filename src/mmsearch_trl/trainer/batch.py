@@ -11,7 +11,8 @@ from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.rollout.compat import upstream_loss_mask
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.trainer.rewards import messages_of
 
 
 class Generation(NamedTuple):
@@ -32,7 +33,7 @@ class Generation(NamedTuple):
 
 
 def generation(
-    trajectories: Sequence[Trajectory], chat: ChatEncoder, *, mask_failures: bool, compat: bool = False
+    trajectories: Sequence[Trajectory], chat: ChatEncoder, limits: Limits, *, mask_failures: bool
 ) -> Generation:
     """Lay trajectories out for TRL.
 
@@ -43,14 +44,14 @@ def generation(
         AssertionError: A trajectory's ids and images disagree.
     """
     trajectories = [replace(t, turns=[]) if t.stop is StopReason.STRAGGLER else t for t in trajectories]
-    rows = [_row(trajectory, chat, mask_failures, compat) for trajectory in trajectories]
+    rows = [_row(trajectory, chat, limits, mask_failures) for trajectory in trajectories]
     prompt_ids, completion_ids, masks, logprobs = (list(column) for column in zip(*rows, strict=True))
     images = [trajectory.images for trajectory in trajectories]
     return Generation(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
         tool_mask=masks,
-        completions=[trajectory.messages or [{"role": "assistant", "content": ""}] for trajectory in trajectories],
+        completions=[messages_of(trajectory) for trajectory in trajectories],
         logprobs=logprobs,
         extra_fields={},
         images=images if any(images) else None,
@@ -79,15 +80,14 @@ def loss_mask(trajectory: Trajectory, *, mask_failures: bool) -> list[int]:
 
 
 def _row(
-    trajectory: Trajectory, chat: ChatEncoder, mask_failures: bool, compat: bool
+    trajectory: Trajectory, chat: ChatEncoder, limits: Limits, mask_failures: bool
 ) -> tuple[list[int], list[int], list[int], list[float]]:
     prompt = list(trajectory.prompt_ids) or [chat.turn_end_id]
     completion = trajectory.completion_ids
     if not completion:
         return prompt, [chat.turn_end_id], [0], [0.0]
-    mask = loss_mask(trajectory, mask_failures=mask_failures)
-    if compat:
-        mask = upstream_loss_mask(completion, mask, chat.turn_end_id)
+    attended = limits.attended(completion, chat.turn_end_id)
+    mask = [a * m for a, m in zip(attended, loss_mask(trajectory, mask_failures=mask_failures), strict=True)]
     logprobs = trajectory.logprobs
     assert len(completion) == len(mask) == len(logprobs), trajectory.task.id
     pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)

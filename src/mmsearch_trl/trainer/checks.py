@@ -46,3 +46,16 @@ def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
             f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
             "size or steps_per_generation, or add data."
         )
+
+
+def freeze_vision(model: Any) -> None:
+    """Leave the vision tower as it is, adapters in it included.
+
+    Raises:
+        UserError: The model has none.
+    """
+    vision = [parameter for name, parameter in model.named_parameters() if ".visual." in name]
+    if not vision:
+        raise UserError("freeze_vision: the model has no vision tower (no parameter is named .visual.)")
+    for parameter in vision:
+        parameter.requires_grad_(False)

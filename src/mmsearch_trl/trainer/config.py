@@ -1,11 +1,12 @@
 """Training arguments: TRL's, and the few that a search trainer adds."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.trainer.sampler.sampler import SamplerOptions
 
 
 @dataclass
@@ -86,26 +87,13 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
     max_trajectories_in_flight: int | None = field(
         default=None,
-        metadata={
-            "help": "Trajectories rolled out at a time, per process; fewer while the engine says that its KV cache is "
-            "full. Default: all of a batch."
-        },
-    )
-    kv_high_water: float = field(
-        default=0.9, metadata={"help": "KV-cache usage from which fewer trajectories are rolled out at a time."}
+        metadata={"help": "Trajectories rolled out at a time, per process; default: all of a batch."},
     )
     rollout_close_share: float = field(
         default=1.0,
         metadata={
             "help": "A training batch closes when this share of a process's trajectories has finished; the others are "
-            "stragglers. Below 1, what is trained depends on timing, and no two runs are alike."
-        },
-    )
-    straggler_policy: Literal["drop", "carry"] = field(
-        default="drop",
-        metadata={
-            "help": "Stragglers are dropped, or carried: they go on beside the next batches and are trained when they "
-            "end, corrected for their older weights. Carrying needs use_vllm, whose importance sampling corrects."
+            "dropped. Below 1, what is trained depends on timing, and no two runs are alike."
         },
     )
     eval_temperature: float = field(default=0.0, metadata={"help": "Sampling temperature of evaluation."})
@@ -132,38 +120,37 @@ class MMSearchGRPOConfig(GRPOConfig):
             )
         if self.vllm_lora_sync not in ("auto", "adapter", "merged"):
             raise UserError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
-        _check_rollout(self)
+        if self.max_trajectories_in_flight is not None and self.max_trajectories_in_flight < 1:
+            raise UserError(f"max_trajectories_in_flight must be at least 1, got {self.max_trajectories_in_flight}.")
+        if not 0 < self.rollout_close_share <= 1:
+            raise UserError(f"rollout_close_share is a share, above 0 and up to 1; got {self.rollout_close_share}.")
         if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:
             raise UserError(
                 "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "
                 "distribution than the trained one biases the policy ratio."
             )
 
-
-def _check_rollout(args: MMSearchGRPOConfig) -> None:
-    """Raises ValueError where the options of admission and of stragglers cannot be met."""
-    if args.max_trajectories_in_flight is not None and args.max_trajectories_in_flight < 1:
-        raise UserError(f"max_trajectories_in_flight must be at least 1, got {args.max_trajectories_in_flight}.")
-    for name in ("kv_high_water", "rollout_close_share"):
-        if not 0 < getattr(args, name) <= 1:
-            raise UserError(f"{name} is a share, above 0 and up to 1; got {getattr(args, name)}.")
-    if args.straggler_policy not in ("drop", "carry"):
-        raise UserError(f"straggler_policy must be 'drop' or 'carry', got {args.straggler_policy!r}.")
-    if args.straggler_policy == "drop":
-        return
-    refused = {
-        "use_vllm is false, and the correction of older samples by their log-probs comes with it": not args.use_vllm,
-        "vllm_importance_sampling_correction is false": not args.vllm_importance_sampling_correction,
-        "trajectory_level_loss has no correction of older samples": args.trajectory_level_loss,
-        "filter_zero_variance_groups picks groups before stragglers end": args.filter_zero_variance_groups,
-        "scale_rewards: batch has no deviation for another batch's trajectory": args.scale_rewards == "batch",
-        "multi_objective_aggregation must be sum_then_normalize": (
-            args.multi_objective_aggregation != "sum_then_normalize"
-        ),
-        "per_device_train_batch_size * steps_per_generation must be a multiple of num_generations": (
-            args.per_device_train_batch_size * int(args.steps_per_generation or 1) % int(args.num_generations or 1)
-        ),
-    }
-    for reason, applies in refused.items():
-        if applies:
-            raise UserError(f"straggler_policy: carry cannot be met: {reason}. Change that, or set it to drop.")
+    def sampler_options(self) -> SamplerOptions:
+        """What samplers take of these arguments."""
+        host = "127.0.0.1" if self.vllm_server_host == "0.0.0.0" else self.vllm_server_host
+        one = self.vllm_server_base_url or f"http://{host}:{self.vllm_server_port}"
+        return SamplerOptions(
+            use_vllm=self.use_vllm,
+            vllm_mode=self.vllm_mode,
+            temperature=self.temperature,
+            gradient_checkpointing_kwargs=self.gradient_checkpointing_kwargs,  # pyright: ignore[reportArgumentType]
+            max_rollout_batch=self.max_rollout_batch,
+            output_dir=str(self.output_dir),
+            max_num_seqs=int(self.per_device_train_batch_size) * int(self.steps_per_generation or 1),
+            vllm_server_urls=tuple(self.vllm_server_urls or [one]),
+            vllm_server_timeout=self.vllm_server_timeout,
+            vllm_request_timeout=self.vllm_request_timeout,
+            vllm_group_port=self.vllm_group_port,
+            vllm_lora_sync=self.vllm_lora_sync,
+            vllm_engine_args=self.vllm_engine_args,
+            vllm_tensor_parallel_size=self.vllm_tensor_parallel_size,
+            vllm_enable_sleep_mode=self.vllm_enable_sleep_mode,
+            vllm_model_impl=self.vllm_model_impl,
+            vllm_max_model_length=self.vllm_max_model_length,
+            vllm_gpu_memory_utilization=self.vllm_gpu_memory_utilization,
+        )

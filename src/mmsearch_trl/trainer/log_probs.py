@@ -10,11 +10,17 @@ The number of forward passes depends on shapes alone, never on lengths: with sha
 about it would wait for each other for ever. That is why a micro-batch of the loss is not split further by length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+
+from mmsearch_trl.core.errors import UserError
+
+
+VISION_INPUTS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+"""What a forward pass takes beside tokens, under the names of TRL's batches."""
 
 
 class Chunk(NamedTuple):
@@ -52,6 +58,25 @@ class ScoredBatch:
     image_grid_thw: torch.Tensor | None
     num_images: list[int] | None
     mm_token_type_ids: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        score_mask: torch.Tensor,
+        inputs: Mapping[str, Any],
+    ) -> "ScoredBatch":
+        """From the arguments of TRL's `_get_per_token_logps_and_entropies`, those after the mask in `inputs`.
+
+        Raises:
+            UserError: The model takes inputs of another vision family, or an auxiliary loss is asked for.
+        """
+        unused = [name for name, value in inputs.items() if name not in VISION_INPUTS and value not in (None, False)]
+        if unused:
+            raise UserError(f"MMSearchGRPOTrainer supports Qwen-VL style inputs; this model also needs {unused}.")
+        vision = {name: inputs.get(name) for name in VISION_INPUTS}
+        return cls(input_ids=input_ids, attention_mask=attention_mask, score_mask=score_mask, **vision)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """The rows, `size` at a time; the longest first where there is more than one chunk."""

@@ -5,42 +5,30 @@ step and means are exact over all trajectories.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
+from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.rollout.rollouter import RolloutReport
 
 
-Gather = Callable[[torch.Tensor], torch.Tensor]
-
-
-def rollout_metrics(
-    trajectories: Sequence[Trajectory],
-    *,
-    seconds: float,
-    engine_busy_seconds: float,
-    gather: Gather,
-    device: torch.device,
-) -> dict[str, float]:
-    """Means over the trajectories of all ranks."""
-    rows = [_row(trajectory) for trajectory in trajectories]
-    sums = torch.tensor([math.fsum(column) for column in zip(*rows, strict=True)] + [float(len(rows))])
-    times = torch.tensor([seconds, engine_busy_seconds])
-    gathered = gather(torch.cat([sums, times]).to(device)).view(-1, len(sums) + len(times)).cpu()
-    totals = gathered.sum(dim=0)
-    count = totals[len(sums) - 1]
-    metrics = {name: float(total / count) for name, total in zip(_COLUMNS, totals, strict=False)}
-    metrics["rollout/seconds"] = float(gathered[:, -2].max())
-    metrics["rollout/engine_busy"] = float(totals[-1] / totals[-2]) if totals[-2] else 0.0
+def rollout_metrics(report: RolloutReport, ranks: Ranks) -> dict[str, float]:
+    """Means over the trajectories of all ranks, the time of the slowest, and the share in which engines generated."""
+    columns = zip(*map(_row, report.trajectories), strict=True)
+    sums = [math.fsum(column) for column in columns]
+    rows = ranks.rows([*sums, len(report.trajectories), report.seconds, report.engine_busy_seconds])
+    *totals, count, seconds, busy = (math.fsum(column) for column in zip(*rows, strict=True))
+    metrics = {name: total / count for name, total in zip(_COLUMNS, totals, strict=True)}
+    metrics["rollout/seconds"] = max(row[-2] for row in rows)
+    metrics["rollout/engine_busy"] = busy / seconds if seconds else 0.0
     return metrics
 
 
-def completion_metrics(
-    trajectories: Sequence[Trajectory], *, gather: Gather, device: torch.device
-) -> tuple[dict[str, float], int]:
+def completion_metrics(trajectories: Sequence[Trajectory], ranks: Ranks) -> tuple[dict[str, float], int]:
     """TRL's `completions/*` over sampled tokens, and the tokens of all ranks seen by the model.
 
     A completion is terminated where the model ended its last turn, by its end of turn or, as in Search-R1, by a tag,
@@ -49,7 +37,7 @@ def completion_metrics(
     lengths = torch.tensor(
         [[float(sum(t.loss_mask)), float(_ended(t)), float(len(t.prompt_ids))] for t in trajectories]
     )
-    gathered = gather(lengths.to(device)).cpu()
+    gathered = ranks.gather(lengths).cpu()
     sampled, terminated = gathered[:, 0], gathered[:, 1].bool()
     whole = sampled[terminated] if terminated.any() else torch.zeros(1)
     metrics = {
@@ -71,18 +59,21 @@ def _ended(trajectory: Trajectory) -> bool:
 
 
 def accuracy_by_search(
-    trajectories: Sequence[Trajectory], accuracies: Sequence[float], *, gather: Gather, device: torch.device
+    trajectories: Sequence[Trajectory], accuracies: Sequence[float], ranks: Ranks
 ) -> Iterator[tuple[str, float]]:
     """`accuracy/searched` and `accuracy/unsearched` of what was finished; a group without trajectories is left out."""
-    sums = torch.zeros(2, 2)
+    right, count = [0.0, 0.0], [0.0, 0.0]
     for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
-        if trajectory.stop is StopReason.STRAGGLER:
-            continue
-        sums[int(any(True for _ in trajectory.observations))] += torch.tensor([accuracy, 1.0])
-    totals = gather(sums.to(device).view(1, 4)).view(-1, 2, 2).sum(dim=0)
-    for name, (right, count) in zip(("accuracy/unsearched", "accuracy/searched"), totals.tolist(), strict=True):
-        if count:
-            yield name, right / count
+        if trajectory.stop is not StopReason.STRAGGLER:
+            searched = any(True for _ in trajectory.observations)
+            right[searched] += accuracy
+            count[searched] += 1
+    totals = ranks.sum([*right, *count])
+    for name, correct, number in zip(
+        ("accuracy/unsearched", "accuracy/searched"), totals[:2], totals[2:], strict=True
+    ):
+        if number:
+            yield name, correct / number
 
 
 _COLUMNS = (

@@ -1,31 +1,21 @@
-"""What the searches of a batch came to, over all ranks: metrics, and whether the run may go on."""
+"""What the searches of a batch came to, over all ranks."""
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from mmsearch_trl.core.action import SEARCHES, ActionKind
 from mmsearch_trl.core.observation import Failure, FailureKind
+from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
 
 
-if TYPE_CHECKING:
-    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-
-logger = logging.getLogger(__name__)
-
-Gather = Callable[[torch.Tensor], torch.Tensor]
 _KINDS = tuple(FailureKind)
-_MICRO = 1_000_000
-"""Dollars and seconds travel as whole millionths beside the counts: bytes would not be exact as floats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +33,13 @@ class SearchCalls:
     latency_p95: float
 
     @classmethod
-    def gather(cls, records: Sequence[CallRecord], gather: Gather, device: torch.device) -> SearchCalls:
+    def gather(cls, records: Sequence[CallRecord], ranks: Ranks) -> "SearchCalls":
         """Sum this rank's records with those of the others: a collective call."""
-        by_tool = gather_totals(totals_of(records), gather, device)
+        by_tool = gather_totals(totals_of(records), ranks)
         failed = [sum(record.failure is kind for record in records) for kind in _KINDS]
         seconds = torch.tensor([record.seconds for record in records] or [0.0]).quantile(0.95)
-        rows = gather(torch.tensor([[*failed, round(float(seconds) * _MICRO)]], device=device)).cpu()
-        failures = {kind: int(count) for kind, count in zip(_KINDS, rows[:, :-1].sum(dim=0), strict=True) if count}
-        return cls(by_tool=by_tool, failures=failures, latency_p95=float(rows[:, -1].max()) / _MICRO)
+        failures = {kind: int(count) for kind, count in zip(_KINDS, ranks.sum(failed), strict=True) if count}
+        return cls(by_tool=by_tool, failures=failures, latency_p95=ranks.max(float(seconds)))
 
     @property
     def total(self) -> SearchTotals:
@@ -77,20 +66,14 @@ class SearchCalls:
         return {kind: count for kind, count in self.failures.items() if Failure(kind, "").infrastructure}
 
 
-def gather_totals(
-    totals: Mapping[ActionKind, SearchTotals], gather: Gather, device: torch.device
-) -> dict[ActionKind, SearchTotals]:
+def gather_totals(totals: Mapping[ActionKind, SearchTotals], ranks: Ranks) -> dict[ActionKind, SearchTotals]:
     """Sum every tool's totals of this rank with those of the others: a collective call."""
-    rows = []
-    for tool in SEARCHES:
-        *counts, price = astuple(totals[tool])
-        rows.append([*counts, round(price * _MICRO)])
-    summed = gather(torch.tensor([rows], device=device)).cpu().sum(dim=0).tolist()
+    summed = iter(ranks.sum([number for tool in SEARCHES for number in astuple(totals[tool])]))
     names = [each.name for each in fields(SearchTotals)]
-    sums = [dict(zip(names, row, strict=True)) for row in summed]
-    return {
-        tool: SearchTotals(**row | {"price": row["price"] / _MICRO}) for tool, row in zip(SEARCHES, sums, strict=True)
-    }
+    rows: list[dict[str, Any]] = [
+        {name: next(summed) if name == "price" else int(next(summed)) for name in names} for _ in SEARCHES
+    ]
+    return {tool: SearchTotals(**row) for tool, row in zip(SEARCHES, rows, strict=True)}
 
 
 def _costs(name: str, total: SearchTotals) -> dict[str, float]:
@@ -102,12 +85,3 @@ def _costs(name: str, total: SearchTotals) -> dict[str, float]:
         f"{name}/bytes": float(total.bytes),
         f"{name}/price": total.price,
     }
-
-
-def end_if_search_is_gone(trainer: MMSearchGRPOTrainer, calls: SearchCalls) -> None:
-    """Have the trainer save and end after this step where its searches are not answered; all ranks decide alike."""
-    abort_reason = trainer.failure_monitor.abort_reason(calls.total.calls, calls.infrastructure_failures)
-    if abort_reason is not None and trainer.ended_early is None:
-        trainer.ended_early = abort_reason
-        trainer.control.should_training_stop = trainer.control.should_save = True
-        logger.error("The run ends after this step, and is saved: %s.", abort_reason)

@@ -5,16 +5,12 @@ taken per trajectory; trajectories are averaged with equal weight. TRL's `import
 the geometric mean of the ratios and clips that instead.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import torch
 
-
-if TYPE_CHECKING:
-    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
 def trajectory_policy_loss(
@@ -41,29 +37,18 @@ def trajectory_policy_loss(
     return torch.maximum(-advantages * ratio, -advantages * clipped_ratio).mean()
 
 
-def trajectory_loss(trainer: MMSearchGRPOTrainer, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The loss of one micro-batch in the place of `GRPOTrainer._compute_loss`: the above, plus the k3 KL term.
+def trajectory_loss(
+    log_probs: torch.Tensor, entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor], args: MMSearchGRPOConfig
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of one micro-batch, a scalar, and what is logged of it: the above, plus the k3 KL term.
 
     Args:
+        log_probs: Of the trained policy, `(n, t)`, natural log.
+        entropies: Of its distributions, `(n, t)`.
         inputs: As TRL buffers them; `tool_mask` marks sampled tokens.
     """
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     mask = inputs["completion_mask"] * inputs["tool_mask"]
-    log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(
-        model,
-        ids,
-        attention,
-        mask.shape[1],
-        compute_entropy=True,
-        pixel_values=inputs.get("pixel_values"),
-        image_grid_thw=inputs.get("image_grid_thw"),
-        num_images=inputs.get("num_images"),
-        mm_token_type_ids=inputs.get("mm_token_type_ids"),
-    )
-    assert entropies is not None
     old = inputs.get("old_per_token_logps")
-    args = trainer.args
     loss = trajectory_policy_loss(
         log_probs,
         log_probs.detach() if old is None else old,
@@ -74,10 +59,9 @@ def trajectory_loss(trainer: MMSearchGRPOTrainer, model: Any, inputs: dict[str, 
     )
     tokens = mask.sum().clamp(min=1)
     metrics = {"entropy": float((entropies * mask).sum() / tokens)}
-    if trainer.beta != 0.0:
+    if args.beta != 0.0:
         difference = inputs["ref_per_token_logps"] - log_probs
         kl = ((difference.exp() - difference - 1) * mask).sum() / tokens
-        loss = loss + trainer.beta * kl
+        loss = loss + args.beta * kl
         metrics["kl"] = float(kl.detach())
-    trainer.append_metrics(metrics)
-    return loss / (trainer.current_gradient_accumulation_steps if trainer.model.training else 1)
+    return loss, metrics

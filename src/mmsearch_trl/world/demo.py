@@ -100,12 +100,12 @@ def run_demo(
     with rollout_arguments(engine, out) as arguments:
         trainer = make_trainer(recipe, out, seed=seed, max_steps=max_steps, **arguments)
         try:
-            before = evaluate_groups(trainer)
+            before = evaluated_groups(trainer.evaluate())
             grpo_started = time.perf_counter()
             trainer.train()
             trainer.save_model()
             grpo_ended = time.perf_counter()
-            after = evaluate_groups(trainer)
+            after = evaluated_groups(trainer.evaluate())
         finally:
             trainer.close()
     run = trainer.run_dir
@@ -176,9 +176,8 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
     return build_trainer(loaded)
 
 
-def evaluate_groups(trainer: MMSearchGRPOTrainer) -> dict[str, GroupSummary]:
-    """Known and held-out entities at the recipe's evaluation temperature."""
-    metrics = trainer.evaluate()
+def evaluated_groups(metrics: Mapping[str, float]) -> dict[str, GroupSummary]:
+    """Known and held-out entities of an evaluation."""
     return {group: GroupSummary.from_metrics(metrics, f"eval_{group}_") for group in GROUPS}
 
 

@@ -143,5 +143,5 @@ def test_another_encoder_than_the_one_it_was_built_with_is_refused(folder: Path,
             raise AssertionError("must not be used")
 
     build_image_index(folder, tmp_path / "index", progress=False)
-    with pytest.raises(ValueError, match="was built with encoder image-descriptor-1"):
+    with pytest.raises(ValueError, match="was built with encoder picture-descriptor-1"):
         ImageIndex.open(tmp_path / "index", Other())

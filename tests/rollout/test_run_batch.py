@@ -1,9 +1,7 @@
-"""Closing a batch before its slowest trajectories, and going on with them."""
+"""A batch of rollouts: as many at a time as the cap allows, closed before its slowest where that is asked for."""
 
 import asyncio
-import random
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +9,13 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
 from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import Hit, ImageQuery, Observation, TextHit
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
-from mmsearch_trl.rollout.admission import Admission
-from mmsearch_trl.rollout.backpressure import Backpressure
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
-from mmsearch_trl.rollout.stragglers import Unfinished, finish_share
 from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 
@@ -53,6 +47,7 @@ class Scripted:
     def __init__(self, scripts: dict[str, Sequence[str | float]]) -> None:
         self._scripts = {name: list(script) for name, script in scripts.items()}
         self.cancelled: list[str] = []
+        self.running = self.most = 0
         self.asked: list[tuple[str, SamplingParams]] = []
 
     async def generate(
@@ -60,13 +55,19 @@ class Scripted:
     ) -> Completion:
         self.asked.append((sampling.affinity, sampling))
         script = self._scripts[sampling.affinity]
+        self.running += 1
+        self.most = max(self.most, self.running)
         try:
             while isinstance(script[0], float):
                 await asyncio.sleep(script.pop(0))  # pyright: ignore[reportArgumentType]
         except asyncio.CancelledError:
             self.cancelled.append(sampling.affinity)
             raise
+        finally:
+            self.running -= 1
         text = script.pop(0)
+        if text == "cancelled":
+            raise asyncio.CancelledError
         if text == "fail":
             raise EngineError("out of memory")
         if text == "defect":
@@ -173,118 +174,41 @@ def test_a_failed_trajectory_keeps_what_it_had() -> None:
     assert len(trajectory.turns) == 1 and "a defect" in trajectory.failure.message
 
 
-def test_one_that_waits_at_the_gate_comes_back_unbegun() -> None:
+@pytest.mark.parametrize("cap", [1, 3, 50])
+def test_trajectories_begin_in_order_and_never_more_than_the_cap_at_a_time(cap: int) -> None:
+    engine = Scripted({f"task{i}": (0.002, ANSWER) for i in range(12)})
+    trajectories = close(engine, 12, 1.0, max_in_flight=cap)
+    assert engine.most == min(cap, 12)
+    assert [name for name, _ in engine.asked] == [t.task.id for t in trajectories] == [f"task{i}" for i in range(12)]
+    assert stops(trajectories) == ["answered"] * 12
+
+
+def test_the_cap_changes_when_a_trajectory_runs_and_nothing_else() -> None:
+    def batch(**options: int) -> list[Trajectory]:
+        return close(answering(6, task0=(TEXT, ANSWER), task3=(0.01, IMAGE, ANSWER)), 6, 1.0, **options)
+
+    free, held = batch(), batch(max_in_flight=2)
+    assert [(t.token_ids, t.stop) for t in free] == [(t.token_ids, t.stop) for t in held]
+
+
+def test_one_that_waits_for_a_place_comes_back_unbegun() -> None:
     engine = Scripted({"task0": (ANSWER,), "task1": (60.0, ANSWER), "task2": (ANSWER,), "task3": (ANSWER,)})
-    admission = Admission(Backpressure(1))
-    trajectories = close(engine, 4, 0.25, admission=admission)
+    trajectories = close(engine, 4, 0.25, max_in_flight=1)
     assert stops(trajectories) == ["answered"] + ["straggler"] * 3
-    assert not trajectories[2].prompt_ids and not trajectories[2].token_ids and admission.in_flight == 0
+    assert not trajectories[2].prompt_ids and not trajectories[2].token_ids
 
 
-def test_a_search_that_was_interrupted_is_asked_again_and_nothing_is_sampled_twice() -> None:
-    class Hanging(tiny.CannedTools):
-        async def text_search(self, query: str) -> Observation:
-            await asyncio.sleep(60)
-            raise AssertionError
-
-    engine = answering(2, task0=(IMAGE, TEXT, ANSWER))
-    cut, _ = close(engine, 2, 0.5, Hanging())
-    assert cut.stop is StopReason.STRAGGLER and [bool(turn.reply_ids) for turn in cut.turns] == [True, False]
-    recorded = [(turn.token_ids, turn.logprobs) for turn in cut.turns]
-    late = Unfinished(replace(cut, turns=list(cut.turns), stop=None), SamplingParams(max_tokens=1, seed=0))
-    tools = tiny.CannedTools()
-    others = tiny.tasks(2)[1:]
-    engine._scripts["task1"] = [0.05, ANSWER]
-    run(run_batch(others, engine, PROTOCOL, tools, LIMITS, [SamplingParams(max_tokens=1)], carried=[late]))
-    finished = late.trajectory
-    assert finished.stop is StopReason.ANSWERED and tools.calls == [(ActionKind.TEXT_SEARCH, "who")]
-    assert [(turn.token_ids, turn.logprobs) for turn in finished.turns[:2]] == recorded
-    asked = [sampling.seed for name, sampling in engine.asked if name == "task0"]
-    assert len(asked) == len(set(asked)) == 3, "one request a turn, each with its own seed"
-    assert cut.stop is StopReason.STRAGGLER and len(cut.turns) == 2, "what the first batch returned is left alone"
-
-
-def test_a_request_for_the_answer_is_remembered() -> None:
-    limits = replace(LIMITS, forced_answer=True, text_search_limit=0, max_turns=2)
-
-    async def scenario() -> Trajectory:
-        engine = answering(1, task0=(TEXT, 60.0, TEXT))
-        [task] = tiny.tasks(1)
-        trajectory = Trajectory(task=task, prompt=(), prompt_ids=())
-        tools = tiny.CannedTools()
-        arguments: tuple[Any, ...] = (task, engine, PROTOCOL, tools, limits, SamplingParams(max_tokens=1), trajectory)
-        first = asyncio.create_task(run_trajectory(*arguments))
-        await asyncio.sleep(0.02)
-        first.cancel()
-        await asyncio.wait({first})
-        assert first.cancelled() and len(trajectory.turns) == 1 and trajectory.seconds > 0.01
-        return await run_trajectory(*arguments)
-
-    trajectory = run(scenario())
-    assert trajectory.stop is StopReason.TURN_LIMIT and len(trajectory.turns) == 2, "asked once, not twice"
-
-
-@settings(max_examples=12)
-@given(st.integers(0, 2**32))
-def test_interrupted_or_not_it_is_the_same_trajectory(seed: int) -> None:
-    """Under the same weights and the same answers, wherever and however often it is cut off."""
-    protocol, rng = FAMILY.restless(), random.Random(seed)
-    [task] = tiny.tasks(1, seed=seed)
-    model = FAMILY.model()
-    sampling = SamplingParams(max_tokens=1, seed=seed)
-
-    async def scenario() -> tuple[Trajectory, Trajectory]:
-        engine = FAMILY.engine(model, protocol.chat, gather_seconds=0.0)
-        tools = tiny.CannedTools(delay=lambda: 0.01)
-        whole = await run_trajectory(task, engine, protocol, tools, tiny.LIMITS, sampling)
-        pieces = Trajectory(task=task, prompt=(), prompt_ids=())
-        patience = 0.0
-        while pieces.stop is None:
-            patience += 0.03
-            piece = asyncio.create_task(
-                run_trajectory(task, engine, protocol, tools, tiny.LIMITS, sampling, trajectory=pieces)
-            )
-            await asyncio.wait({piece}, timeout=rng.uniform(0, patience))
-            piece.cancel()
-            await asyncio.wait({piece})
-        while engine._worker is not None and not engine._worker.done():
-            await asyncio.sleep(0.001)
-        engine.close()
-        return whole, pieces
-
-    whole, pieces = run(scenario())
-    assert pieces.token_ids == whole.token_ids and pieces.stop is whole.stop
-    assert pieces.loss_mask == whole.loss_mask and pieces.logprobs == pytest.approx(whole.logprobs, abs=1e-5)
-
-
-def test_carried_trajectories_begin_first_and_nobody_waits_for_them() -> None:
-    engine = Scripted({"task0": (0.02, ANSWER), "old0": (60.0, ANSWER), "old1": (ANSWER,), "old2": ("defect",)})
-    [task] = tiny.tasks(1)
-    old = [
-        Unfinished(
-            Trajectory(task=replace(task, id=f"old{i}"), prompt=(), prompt_ids=()), SamplingParams(max_tokens=1)
-        )
-        for i in range(3)
-    ]
-    trajectories = close(engine, 1, 1.0, carried=old)
-    assert stops(trajectories) == ["answered"]
-    assert [name for name, _ in engine.asked] == ["old0", "old1", "old2", "task0"]
-    assert [late.trajectory.stop for late in old] == [None, StopReason.ANSWERED, StopReason.FAILED]
-
-
-def test_cancelling_a_batch_that_carries_leaves_nothing_behind() -> None:
+def test_cancelling_a_batch_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         engine = Scripted({f"task{i}": (60.0, ANSWER) for i in range(4)})
-        *new, old = tiny.tasks(4)
-        late = Unfinished(Trajectory(task=old, prompt=(), prompt_ids=()), SamplingParams(max_tokens=1))
-        samplings = [SamplingParams(max_tokens=1)] * 3
-        tools = tiny.CannedTools()
-        rollout = run_batch(new, engine, PROTOCOL, tools, LIMITS, samplings, close_share=0.5, carried=[late])
-        task = asyncio.create_task(rollout)
+        samplings = [SamplingParams(max_tokens=1)] * 4
+        batch = asyncio.create_task(
+            run_batch(tiny.tasks(4), engine, PROTOCOL, tiny.CannedTools(), LIMITS, samplings, close_share=0.5)
+        )
         await asyncio.sleep(0.02)
-        task.cancel()
+        batch.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await task
+            await batch
         assert sorted(engine.cancelled) == [f"task{i}" for i in range(4)]
 
     run(scenario())
@@ -292,40 +216,24 @@ def test_cancelling_a_batch_that_carries_leaves_nothing_behind() -> None:
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["answered", "failed", "raises", "cancelled"])), max_size=9),
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([ANSWER, "fail", "defect", "cancelled"])), max_size=9),
     st.floats(0.01, 1),
-    st.integers(0, 3),
 )
-def test_every_run_has_an_outcome(plan: list[tuple[int, str]], share: float, beside: int) -> None:
-    async def one(number: int, turns: int, end: str) -> Trajectory:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        if end == "raises":
-            raise ZeroDivisionError
-        if end == "cancelled":
-            raise asyncio.CancelledError
-        return Trajectory(task=task(number), prompt=(), prompt_ids=(), stop=StopReason(end))
-
-    async def scenario() -> None:
-        runs = [one(number, turns, end) for number, (turns, end) in enumerate(plan)]
-        others = [one(100 + number, 10**9, "answered") for number in range(beside)]
-        outcomes, older = await finish_share(runs, share, others)
-        assert older == [None] * beside and len(outcomes) == len(plan)
-        answered = 0
-        for number, (outcome, (_, end)) in enumerate(zip(outcomes, plan, strict=True)):
-            if isinstance(outcome, Trajectory):
-                assert outcome.task.id == str(number) and outcome.stop == end
-                answered += end == "answered"
-            elif outcome is not None:
-                assert type(outcome) is {"raises": ZeroDivisionError, "cancelled": asyncio.CancelledError}[end]
-        cut = outcomes.count(None)
-        assert not cut or answered >= share * len(plan), "nothing is cut off before the share has finished"
-
-    run(scenario())
-
-
-def task(number: int) -> Any:
-    return replace(tiny.tasks(1)[0], id=str(number))
+def test_every_task_has_an_outcome(plan: list[tuple[int, str]], share: float) -> None:
+    """Whatever becomes of the others, and nothing is cut off before the share has finished."""
+    scripts = {f"task{i}": [*([TEXT] * (turns and 1)), end] for i, (turns, end) in enumerate(plan)}
+    ends = [end for _, end in plan]
+    if plan and set(ends) <= {"defect", "cancelled"}:
+        with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
+            close(Scripted(scripts), len(plan), share)
+        return
+    trajectories = close(Scripted(scripts), len(plan), share)
+    assert len(trajectories) == len(plan)
+    for trajectory, end in zip(trajectories, ends, strict=True):
+        assert trajectory.stop is not None
+        assert trajectory.stop is StopReason.STRAGGLER or (trajectory.stop == "answered") == (end == ANSWER)
+    if "straggler" in stops(trajectories):
+        assert stops(trajectories).count("answered") >= share * len(plan)
 
 
 def test_an_image_search_in_progress_is_given_up_with_its_trajectory() -> None:

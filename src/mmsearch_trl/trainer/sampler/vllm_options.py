@@ -1,11 +1,7 @@
-"""What follows from a trainer's arguments for vLLM: which servers, which log-probs, what is sent of new weights."""
-
-from __future__ import annotations
+"""What a run asks of vLLM: which log-probs, how a server must have been started, what is sent of weights."""
 
 import logging
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from typing import Any
 
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.engine.vllm_client import ServerInfo
@@ -13,20 +9,7 @@ from mmsearch_trl.engine.vllm_worker import EXTENSION
 from mmsearch_trl.engine.weight_sync import native_adapter_obstacle
 
 
-if TYPE_CHECKING:
-    from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
-
 logger = logging.getLogger(__name__)
-
-
-def server_urls(args: Any) -> list[str]:
-    """Where the servers are, from our list or TRL's own arguments."""
-    if args.vllm_server_urls:
-        return list(args.vllm_server_urls)
-    if args.vllm_server_base_url:
-        return [args.vllm_server_base_url]
-    host = "127.0.0.1" if args.vllm_server_host == "0.0.0.0" else args.vllm_server_host
-    return [f"http://{host}:{args.vllm_server_port}"]
 
 
 def logprobs_mode(temperature: float) -> str:
@@ -65,34 +48,23 @@ def check_server(url: str, info: ServerInfo, temperature: float) -> None:
         )
 
 
-def sends_adapter(trainer: MMSearchGRPOTrainer, max_rank: int | None) -> bool:
+def sends_adapter(model: Any, lora_sync: str, max_rank: int | None) -> bool:
     """Whether the adapter alone is sent.
 
     Args:
+        lora_sync: `vllm_lora_sync`.
         max_rank: The sampler's; None when it serves no adapters.
 
     Raises:
         UserError: the arguments insist on it, and vLLM cannot.
     """
-    choice = trainer.args.vllm_lora_sync
-    model = policy(trainer)
-    if choice == "merged":
+    if lora_sync == "merged":
         return False
     obstacle = native_adapter_obstacle(model, max_rank)
     if obstacle is None and max_rank is None:
         obstacle = "the server was started without --enable-lora"
-    if obstacle is not None and choice == "adapter":
+    if obstacle is not None and lora_sync == "adapter":
         raise UserError(f"vllm_lora_sync: adapter, but {obstacle}. Set it to merged or auto.")
     if obstacle is not None and hasattr(model, "peft_config"):
         logger.warning("vLLM gets merged weights instead of the adapter alone: %s.", obstacle)
     return obstacle is None
-
-
-def policy(trainer: MMSearchGRPOTrainer) -> Any:
-    """The trained model itself, without what distributed training wraps around it."""
-    return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def num_bytes(model: nn.Module, *, trainable_only: bool) -> int:
-    parameters = [p for p in model.parameters() if p.requires_grad or not trainable_only]
-    return sum(int(getattr(p, "ds_numel", p.numel())) * p.element_size() for p in parameters)

@@ -2,12 +2,10 @@
 
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
-import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -15,7 +13,7 @@ from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.engine.vllm_client import ServerInfo
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
-from mmsearch_trl.trainer.vllm_options import check_server, logprobs_mode, num_bytes, sends_adapter, server_urls
+from mmsearch_trl.trainer.sampler.vllm_options import check_server, logprobs_mode, sends_adapter
 
 
 URL = "http://127.0.0.1:8000"
@@ -42,11 +40,6 @@ def info(**changes: Any) -> ServerInfo:
     return ServerInfo(**(settings | changes))
 
 
-def trainer(folder: Path, sync: str, model: nn.Module) -> Any:
-    accelerator = SimpleNamespace(unwrap_model=lambda wrapped: wrapped)
-    return SimpleNamespace(args=config(folder, vllm_lora_sync=sync), accelerator=accelerator, model=model)
-
-
 def adapted(targets: str = LANGUAGE, rank: int = 4) -> nn.Module:
     return get_peft_model(tiny.qwen25().model(), LoraConfig(r=rank, lora_alpha=8, target_modules=targets))
 
@@ -66,7 +59,7 @@ def adapted(targets: str = LANGUAGE, rank: int = 4) -> nn.Module:
 def test_servers_are_at_our_list_or_else_where_trl_looks(
     options: dict[str, Any], urls: list[str], tmp_path: Path
 ) -> None:
-    assert server_urls(config(tmp_path, **options)) == urls
+    assert list(config(tmp_path, **options).sampler_options().vllm_server_urls) == urls
 
 
 def test_log_probs_are_raw_at_temperature_1_only() -> None:
@@ -105,12 +98,12 @@ def test_a_refused_server_is_told_the_flag(server: ServerInfo, temperature: floa
 
 
 @pytest.mark.parametrize("sync", ["auto", "adapter"])
-def test_an_adapter_that_vllm_can_apply_is_sent_alone(sync: str, tmp_path: Path) -> None:
-    assert sends_adapter(trainer(tmp_path, sync, adapted()), 4)
+def test_an_adapter_that_vllm_can_apply_is_sent_alone(sync: str) -> None:
+    assert sends_adapter(adapted(), sync, 4)
 
 
-def test_merged_weights_are_sent_when_asked_for(tmp_path: Path) -> None:
-    assert not sends_adapter(trainer(tmp_path, "merged", adapted()), 4)
+def test_merged_weights_are_sent_when_asked_for() -> None:
+    assert not sends_adapter(adapted(), "merged", 4)
 
 
 @pytest.mark.parametrize(
@@ -122,45 +115,21 @@ def test_merged_weights_are_sent_when_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_that_vllm_cannot_apply_is_merged_and_the_reason_told(
-    targets: str, rank: int, max_rank: int | None, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    targets: str, rank: int, max_rank: int | None, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(targets, rank)
     with caplog.at_level(logging.WARNING):
-        assert not sends_adapter(trainer(tmp_path, "auto", model), max_rank)
+        assert not sends_adapter(model, "auto", max_rank)
     assert "merged weights instead of the adapter alone" in caplog.text and reason in caplog.text
     with pytest.raises(ValueError, match=r"^vllm_lora_sync: adapter, but .*Set it to merged or auto") as caught:
-        sends_adapter(trainer(tmp_path, "adapter", model), max_rank)
+        sends_adapter(model, "adapter", max_rank)
     assert reason in str(caught.value)
 
 
-def test_a_model_without_an_adapter_is_sent_whole_and_that_is_no_news(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_without_an_adapter_is_sent_whole_and_that_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny.qwen25().model()
     with caplog.at_level(logging.WARNING):
-        assert not sends_adapter(trainer(tmp_path, "auto", model), 4)
+        assert not sends_adapter(model, "auto", 4)
     assert caplog.text == ""
     with pytest.raises(ValueError, match="the model has no adapter"):
-        sends_adapter(trainer(tmp_path, "adapter", model), 4)
-
-
-def test_bytes_are_those_of_the_weights_that_are_sent() -> None:
-    model = nn.ModuleList([nn.Linear(4, 3), nn.Linear(3, 5, bias=False, dtype=torch.bfloat16)])
-    assert num_bytes(model, trainable_only=False) == 4 * (4 * 3 + 3) + 2 * 15
-    model[0].requires_grad_(False)
-    assert num_bytes(model, trainable_only=True) == 2 * 15
-    assert num_bytes(model, trainable_only=False) == 4 * (4 * 3 + 3) + 2 * 15
-
-
-def test_a_tied_weight_counts_once() -> None:
-    model = nn.ModuleList([nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)])
-    model[1].weight = model[0].weight
-    assert num_bytes(model, trainable_only=False) == 4 * 24
-
-
-def test_a_partitioned_weight_counts_whole() -> None:
-    """ZeRO-3 leaves an empty tensor in its place, which knows its whole size."""
-    model = nn.Linear(1, 1, bias=False)
-    model.weight = nn.Parameter(torch.empty(0))
-    model.weight.ds_numel = 24
-    assert num_bytes(model, trainable_only=False) == 4 * 24
+        sends_adapter(model, "adapter", 4)

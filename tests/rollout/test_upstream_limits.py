@@ -10,7 +10,7 @@ from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, Observation
 from mmsearch_trl.core.trajectory import Trajectory, Turn
-from mmsearch_trl.rollout.compat import attention_until_last_end, cut_response, response_arrays, upstream_loss_mask
+from mmsearch_trl.rollout.upstream_limits import UpstreamLimits, cut_response
 
 
 PROTOCOL = tiny.qwen25().protocol()
@@ -68,20 +68,12 @@ def test_a_reward_sees_only_what_the_cut_left(length: int) -> None:
         assert cut.responses == WHOLE.responses
 
 
-def test_arrays_have_upstream_s_length_and_pad_on_the_right() -> None:
-    arrays = response_arrays(WHOLE, TOTAL + 5, pad_id=0, turn_end_id=END)
-    assert {len(column) for column in arrays} == {TOTAL + 5}
-    assert arrays.ids[TOTAL:] == arrays.response_mask[TOTAL:] == arrays.loss_mask[TOTAL:] == [0] * 5
-    assert sum(arrays.loss_mask) == sum(len(turn.token_ids) for turn in WHOLE.turns)
-
-
 @given(st.lists(st.sampled_from([1, 2, END]), max_size=20))
 def test_attention_reaches_to_the_last_turn_end(ids: list[int]) -> None:
-    attention = attention_until_last_end(ids, END)
+    attention = UpstreamLimits().attended(ids, END)
     kept = ids[: sum(attention)]
     assert attention == sorted(attention, reverse=True) and ids.count(END) == kept.count(END)
     assert not kept or kept[-1] == END
-    assert upstream_loss_mask(ids, [1] * len(ids), END) == attention
 
 
 def test_an_empty_response_stays_empty() -> None:

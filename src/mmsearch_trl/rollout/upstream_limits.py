@@ -1,6 +1,7 @@
-"""MMSearch-R1's own end of a rollout: the response cut to a fixed length, and its attention and loss masks.
+"""The limits of MMSearch-R1's own rollout (`protocol: mmsearch_r1_upstream`), its quirks included.
 
-Upstream lets turns and replies run past the total and cuts the finished response from the right; attends to it up to
+Turns are not clamped to what is left, replies are not measured, and no failure ends a trajectory. Upstream lets
+turns and replies run past the total and cuts the finished response from the right; attends to it up to
 its last turn-end token; and trains the sampled tokens among those. A reward reads what is left of each turn without
 its last token, which upstream takes for the turn's end. One thing is done better even here: a cut that falls into an
 image takes the whole image away, where upstream leaves pads without features.
@@ -9,43 +10,45 @@ Source: `vllm_rollout_spmd.py` and `dp_actor.py` of EvolvingLMMs-Lab/multimodal-
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, Part
+from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.rollout.limits import Limits
 
 
-class ResponseArrays(NamedTuple):
-    """A response padded to upstream's fixed length, each `(length,)`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamLimits(Limits):
+    """As `Limits`, but for what MMSearch-R1's rollout worker does otherwise."""
 
-    ids: list[int]
-    response_mask: list[int]
-    attention_mask: list[int]
-    loss_mask: list[int]
+    def should_abort(self, trajectory: Trajectory, newest: Observation) -> bool:
+        return False
 
+    def within(self, window: int) -> "UpstreamLimits":
+        """Unchanged: upstream knows no window."""
+        return self
 
-def attention_until_last_end(ids: Sequence[int], turn_end_id: int) -> list[int]:
-    """1 up to and including the last turn-end token; all 0 when there is none."""
-    last = max((i for i, token in enumerate(ids) if token == turn_end_id), default=-1)
-    return [int(i <= last) for i in range(len(ids))]
+    def turn_tokens(self, trajectory: Trajectory, *, final: bool = False) -> int:
+        if self.max_context_tokens is None:
+            return self.max_turn_tokens
+        return Limits.turn_tokens(self, trajectory, final=final)  # `super()` fails in a class with slots
 
+    def fits(self, trajectory: Trajectory, turn_tokens: int, reply_tokens: int, *, final: bool = False) -> bool:
+        if self.max_context_tokens is None:
+            return True
+        return Limits.fits(self, trajectory, turn_tokens, reply_tokens, final=final)
 
-def upstream_loss_mask(ids: Sequence[int], mask: Sequence[int], turn_end_id: int) -> list[int]:
-    attention = attention_until_last_end(ids, turn_end_id)
-    return [a * m for a, m in zip(attention, mask, strict=True)]
+    def finish(self, trajectory: Trajectory, chat: ChatEncoder) -> Trajectory:
+        """The trajectory with its response cut to `max_response_tokens`."""
+        return cut_response(trajectory, self.max_response_tokens, chat)
 
-
-def response_arrays(trajectory: Trajectory, length: int, *, pad_id: int, turn_end_id: int) -> ResponseArrays:
-    """Upstream's response tensors of a trajectory that was cut to `length` before (`cut_response`)."""
-    ids = trajectory.completion_ids
-    padding = length - len(ids)
-    attention = [*attention_until_last_end(ids, turn_end_id), *[0] * padding]
-    mask = [*trajectory.loss_mask, *[0] * padding]
-    loss = [a * m for a, m in zip(attention, mask, strict=True)]
-    return ResponseArrays([*ids, *[pad_id] * padding], mask, attention, loss)
+    def attended(self, ids: Sequence[int], turn_end_id: int) -> list[int]:
+        """1 up to and including the last turn-end token; all 0 when there is none."""
+        last = max((i for i, token in enumerate(ids) if token == turn_end_id), default=-1)
+        return [int(i <= last) for i in range(len(ids))]
 
 
 def cut_response(trajectory: Trajectory, length: int, chat: ChatEncoder) -> Trajectory:

@@ -1,0 +1,92 @@
+"""Rollouts for synchronous code: one event loop for a run, in which trajectories, tools and their clients live."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.engine.base import TimedEngine
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.rollout.background_loop import BackgroundLoop
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
+from mmsearch_trl.search.calls.record import CallRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutReport:
+    """A batch of rollouts of one rank.
+
+    Attributes:
+        trajectories: In the order of their tasks.
+        seconds: Wall time.
+        engine_busy_seconds: Of these, time spent generating.
+        calls: Searches that were made meanwhile.
+    """
+
+    trajectories: list[Trajectory]
+    seconds: float
+    engine_busy_seconds: float
+    calls: list[CallRecord]
+
+
+class Rollouter:
+    """Rolls out tasks with a protocol, tools and limits, on whichever engine it is given.
+
+    Args:
+        max_in_flight: Trajectories that run at a time; None for all of a batch.
+    """
+
+    def __init__(
+        self, protocol: TurnProtocol, tools: Tools, limits: Limits, *, max_in_flight: int | None = None
+    ) -> None:
+        self.protocol = protocol
+        self.tools = tools
+        self.limits = limits
+        self.loop = BackgroundLoop()
+        self._max_in_flight = max_in_flight
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        engine: TimedEngine,
+        names: Sequence[str],
+        temperature: float,
+        *,
+        close_share: float = 1.0,
+    ) -> RolloutReport:
+        """Roll out tasks; each comes back exactly once.
+
+        Args:
+            names: One per task; the same name gives the same trajectory under the same weights.
+            close_share: As for `run_batch`.
+        """
+        started, busy = time.perf_counter(), engine.busy_seconds
+        self.tools.drain_records()
+        trajectories = self.loop.run(
+            run_batch(
+                tasks,
+                engine,
+                self.protocol,
+                self.tools,
+                self.limits,
+                [self.sampling(name, temperature) for name in names],
+                max_in_flight=self._max_in_flight,
+                close_share=close_share,
+            )
+        )
+        return RolloutReport(
+            trajectories=trajectories,
+            seconds=time.perf_counter() - started,
+            engine_busy_seconds=engine.busy_seconds - busy,
+            calls=self.tools.drain_records(),
+        )
+
+    def sampling(self, name: str, temperature: float) -> SamplingParams:
+        return named_sampling(self.limits, name, temperature)
+
+    def close(self) -> None:
+        """Close the connections of the tools."""
+        self.loop.run(self.tools.disconnect())

@@ -1,0 +1,126 @@
+"""From rows of the training data to a scored generation batch: what a trainer does before its loss.
+
+Nothing here logs or knows a trainer: what was measured comes back with the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.dataset import row_to_task
+from mmsearch_trl.distributed.policy import Policy
+from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.rollout.rollouter import Rollouter
+from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
+from mmsearch_trl.trainer.collected import CollectedBatch
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.group_filter import GroupFilter
+from mmsearch_trl.trainer.metrics import rollout_metrics
+from mmsearch_trl.trainer.rewards import RewardFunctions
+from mmsearch_trl.trainer.sampler.sampler import Sampler
+from mmsearch_trl.trainer.search_calls import SearchCalls
+
+
+Row = dict[str, Any]
+_IMAGE_COLUMNS = ("image", "images")
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What collecting a batch found.
+
+    Attributes:
+        metrics: Of each rollout that it took, for the log.
+        abort_reason: Why the run should end, where its searches are not answered; the same on every rank.
+    """
+
+    batch: CollectedBatch
+    metrics: list[dict[str, float]]
+    abort_reason: str | None
+
+
+class Collector:
+    """Rolls out and scores the rows of generation batches; all ranks call it alike.
+
+    Args:
+        resize_images: Bring question images to MMSearch-R1's size.
+    """
+
+    def __init__(
+        self,
+        args: MMSearchGRPOConfig,
+        rollouter: Rollouter,
+        sampler: Sampler,
+        reward_functions: RewardFunctions,
+        ranks: Ranks,
+        *,
+        resize_images: bool,
+    ) -> None:
+        self._args = args
+        self._rollouter = rollouter
+        self._sampler = sampler
+        self._reward_functions = reward_functions
+        self._ranks = ranks
+        self.resize_images = resize_images
+        self._failure_monitor = FailureMonitor(args.max_search_failure_share, args.search_failure_window)
+        self._rollouts = (-1, 0)
+        """The step of the newest rollout, and how many that step had before it."""
+
+    def collect(self, rows: list[Row], policy: Policy, state: Any, dataset: Sequence[Any]) -> Collection:
+        """Roll out the rows and, with group filtering, rows of other prompts for groups that teach nothing.
+
+        Args:
+            state: The trainer's, for reward functions.
+            dataset: Where other prompts are drawn from. Every rank rolls out as many batches as the one that needs
+                most.
+
+        Raises:
+            UserError: `max_refills` further batches did not bring enough.
+        """
+        args = self._args
+        if not args.filter_zero_variance_groups:
+            batch, metrics, reason = self._roll_out(rows, policy, state)
+            return Collection(batch, [metrics], reason)
+        size, all_metrics, abort_reason = int(args.num_generations or 1), [], None
+        groups = GroupFilter(size, wanted=len(rows))
+        for refill in range(args.max_refills + 1):
+            batch, metrics, reason = self._roll_out(rows, policy, state)
+            all_metrics.append(metrics)
+            abort_reason = abort_reason or reason
+            groups.add(batch)
+            if not self._ranks.any(not groups.full):
+                rows, trajectories = groups.kept
+                # Once more, on what is kept: the functions log means over the rows that they are given.
+                kept = CollectedBatch(rows, trajectories, self._reward_functions(rows, trajectories, state))
+                return Collection(kept, [*all_metrics, {"train/generation_batches": refill + 1.0}], abort_reason)
+            rows = groups.draw(dataset, f"{args.seed}/{self._rollouts}/{self._ranks.index}")
+        raise UserError(
+            f"filter_zero_variance_groups: {args.max_refills + 1} batches held {len(groups.kept[0]) // size} prompts "
+            f"with differing rewards, {len(rows) // size} are needed. Raise max_refills, or check that the reward "
+            "varies."
+        )
+
+    def to_task(self, row: Row) -> Task:
+        return row_to_task(row, resize=self.resize_images)
+
+    def _roll_out(
+        self, rows: list[Row], policy: Policy, state: Any
+    ) -> tuple[CollectedBatch, dict[str, float], str | None]:
+        """Roll out rows with the current weights and score them."""
+        args, count = self._args, self._rollouts[1] + 1
+        self._rollouts = (policy.step, count if self._rollouts[0] == policy.step else 0)
+        prefix, first = f"{args.seed}/{policy.step}/{self._rollouts[1]}", self._ranks.index * len(rows)
+        names = [f"{prefix}/{first + i}" for i in range(len(rows))]
+        with self._sampler.open(policy) as opened:
+            tasks = [self.to_task(row) for row in rows]
+            report = self._rollouter.run(
+                tasks, opened.engine, names, args.temperature, close_share=args.rollout_close_share
+            )
+        calls = SearchCalls.gather(report.calls, self._ranks)
+        metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks) | calls.metrics()
+        reason = self._failure_monitor.abort_reason(calls.total.calls, calls.infrastructure_failures)
+        rows = [{key: value for key, value in row.items() if key not in _IMAGE_COLUMNS} for row in rows]
+        rewards = self._reward_functions(rows, report.trajectories, state)
+        return CollectedBatch(rows, report.trajectories, rewards), metrics, reason

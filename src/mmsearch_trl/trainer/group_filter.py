@@ -1,0 +1,67 @@
+"""Group filtering: train only on prompts whose rollouts earned different rewards, and roll out others instead.
+
+A group whose rewards are all equal has no advantage and teaches nothing. As in MMSearch-R1 (`filter_groups`), whole
+batches are rolled out until enough informative prompts have come together, and the surplus is cut.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.trainer.advantages import informative_groups
+from mmsearch_trl.trainer.collected import CollectedBatch
+
+
+class GroupFilter:
+    """Keeps the informative groups of one rank's batches until there are as many as a batch takes.
+
+    Args:
+        size: Trajectories of a prompt.
+        wanted: Rows of a rank's batch.
+
+    Raises:
+        UserError: A rank's share of a batch is no whole number of groups.
+    """
+
+    def __init__(self, size: int, wanted: int) -> None:
+        if wanted % size:
+            raise UserError(
+                f"filter_zero_variance_groups needs whole groups on every rank: per_device_train_batch_size * "
+                f"steps_per_generation is {wanted}, which num_generations ({size}) does not divide."
+            )
+        self._size = size
+        self._wanted = wanted
+        self._rows: list[dict[str, Any]] = []
+        self._trajectories: list[Trajectory] = []
+
+    def add(self, batch: CollectedBatch) -> None:
+        """Keep the groups of a batch that teach something."""
+        # A trajectory that no function could score counts 0 and may keep its group in; an aborted one says nothing.
+        rewards = batch.rewards.totals.nan_to_num(nan=0.0)
+        for i, trajectory in enumerate(batch.trajectories):
+            if trajectory.aborted:
+                rewards[i] = float("nan")
+        for i in informative_groups(rewards, self._size).nonzero().flatten().tolist():
+            members = slice(i * self._size, (i + 1) * self._size)
+            self._rows += batch.rows[members]
+            self._trajectories += batch.trajectories[members]
+
+    @property
+    def full(self) -> bool:
+        return len(self._rows) >= self._wanted
+
+    @property
+    def kept(self) -> tuple[list[dict[str, Any]], list[Trajectory]]:
+        """Rows and trajectories of a batch, what is too many cut."""
+        return self._rows[: self._wanted], self._trajectories[: self._wanted]
+
+    def draw(self, dataset: Sequence[Any], name: str) -> list[dict[str, Any]]:
+        """Rows of other prompts for the next batch, each as often as a group takes it.
+
+        Args:
+            name: Seeds the draw: a resumed run that draws under the same name draws the same.
+        """
+        chosen = random.Random(name).choices(range(len(dataset)), k=self._wanted // self._size)
+        return [dict(dataset[i]) for i in chosen for _ in range(self._size)]

@@ -1,0 +1,168 @@
+"""What the reward functions say about this rank's trajectories.
+
+TRL applies its reward functions in the middle of a training batch, gathers what they gave, and keeps what they log in
+private lists. Rewards are wanted elsewhere, too: to filter groups, and to evaluate. So they are applied here, to any
+trajectories, by this rank alone; the trainer then hands TRL the values and the logs.
+"""
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any
+
+import torch
+from torch import nn
+from trl.data_utils import apply_chat_template
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
+from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.rollout.background_loop import BackgroundLoop
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The rewards of the trajectories of one rank.
+
+    Attributes:
+        values: `(n, functions)`, NaN where a function gave none and where the rollout was aborted.
+        weights: `(functions,)`.
+        columns: What functions reported of each trajectory, by name (TRL's `log_extra`).
+        metrics: What they logged, by name (TRL's `log_metric`).
+    """
+
+    values: torch.Tensor
+    weights: torch.Tensor
+    columns: Mapping[str, Sequence[Any]]
+    metrics: Mapping[str, Sequence[float]]
+
+    @property
+    def totals(self) -> torch.Tensor:
+        """Weighted sums, `(n,)`; NaN where nothing was scored."""
+        totals = (self.values * self.weights.to(self.values)).nansum(dim=1)
+        return totals.masked_fill(self.values.isnan().all(dim=1), torch.nan)
+
+    def of(
+        self, trajectories: Sequence[Trajectory], advantages: Sequence[float] | None = None
+    ) -> list[ScoredTrajectory]:
+        """Each trajectory with what it was paid; parts that no function reported are NaN."""
+        totals = self.totals.tolist()
+        accuracy, form, searches = (self.columns.get(name) for name in ("accuracy", "format", "searches"))
+        return [
+            ScoredTrajectory(
+                trajectory=trajectory,
+                parts=RewardParts(
+                    totals[i],
+                    accuracy[i] if accuracy else math.nan,
+                    form[i] if form else math.nan,
+                    int(searches[i]) if searches else 0,
+                    None,
+                ),
+                advantage=advantages[i] if advantages is not None else None,
+            )
+            for i, trajectory in enumerate(trajectories)
+        ]
+
+
+class RewardFunctions:
+    """The reward functions of a trainer: plain ones, coroutines, and reward models.
+
+    Args:
+        functions: In TRL's signature: `prompts`, `completions`, `completion_ids`, every column of the data,
+            `trainer_state`, `log_extra` and `log_metric`.
+        tokenizers: Of each function that is a model.
+        weights: `(functions,)`.
+        chat_template_kwargs: Of the chats that reward models read.
+        loop: Runs coroutines, all at once.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Any],
+        tokenizers: Sequence[Any],
+        weights: torch.Tensor,
+        chat_template_kwargs: Mapping[str, Any],
+        loop: BackgroundLoop,
+    ) -> None:
+        self.functions = functions
+        self._tokenizers = tokenizers
+        self._weights = weights
+        self._chat_template_kwargs = chat_template_kwargs
+        self._loop = loop
+
+    def __call__(self, rows: Sequence[Row], trajectories: Sequence[Trajectory], state: Any) -> Rewards:
+        """Score trajectories of this rank; no other rank takes part.
+
+        Args:
+            rows: The row of the data of each, images left out.
+            state: TRL's `trainer_state`.
+
+        Raises:
+            UserError: a function gave another number of rewards.
+        """
+        columns: defaultdict[str, list[Any]] = defaultdict(list)
+        metrics: defaultdict[str, list[float]] = defaultdict(list)
+        arguments: dict[str, Any] = {
+            key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
+        }
+        arguments |= {
+            "prompts": [row["prompt"] for row in rows],
+            "completions": [messages_of(trajectory) for trajectory in trajectories],
+            "completion_ids": [trajectory.completion_ids for trajectory in trajectories],
+            "trainer_state": state,
+            "log_extra": lambda name, values: columns[name].extend(values),
+            "log_metric": lambda name, value: metrics[name].append(value),
+        }
+        given: list[Any] = [None] * len(self.functions)
+        coroutines = {}
+        for number, (function, tokenizer) in enumerate(zip(self.functions, self._tokenizers, strict=True)):
+            if isinstance(function, nn.Module):
+                given[number] = self._by_model(function, tokenizer, arguments)
+            elif iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+                coroutines[number] = function(**arguments)
+            else:
+                given[number] = function(**arguments)
+        for number, rewards in zip(coroutines, self._loop.run(_together(coroutines.values())), strict=True):
+            given[number] = rewards
+        values = torch.stack([_column(rewards, len(rows)) for rewards in given], dim=1)
+        # An aborted rollout is no evidence about the policy: NaN keeps it out of its group's baseline.
+        values[torch.tensor([trajectory.aborted for trajectory in trajectories])] = torch.nan
+        return Rewards(values, self._weights, columns, metrics)
+
+    def scorer(self, state: Any) -> Callable[[Sequence[Row], Sequence[Trajectory]], list[ScoredTrajectory]]:
+        """These functions as an evaluation takes them: rows and trajectories in, scored trajectories out."""
+        return lambda rows, trajectories: self(rows, trajectories, state).of(trajectories)
+
+    def _by_model(self, model: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> list[float]:
+        """The first logit of a sequence classifier on the whole chat, as TRL takes it."""
+        chats = [
+            {"messages": prompt + completion}
+            for prompt, completion in zip(arguments["prompts"], arguments["completions"], strict=True)
+        ]
+        texts = [apply_chat_template(chat, tokenizer, **self._chat_template_kwargs)["text"] for chat in chats]
+        inputs = tokenizer(
+            text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+        ).to(model.device)
+        with torch.inference_mode():
+            return model(**inputs).logits[:, 0].tolist()
+
+
+def messages_of(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """The completion as TRL shows it; an empty turn stands for a rollout that was aborted before its first."""
+    return trajectory.messages or [{"role": "assistant", "content": ""}]
+
+
+async def _together(coroutines: Any) -> list[Any]:
+    return await asyncio.gather(*coroutines)
+
+
+def _column(rewards: Sequence[float | None], count: int) -> torch.Tensor:
+    if len(rewards) != count:
+        raise UserError(f"a reward function gave {len(rewards)} rewards for {count} completions")
+    return torch.tensor([torch.nan if reward is None else reward for reward in rewards], dtype=torch.float32)

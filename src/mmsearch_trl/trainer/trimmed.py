@@ -1,0 +1,106 @@
+"""TRL's training step on sampled tokens alone, forwarding as little as can be: it knows nothing of searches.
+
+* `_prepare_inputs` deals the rows of each optimizer step to micro-batches by length (`micro_batches.py`).
+* `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
+* `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`).
+* `create_scheduler` has its learning rate (`schedules.py`).
+* `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
+"""
+
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from mmsearch_trl.trainer.advantages import RewardScale
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.log_probs import VISION_INPUTS, ScoredBatch, score_tokens
+from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
+from mmsearch_trl.trainer.samplers import EpochSampler
+from mmsearch_trl.trainer.schedules import sigmoid_decay
+from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
+
+
+class TrimmedGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` whose loss forwards the tokens that count and no padding that can be left out."""
+
+    # What TRL and transformers declare more loosely than it is here.
+    args: MMSearchGRPOConfig
+    model: Any
+    model_wrapped: Any
+    accelerator: Any
+    optimizer: Any
+    processing_class: Any
+    train_dataset: Any
+    num_generations: int
+    pad_to_multiple_of: int | None
+    reward_processing_classes: Any
+    chat_template_kwargs: Any
+    scale_rewards: RewardScale
+
+    _score_mask: torch.Tensor | None = None
+    """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
+
+    def append_metrics(self, metrics: dict[str, float]) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = deal_by_length(self._buffered_inputs, self.args)
+        self.append_metrics({"train/forwarded_per_token": forwarded_per_token(self._buffered_inputs)})
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As TRL's, on trimmed micro-batches; `(b, c)` each, 0 on tokens that are not scored."""
+        score_mask = attention_mask[:, -logits_to_keep:] if self._score_mask is None else self._score_mask
+        batch = ScoredBatch.of(input_ids, attention_mask, score_mask, inputs)
+        with self.accelerator.autocast():
+            log_probs, entropies = score_tokens(
+                model, batch, chunk=batch_size or len(input_ids), entropy=compute_entropy
+            )
+        return log_probs, entropies, None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
+        try:
+            if not self.args.trajectory_level_loss:
+                return super()._compute_loss(model, inputs)
+            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].shape[1],
+                compute_entropy=True,
+                **{name: inputs.get(name) for name in VISION_INPUTS},
+            )
+        finally:
+            self._score_mask = None
+        assert entropies is not None
+        loss, metrics = trajectory_loss(log_probs, entropies, inputs, self.args)
+        self.append_metrics(metrics)
+        return loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        ratio, step = self.args.lr_sigmoid_ratio, self.args.lr_sigmoid_step
+        if ratio is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = sigmoid_decay(optimizer or self.optimizer, ratio, step)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        plain: Any = super()._get_train_sampler(dataset)
+        return EpochSampler(plain, epoch=lambda: int((self.state.epoch or 0) + 1e-6))
