@@ -68,7 +68,7 @@ def said(text: str, tool: ActionKind, after_text: str = "AFTER-TXT") -> str:
     prompts = Prompts(
         first_turn="{image}{question}", after_image_search="AFTER-IMG", after_text_search=after_text, forced_answer=""
     )
-    protocol = ReadyMadeProtocol(CHAT, prompts, compat="mmsearch_r1")
+    protocol = ReadyMadeProtocol(CHAT.processor, prompts)
     reply = protocol.reply(ReadyMade(tool=tool, text=text), TASK, [CHAT.turn_end_id])
     return CHAT.tokenizer.decode(reply.token_ids)
 
