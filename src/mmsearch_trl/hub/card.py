@@ -168,7 +168,7 @@ def quick_start(model_id: str, facts: ModelFacts) -> str:
         f"limits = {_call(limits)}",
         "",
         "# Your own, made by `mmsearch index text PASSAGES --out text_index`, and `mmsearch index image`.",
-        f"search = build_runtime({_search_config(_result_counts(trainer), images=search_images)})",
+        f"search = build_runtime({_search_config(_result_counts(facts), images=search_images)})",
         "",
         *(
             [
