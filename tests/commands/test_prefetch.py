@@ -1,4 +1,4 @@
-"""`mmsearch cache prefetch` as a user types it: what it looked up is kept, and it goes on where it was stopped."""
+"""`mmsearch cache prefetch` as a user types it: what it looked up is cached, and it goes on where it was stopped."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_the_pictures_that_a_run_will_look_up_are_kept(
     assert "image search: " in first and f"0 failed), {kept} tries, 0.0 MB received" in first
     assert main([*words, "--search.cache_mode=replay"]) == 0
     again = capsys.readouterr().out
-    assert "looked up" not in again and "kept before" in again and "not_cached" not in again
+    assert "looked up" not in again and "cached before" in again and "not_cached" not in again
 
 
 def test_texts_are_looked_up_from_a_file_and_those_that_were_are_not_asked_again(
@@ -40,8 +40,10 @@ def test_texts_are_looked_up_from_a_file_and_those_that_were_are_not_asked_again
         queries.write("Kelso\n")
     assert main([*arguments(world_home, tmp_path), f"--queries={file}"]) == 0
     shown = capsys.readouterr().out
-    assert "1 looked up, 2 kept before" in shown.replace("2 kept before, 1 looked up", "1 looked up, 2 kept before")
-    assert "text search: 3 calls (2 kept, 0 shared, 0 failed), 1 tries" in shown
+    assert "1 looked up, 2 cached before" in shown.replace(
+        "2 cached before, 1 looked up", "1 looked up, 2 cached before"
+    )
+    assert "text search: 3 calls (2 cached, 0 shared, 0 failed), 1 tries" in shown
     assert len(ResultStore(tmp_path / "answers.sqlite")) == 3
 
 

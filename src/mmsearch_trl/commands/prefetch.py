@@ -1,6 +1,6 @@
 """`mmsearch cache prefetch`: fills a cache of answers before a run.
 
-What is kept already is not asked for again, so a prefetch that was stopped goes on where it was.
+What is cached already is not searched again, so a prefetch that was stopped goes on where it was.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Prefetched(NamedTuple):
 
 
 def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
-    """Look up the image of every question of a recipe, or text queries, so that a run finds the answers kept.
+    """Look up the image of every question of a recipe, or text queries, so that a run finds the results cached.
 
     Args:
         queries: What text is searched for: the path of a file as `read_queries` takes it, or `QUESTIONS`.
@@ -106,7 +106,7 @@ async def _prefetch(
     unit: str,
 ) -> Counter[str]:
     outcomes: Counter[str] = Counter()
-    watch = FailureMonitor(_MAX_FAILURE_SHARE, window=_AT_ONCE)
+    monitor = FailureMonitor(_MAX_FAILURE_SHARE, window=_AT_ONCE)
     try:
         total = len(queries) if isinstance(queries, list) else None
         waiting = iter(queries)
@@ -116,13 +116,13 @@ async def _prefetch(
                 failures = [o.failure for o in found if o.failure is not None]
                 outcomes.update(failure.kind.value for failure in failures)
                 outcomes.update(
-                    "kept before" if o.cached or o.coalesced else "looked up" for o in found if o.failure is None
+                    "cached before" if o.cached or o.coalesced else "looked up" for o in found if o.failure is None
                 )
                 bar.update(len(chunk))
                 bar.set_postfix(dict(outcomes))
                 counted = Counter(failure.kind for failure in failures if failure.infrastructure)
-                if abort_reason := watch.abort_reason(len(found), counted):
-                    raise SearchLost(f"{abort_reason}; what was found is kept")
+                if abort_reason := monitor.abort_reason(len(found), counted):
+                    raise SearchLost(f"{abort_reason}; what was found is cached")
     finally:
         await runtime.disconnect()
     return outcomes

@@ -80,19 +80,19 @@ class SearchConfig:
     )
     cache: str | None = field(
         default=None,
-        metadata={"help": "SQLite file (on a local disk) in which answers are kept over runs; default: none."},
+        metadata={"help": "SQLite file (on a local disk) in which results are cached over runs; default: none."},
     )
     cache_max_mb: float | None = field(
         default=None, metadata={"help": "Largest size of the cached results, megabytes; the oldest make room."}
     )
     cache_empty_hours: float = field(
-        default=24.0, metadata={"help": 'Hours for which "searched and found nothing" is kept.'}
+        default=24.0, metadata={"help": 'Hours for which "searched and found nothing" is cached.'}
     )
     cache_mode: Literal["live", "record", "replay"] = field(
         default="live",
         metadata={
-            "help": "live: cached results save searches. record: every search is made and its answer kept anew. "
-            "replay: nothing is searched; what is not kept is a failure."
+            "help": "live: cached results save searches. record: every search is made and its result cached anew. "
+            "replay: nothing is searched; what is not cached is a failure."
         },
     )
 

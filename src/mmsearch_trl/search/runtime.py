@@ -2,10 +2,12 @@
 
 1. A failure is a value: whatever a backend does (raise, hang, return nonsense), the caller gets a typed `Failure`.
    Only the caller's own cancellation is raised.
-2. Identical calls in flight are one call (`calls/flights.py`).
-3. Answers are kept in an `ResultStore`, failures never. With `Mode.REPLAY` they come from there alone.
-4. What is asked of a backend is asked in time, at a rate, and again where that helps (`calls/asking.py`). A backend
-   whose `search` is a plain function runs on a daemon thread.
+2. Identical calls in flight are one call (`calls/single_flight.py`).
+3. Results are cached in a `ResultStore`, failures never. With `Mode.REPLAY` they come from there alone.
+4. A backend is called with a deadline, at a rate, and again where that helps (`calls/backend_client.py`). One whose
+   `search` is a plain function runs on a daemon thread.
+5. A runtime is used on one event loop at a time, to which its connections and the calls in flight belong.
+   `disconnect` ends that; use on a second loop before it is a `RuntimeError`.
 """
 
 import asyncio
@@ -13,9 +15,9 @@ import logging
 import threading
 import time
 import unicodedata
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from mmsearch_trl.core.action import Action, ActionKind
@@ -24,7 +26,7 @@ from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
-from mmsearch_trl.search.calls.backend import Answer, SearchBackend
+from mmsearch_trl.search.calls.backend import SearchBackend
 from mmsearch_trl.search.calls.backend_client import BackendClient, CallPolicy, is_paid
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.cost import Cost, counting
@@ -41,10 +43,10 @@ MAX_QUERY_CHARS = 2000
 
 
 class Mode(StrEnum):
-    """What the cached results are for.
+    """What the cache is used for.
 
-    LIVE: they save calls. RECORD: every call is made, and its answer replaces the one kept. REPLAY: nothing is asked;
-    what is not kept is a `NOT_CACHED` failure.
+    LIVE: a cached result saves the call. RECORD: every call is made, and its result replaces the cached one. REPLAY:
+    no call is made; a query without a cached result is a `NOT_CACHED` failure.
     """
 
     LIVE = "live"
@@ -58,15 +60,15 @@ class SearchRuntime:
     Args:
         image: Answers image searches; None makes every image search a typed failure.
         text: Answers text searches; None likewise.
-        image_policy: How the image backend is asked.
-        text_policy: How the text backend is asked.
+        image_policy: How the image backend is called.
+        text_policy: How the text backend is called.
         k_image: Most hits of an image search.
         k_text: Most hits of a text search.
         thumbnail_side: Pixels to which the longer side of a larger tool image is brought; None leaves images alone.
         budget: Paid calls that may be made; by default any number.
         image_price: Dollars that a try of a paid image backend costs; 0 where it is not known.
         text_price: Likewise of a paid text backend.
-        cache: Where answers are kept; the runtime closes it.
+        cache: Of results; the runtime closes it.
         mode: What the cache is for.
 
     Raises:
@@ -114,7 +116,7 @@ class SearchRuntime:
         self._in_flight: SingleFlight[tuple[Observation, Cost]] = SingleFlight()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        """On which it is in use: connections, slots and calls in flight cannot be shared between loops."""
+        """On which the runtime is in use; None before the first call and after `disconnect`."""
 
     async def answer(self, action: Action, trajectory: Trajectory) -> Observation:
         """Carry out the search that a turn asks for; raises nothing but `asyncio.CancelledError`."""
@@ -128,12 +130,12 @@ class SearchRuntime:
 
     async def image_search(self, query: ImageQuery) -> Observation:
         """Look an image up. Raises nothing but `asyncio.CancelledError`."""
-        return await self._observe(ActionKind.IMAGE_SEARCH, self._image, query, _image_identity)
+        return await self._observe(ActionKind.IMAGE_SEARCH, self._image, query)
 
     async def text_search(self, query: str) -> Observation:
         """Search text. The query is sent in Unicode normal form C with each run of blanks as one; an empty one is the
         policy's failure (`INVALID_QUERY`). Raises nothing but `asyncio.CancelledError`."""
-        return await self._observe(ActionKind.TEXT_SEARCH, self._text, normalise_query(query), _text_identity)
+        return await self._observe(ActionKind.TEXT_SEARCH, self._text, normalise_query(query))
 
     def answers(self, tool: ActionKind) -> bool:
         """Whether there is a backend for a tool."""
@@ -180,13 +182,7 @@ class SearchRuntime:
         if self._cache is not None:
             self._cache.close()
 
-    async def _observe(
-        self,
-        tool: ActionKind,
-        backend: SearchBackend[Any] | None,
-        query: Any,
-        identify: Callable[[Any, Any], Awaitable[list[str | None]]],
-    ) -> Observation:
+    async def _observe(self, tool: ActionKind, backend: SearchBackend[Any] | None, query: Any) -> Observation:
         """Time a call, record it, and turn what is wrong before it begins into a failure."""
         self._claim_loop()
         start, cost = time.perf_counter(), Cost()
@@ -198,8 +194,7 @@ class SearchRuntime:
             observation = _failed(tool, backend.name, FailureKind.INVALID_QUERY, "the query is empty")
         else:
             try:
-                identity = await identify(backend, query)
-                key = answer_key(tool, backend.fingerprint, identity, self.k[tool])
+                key = answer_key(tool, backend.fingerprint, await _identity(backend, query), self.k[tool])
                 observation, cost = await self._join(tool, backend, query, key)
             except Exception as error:
                 observation = _unexpected(tool, backend.name, error)
@@ -218,7 +213,7 @@ class SearchRuntime:
         self._loop = running
 
     def _record(self, observation: Observation, cost: Cost) -> None:
-        """Put a call into the log, with that part of the cost of its answer which it bears."""
+        """Put a call into the log, with its share of the cost of its answer."""
         tool = ActionKind(observation.tool)
         paid = self._paid[tool]
         record = CallRecord(
@@ -239,8 +234,8 @@ class SearchRuntime:
     async def _join(
         self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str
     ) -> tuple[Observation, Cost]:
-        """The outcome of the call under `key`, which is begun if there is none in flight, and what this caller bears
-        of its cost."""
+        """The outcome of the call under `key`, which is begun if there is none in flight, and this caller's share of
+        its cost: all of it for the first who gets the outcome, nothing for the others."""
 
         async def begin() -> tuple[Observation, Cost]:
             start = time.perf_counter()
@@ -248,7 +243,7 @@ class SearchRuntime:
                 try:
                     observation = await self._answer(tool, backend, query, key)
                 except asyncio.CancelledError:
-                    if cost.tries and not self._closed:  # every caller has left, and the backend wants its money
+                    if cost.tries and not self._closed:  # every caller has left, but a paid try is still paid for
                         left = Observation(tool=tool, backend=backend.name, seconds=time.perf_counter() - start)
                         self._record(left, cost)
                     raise
@@ -259,24 +254,22 @@ class SearchRuntime:
         except CallCancelled:
             failed = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime was closed")
             return failed, Cost()
-        return replace(observation, coalesced=coalesced), cost.taken()
-
-    def _kept(self, key: str) -> Answer | None:
-        assert self._cache is not None
-        return self._cache.get(key, however_old=self.mode is Mode.REPLAY)
+        return replace(observation, coalesced=coalesced), cost.take()
 
     async def _answer(self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
         """One call: from the cache, or from the backend."""
+        cache, replay = self._cache, self.mode is Mode.REPLAY
         try:
-            if self._cache is not None and self.mode is not Mode.RECORD:
-                kept = await call_blocking(self._kept, key)
-                if kept is not None:
-                    return Observation(tool=tool, hits=tuple(kept), backend=backend.name, cached=True)
-            if self.mode is Mode.REPLAY:
+            if cache is not None and self.mode is not Mode.RECORD:
+                cached = await call_blocking(partial(cache.get, however_old=replay), key)
+                if cached is not None:
+                    return Observation(tool=tool, hits=tuple(cached), backend=backend.name, cached=True)
+            if replay:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
             answer = await self._clients[tool].call(query)
-            if self._cache is not None:
-                answer = await call_blocking(self._cache.put, key, answer, self.mode is Mode.RECORD)
+            if cache is not None:
+                # What the cache will give: the model sees the same pixels now as later.
+                answer = await call_blocking(cache.put, key, answer, self.mode is Mode.RECORD)
             return Observation(tool=tool, hits=tuple(answer), backend=backend.name)
         except SearchError as error:
             return _failed(tool, backend.name, error.failure.kind, error.failure.message)
@@ -290,12 +283,11 @@ def normalise_query(query: str) -> str:
     return " ".join(unicodedata.normalize("NFC", plain).split())
 
 
-async def _text_identity(backend: SearchBackend[str], query: str) -> list[str | None]:
-    return [query]
-
-
-async def _image_identity(backend: SearchBackend[ImageQuery], query: ImageQuery) -> list[str | None]:
-    """The image's digest; with the names it goes by, unless the backend says that only pixels matter to it."""
+async def _identity(backend: SearchBackend[Any], query: str | ImageQuery) -> list[str | None]:
+    """What a result is cached under: a text; an image's digest, and the names it goes by, unless the backend says that
+    only pixels matter to it."""
+    if isinstance(query, str):
+        return [query]
     digest = await call_blocking(image_digest, query.image)
     return [digest] if getattr(backend, "by_pixels", False) else [digest, query.data_id, query.url]
 

@@ -268,4 +268,4 @@ def test_what_is_free_has_no_price_whatever_the_recipe_says() -> None:
     _, [record], runtime = retrieving(told(DOCUMENT), lambda runtime: runtime.text_search("who"), text_price=9.0)
     assert record.price == 0 and not record.paid
     [line] = summary_lines(runtime.totals)
-    assert line == "text search: 1 calls (0 kept, 0 shared, 0 failed), 1 tries, 0.0 MB received"
+    assert line == "text search: 1 calls (0 cached, 0 shared, 0 failed), 1 tries, 0.0 MB received"

@@ -204,7 +204,7 @@ def test_without_the_client_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return real(name, *args, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs mmsearch-trl\[opensearch\]"):
+    with pytest.raises(UserError, match=r"pip install 'mmsearch-trl\[opensearch\]"):
         OpenSearch("http://a", "wiki")
 
 

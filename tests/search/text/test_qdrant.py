@@ -321,7 +321,7 @@ def test_without_the_client_it_says_what_to_install(encoder: TextEncoder, monkey
         return real(name, *args, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs mmsearch-trl\[qdrant\]"):
+    with pytest.raises(UserError, match=r"pip install 'mmsearch-trl\[qdrant\]"):
         QdrantSearch("http://a", "wiki", encoder)
 
 

@@ -1,4 +1,4 @@
-"""One backend, asked so that it is neither flooded nor waited for: slots, rate, deadline, retries, circuit breaker.
+"""Calls one backend so that it is neither flooded nor waited for: slots, rate, deadline, retries, circuit breaker.
 
 A call ends by its deadline, waiting for a slot, for a place in the rate and for another try included. A backend that
 ignores its cancellation is left behind. Whatever a backend raises, the caller gets a `SearchError`.
@@ -19,7 +19,7 @@ from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.breaker import CircuitBreaker
 from mmsearch_trl.search.calls.budget import Budget
-from mmsearch_trl.search.calls.cost import asked
+from mmsearch_trl.search.calls.cost import count_try
 from mmsearch_trl.search.calls.rate import TokenBucket
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import checked_answer
@@ -38,13 +38,13 @@ _BLAMED = _PASSING - {FailureKind.RATE_LIMITED}
 QueryT = TypeVar("QueryT")
 
 
-class _NotAsked(SearchError):
+class _NotAdmitted(SearchError):
     """There was no slot, no place in the rate, or the circuit breaker is open: trying again would not help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallPolicy:
-    """How a backend is asked.
+    """How a backend is called.
 
     Attributes:
         timeout_s: Seconds from a call to its end, at most.
@@ -62,7 +62,7 @@ class CallPolicy:
 
 
 class BackendClient(Generic[QueryT]):
-    """Asks one backend.
+    """Calls one backend.
 
     Args:
         k: Most hits of an answer.
@@ -91,7 +91,7 @@ class BackendClient(Generic[QueryT]):
         self._bucket = TokenBucket(policy.calls_per_second) if policy.calls_per_second else None
         self._slots = asyncio.Semaphore(policy.max_concurrency)
         self._resumes_at = 0.0
-        """Until when the backend has asked not to be asked."""
+        """Until when the backend has asked not to be called (`Retry-After`)."""
 
     async def call(self, query: QueryT) -> Answer:
         """A checked answer; its tries are counted (`cost.py`).
@@ -106,14 +106,15 @@ class BackendClient(Generic[QueryT]):
             try:
                 async with self._admitted(deadline):
                     tries += 1
-                    asked()
+                    count_try()
                     return await self._try(query, deadline)
-            except _NotAsked as refused:
+            except _NotAdmitted as refused:
                 error = error or refused
                 break
             except SearchError as failed:
                 error = failed
-            pause = max(_pause(tries), error.retry_after or 0.0)
+            # Random, so that calls that failed together do not come back together.
+            pause = max(_FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5), error.retry_after or 0.0)
             if error.failure.kind not in _PASSING or tries > self._policy.retries or now() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
@@ -127,12 +128,12 @@ class BackendClient(Generic[QueryT]):
 
     @asynccontextmanager
     async def _admitted(self, deadline: float) -> AsyncIterator[None]:
-        """With a slot, at a time when the backend may be asked; its breaker hears how it went."""
+        """With a slot, at a time when the backend may be called; its breaker is told how it went."""
         now = asyncio.get_running_loop().time
         async with self._slot(deadline):
-            self._check(not self._breaker.refuses(now()))
-            await self._wait_for_a_place(deadline)
-            self._check(not self._breaker.refuses(now()))
+            self._check_breaker(now())
+            await self._wait_for_rate(deadline)
+            self._check_breaker(now())  # other calls may have failed meanwhile
             if self._budget is not None:
                 self._budget.spend()
             self._breaker.let_through(now())
@@ -146,10 +147,11 @@ class BackendClient(Generic[QueryT]):
                 raise
             self._breaker.ended(failed=False, now=now())
 
-    @staticmethod
-    def _check(let_through: bool) -> None:
-        if not let_through:
-            raise _NotAsked(FailureKind.UNAVAILABLE, "the backend has failed too often and is left alone for a while")
+    def _check_breaker(self, now: float) -> None:
+        if self._breaker.refuses(now):
+            raise _NotAdmitted(
+                FailureKind.UNAVAILABLE, "the backend has failed too often and is left alone for a while"
+            )
 
     async def _try(self, query: QueryT, deadline: float) -> Answer:
         """One try: a checked answer.
@@ -178,23 +180,23 @@ class BackendClient(Generic[QueryT]):
             async with asyncio.timeout_at(deadline):
                 await slots.acquire()
         except TimeoutError:
-            raise _NotAsked(FailureKind.TIMEOUT, f"no free slot within {self._policy.timeout_s:g} s") from None
+            raise _NotAdmitted(FailureKind.TIMEOUT, f"no free slot within {self._policy.timeout_s:g} s") from None
         try:
             yield
         finally:
             slots.release()
 
-    async def _wait_for_a_place(self, deadline: float) -> None:
+    async def _wait_for_rate(self, deadline: float) -> None:
         """Until the rate allows another call, and the pause that the backend asked for is over."""
         now = asyncio.get_running_loop().time()
         wait = self._resumes_at - now
         if wait >= deadline - now:
-            raise _NotAsked(FailureKind.RATE_LIMITED, f"the backend asks for a pause of {wait:.0f} s")
+            raise _NotAdmitted(FailureKind.RATE_LIMITED, f"the backend asks for a pause of {wait:.0f} s")
         if self._bucket is not None:
             place = self._bucket.reserve(now)
             if place >= deadline - now:
                 self._bucket.give_back()
-                raise _NotAsked(
+                raise _NotAdmitted(
                     FailureKind.RATE_LIMITED, "the allowed rate of calls leaves no room before the deadline"
                 )
             wait = max(wait, place)
@@ -209,7 +211,8 @@ class BackendClient(Generic[QueryT]):
         """
         start = asyncio.get_running_loop().time()
         work = asyncio.ensure_future(call(self._backend, query, self._k))
-        work.add_done_callback(_retrieve)
+        # A call that is left behind may still fail: asyncio logs an exception that nobody has looked at.
+        work.add_done_callback(lambda work: work.cancelled() or work.exception())
         try:
             await asyncio.wait({work}, timeout=limit - start)
             if not work.done():
@@ -225,19 +228,9 @@ def is_paid(backend: SearchBackend[Any]) -> bool:
     return bool(getattr(backend, "paid", False))
 
 
-def _pause(tries: int) -> float:
-    return _FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
-
-
 async def call(backend: SearchBackend[Any], query: Any, k: int) -> Answer:
     """A backend's answer; where its `search` is a plain function, it runs on a thread."""
     if inspect.iscoroutinefunction(backend.search):
         return await backend.search(query, k)
     answer = await call_blocking(backend.search, query, k)
     return await answer if inspect.isawaitable(answer) else answer
-
-
-def _retrieve(work: asyncio.Future[Answer]) -> None:
-    """Look at the outcome of a call that was left behind, or asyncio complains that nobody did."""
-    if not work.cancelled():
-        work.exception()

@@ -1,4 +1,4 @@
-"""What one search costs: how often a backend was asked, and the bytes that it sent.
+"""What one search costs: how often a backend was tried, and the bytes that it sent.
 
 The count is handed down in a context variable, so that it reaches every task which the search begins, and no other
 search. Counted are bodies, of failed tries too: pages and images as they came, JSON of services after decompression.
@@ -18,8 +18,8 @@ class Cost:
     tries: int = 0
     bytes: int = 0
 
-    def taken(self) -> "Cost":
-        """The cost for whoever asks first; for those who ask later there is none left."""
+    def take(self) -> "Cost":
+        """The cost for the first caller; for later ones there is none left."""
         taken = Cost(self.tries, self.bytes)
         self.tries = self.bytes = 0
         return taken
@@ -30,7 +30,7 @@ _of_this_search: ContextVar[Cost | None] = ContextVar("mmsearch_cost", default=N
 
 @contextmanager
 def counting() -> Iterator[Cost]:
-    """Within, what this task and those that it begins ask and receive is counted."""
+    """Within, the tries and bytes of this task, and of those that it begins, are counted."""
     cost = Cost()
     token = _of_this_search.set(cost)
     try:
@@ -39,13 +39,13 @@ def counting() -> Iterator[Cost]:
         _of_this_search.reset(token)
 
 
-def asked() -> None:
-    """Account for one try; nobody need be counting."""
+def count_try() -> None:
+    """Count one try, where somebody counts."""
     if (cost := _of_this_search.get()) is not None:
         cost.tries += 1
 
 
-def received(count: int) -> None:
-    """Account for bytes that were read; nobody need be counting."""
+def count_bytes(count: int) -> None:
+    """Count bytes that were read, where somebody counts."""
     if (cost := _of_this_search.get()) is not None:
         cost.bytes += count

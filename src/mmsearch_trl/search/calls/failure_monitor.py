@@ -30,7 +30,7 @@ class FailureMonitor:
         self._batches: deque[tuple[int, int]] = deque()
 
     def abort_reason(self, calls: int, failures: Mapping[FailureKind, int]) -> str | None:
-        """Why the run should end after a batch with these calls, in words; None when it may go on.
+        """Why the run should end after a batch with these calls; None when it may go on.
 
         Args:
             calls: Calls of the batch.

@@ -21,8 +21,8 @@ class TokenBucket:
 
     def reserve(self, now: float) -> float:
         """Take the next free place; returns the seconds until it."""
-        kept = self.burst if self._tokens is None else self._tokens + (now - self._at) * self.per_second
-        self._tokens, self._at = min(self.burst, kept) - 1.0, now
+        tokens = self.burst if self._tokens is None else self._tokens + (now - self._at) * self.per_second
+        self._tokens, self._at = min(self.burst, tokens) - 1.0, now
         return max(0.0, -self._tokens / self.per_second)
 
     def give_back(self) -> None:

@@ -13,7 +13,7 @@ class CallRecord:
     Of calls that shared one answer, only the first to get it bears its tries, bytes and price.
 
     Attributes:
-        tries: How often the backend was asked.
+        tries: How often the backend was called.
         paid: Whether each try costs something.
         bytes: Received for it.
         price: Dollars that the tries are estimated to have cost.

@@ -9,7 +9,6 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 from mmsearch_trl.core.errors import SearchError
@@ -35,27 +34,27 @@ async def call_blocking(function: Callable[..., ResultT], *args: Any) -> ResultT
     future: asyncio.Future[ResultT] = loop.create_future()
 
     def run() -> None:
+        result, error = None, None
         try:
-            settle = partial(_set_result, future, function(*args))
-        except BaseException as error:
-            settle = partial(_set_exception, future, error)
+            result = function(*args)
+        except BaseException as raised:
+            error = raised
         finally:
             _running.release()
         # RuntimeError: the loop was closed while the call ran, so nobody waits any more.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle)
+            loop.call_soon_threadsafe(_settle, future, result, error)
 
     threading.Thread(target=run, name="mmsearch-call", daemon=True).start()
     return await future
 
 
-def _set_result(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        # asyncio refuses StopIteration in a future, and a thread's SystemExit is not the program's.
-        kept = error if isinstance(error, Exception) and not isinstance(error, StopIteration) else None
-        future.set_exception(kept or RuntimeError(f"a blocking call ended with {type(error).__name__}"))
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():  # the caller has left
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+        future.set_exception(error)
+    else:  # asyncio refuses StopIteration in a future, and a thread's SystemExit is not the program's
+        future.set_exception(RuntimeError(f"a blocking call ended with {type(error).__name__}"))

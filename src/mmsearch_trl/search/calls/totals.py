@@ -64,7 +64,7 @@ def summary_lines(totals: Mapping[ActionKind, SearchTotals]) -> list[str]:
 
 
 def _line(tool: ActionKind, total: SearchTotals) -> str:
-    shared = f"{total.cached} kept, {total.coalesced} shared, {total.failed} failed"
+    shared = f"{total.cached} cached, {total.coalesced} shared, {total.failed} failed"
     line = f"{tool.replace('_', ' ')}: {total.calls} calls ({shared}), {total.tries} tries"
     line += f", {total.bytes / 1e6:.1f} MB received"
     if not total.paid:

@@ -25,10 +25,6 @@ async def _thumbnail(fetcher: Fetcher, address: str | None) -> Image.Image | Non
         return None
     try:
         fetched = await fetcher.fetch(address, IMAGE_TYPES)
-        return await call_blocking(_opened, fetched.body)
+        return await call_blocking(lambda: shrink(load_image(fetched.body), THUMBNAIL_SIDE))
     except (SearchError, UserError):
         return None
-
-
-def _opened(data: bytes) -> Image.Image:
-    return shrink(load_image(data), THUMBNAIL_SIDE)

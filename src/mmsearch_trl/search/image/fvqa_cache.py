@@ -89,8 +89,10 @@ class FvqaPickleCache:
 
     def _search(self, query: ImageQuery, k: int) -> list[ImageHit]:
         row = _row_of(self._rows, query)
-        pairs = zip_longest(row[TITLES], row[IMAGES])
-        hits = [_pickled_hit(title, image) for title, image in pairs]
+        hits = []
+        for title, image in zip_longest(row[TITLES], row[IMAGES]):  # an image is one, its address, or missing
+            thumbnail = image.rebuild() if isinstance(image, PickledImage) else None
+            hits.append(ImageHit(title=_text(title), url=_text(image) or None, thumbnail=thumbnail))
         return _useful(hits)[:k]
 
 
@@ -249,11 +251,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _pickled_hit(title: Any, image: Any) -> ImageHit:
-    thumbnail = image.rebuild() if isinstance(image, PickledImage) else None
-    return ImageHit(title=_text(title), url=_text(image) or None, thumbnail=thumbnail)
-
-
 def _read_question(folder: Path) -> list[ImageHit]:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -261,7 +258,9 @@ def _read_question(folder: Path) -> list[ImageHit]:
         raise _damaged(folder, type(error).__name__) from None
     if not isinstance(meta, dict):
         raise _damaged(folder, "no object")
-    rows, first = _rows_of(meta, folder), _first_number(meta, folder)
+    rows = _rows_of(meta, folder)
+    # The `search_results` variant counts its thumbnails from 1, unless there is an `img_000`.
+    first = 1 if "search_results" in meta and next(folder.glob("img_000.*"), None) is None else 0
     return [
         ImageHit(title=_text(title), url=_text(url) or None, thumbnail=_read_thumbnail(folder, number))
         for number, (title, url) in enumerate(rows, start=first)
@@ -287,11 +286,6 @@ def _rows_of(meta: dict[str, Any], folder: Path) -> list[tuple[Any, Any]]:
 
 def _damaged(folder: Path, why: str) -> SearchError:
     return SearchError(FailureKind.BAD_RESPONSE, f"{folder / 'meta.json'} is damaged: {why}")
-
-
-def _first_number(meta: dict[str, Any], folder: Path) -> int:
-    """Number of the first thumbnail: the `search_results` variant counts from 1, unless there is an `img_000`."""
-    return 1 if "search_results" in meta and next(folder.glob("img_000.*"), None) is None else 0
 
 
 def _read_thumbnail(folder: Path, number: int) -> Image.Image | None:

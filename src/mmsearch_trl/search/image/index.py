@@ -107,14 +107,14 @@ class ImageIndex:
         """As `search`, on the calling thread."""
         # Rounded, because a matrix product may give equal rows scores that differ in their last bit.
         scores = np.round(self._vectors @ self._encoder.encode([image])[0], 6)
+        hits = []
         with self._thumbnails.open("rb") as file:
-            return [self._hit(row, float(scores[row]), file.seek, file.read) for row in best_rows(scores, k)]
-
-    def _hit(self, row: int, score: float, seek: Callable[[int], int], read: Callable[[int], bytes]) -> ImageHit:
-        entry = self._entries[row]
-        seek(entry["offset"])
-        thumbnail = load_image(read(entry["length"]))
-        return ImageHit(title=entry["title"], url=entry["url"], thumbnail=thumbnail, score=score)
+            for row in best_rows(scores, k):
+                entry = self._entries[row]
+                file.seek(entry["offset"])
+                thumbnail, score = load_image(file.read(entry["length"])), float(scores[row])
+                hits.append(ImageHit(title=entry["title"], url=entry["url"], thumbnail=thumbnail, score=score))
+        return hits
 
 
 def load_encoder(model: str | None) -> Encoder:

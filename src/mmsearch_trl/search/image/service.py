@@ -8,6 +8,7 @@ import base64
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,18 +82,14 @@ def png_base64(image: Image.Image) -> str:
 
 
 def _hit(row: dict[str, Any]) -> ImageHit:
-    """A hit; what is wrong with its image leaves its title."""
-    title, url, score = row.get("title"), row.get("url"), row.get("score")
+    title, url, score, encoded = (row.get(name) for name in ("title", "url", "score", "thumbnail"))
+    thumbnail = None
+    if isinstance(encoded, str):
+        with suppress(ValueError):  # of a hit whose image cannot be read, the title is still worth having
+            thumbnail = load_image(base64.b64decode(encoded, validate=True))
     return ImageHit(
         title=title if isinstance(title, str) else "",
         url=url if isinstance(url, str) else None,
-        thumbnail=_image(row.get("thumbnail")),
+        thumbnail=thumbnail,
         score=float(score) if isinstance(score, int | float) else None,
     )
-
-
-def _image(encoded: Any) -> Image.Image | None:
-    try:
-        return load_image(base64.b64decode(encoded, validate=True)) if isinstance(encoded, str) else None
-    except ValueError:
-        return None

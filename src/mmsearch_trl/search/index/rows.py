@@ -1,11 +1,11 @@
-"""Rows of the JSONL files that indexes are built from; every complaint names the file and the line."""
+"""Rows of the JSONL files that indexes are built from; every error names the file and the line."""
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from mmsearch_trl.core.errors import UserError
 
@@ -42,16 +42,12 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     line = 0
     try:
-        with _open(path) as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for line, raw in enumerate(file, start=1):
                 if raw.strip():
                     yield Row(path, line, _parse(path, line, raw))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read after line {line}: {error}") from error
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class TextIndex:
 
     def search_now(self, query: str, k: int) -> list[TextHit]:
         """As `search`, on the calling thread."""
-        terms = self._terms(query)
+        analyzed = self._analyzer.analyze(encodable(query[:_MAX_QUERY_CHARS]))
+        terms = list(dict.fromkeys(analyzed))[:_MAX_TERMS]  # distinct, in order of first appearance
         if not terms or k <= 0:
             return []
         should = [
@@ -98,7 +99,11 @@ class TextIndex:
         found = self._best(tantivy.Query.boolean_query(should), k)
         scored = [(float(score), self._searcher.doc(address)) for score, address in found]
         scored.sort(key=lambda hit: (-hit[0], hit[1].get_first("ordinal")))
-        return [_hit(score, document) for score, document in scored[:k]]
+        hits = []
+        for score, document in scored[:k]:
+            title, text, url, name = json.loads(bytes(document.get_first("passage")))  # pyright: ignore[reportArgumentType]
+            hits.append(TextHit(title=title, text=text, url=url, score=score, id=name))
+        return hits
 
     def _best(self, query: tantivy.Query, k: int) -> list[tuple[Any, tantivy.DocAddress]]:
         """At least the `k` best and all that tie with the last of them, as far as `_MOST_FETCHED`."""
@@ -108,11 +113,6 @@ class TextIndex:
             if len(found) < limit or found[-1][0] < found[k - 1][0] or limit >= _MOST_FETCHED:
                 return found
             limit = min(4 * limit, max(_MOST_FETCHED, limit))
-
-    def _terms(self, query: str) -> list[str]:
-        """The distinct terms of a query in order of first appearance."""
-        terms = self._analyzer.analyze(encodable(query[:_MAX_QUERY_CHARS]))
-        return list(dict.fromkeys(terms))[:_MAX_TERMS]
 
 
 def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
@@ -131,8 +131,3 @@ def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
     number = row.values.get("id")
     name = str(number) if isinstance(number, int) else row.text("id", "")
     return encodable(title), encodable(text), encodable(row.text("url", "")) or None, encodable(name) or None
-
-
-def _hit(score: float, document: tantivy.Document) -> TextHit:
-    title, text, url, name = json.loads(bytes(document.get_first("passage")))  # pyright: ignore[reportArgumentType]
-    return TextHit(title=title, text=text, url=url, score=score, id=name)

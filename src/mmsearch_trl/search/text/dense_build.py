@@ -7,7 +7,8 @@ that is started again with the same corpus and encoder takes over what is there.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mmsearch_trl.search.index.rows import read_rows
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
 from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.text.passages import Passage, Passages, contents, write_passages
+from mmsearch_trl.search.text.passages import Passages, contents, write_passages
 
 
 _PROGRESS = "progress.json"
@@ -94,12 +95,13 @@ def write_dense_index(
 def _begin(folder: Path, source: Path, encoder: TextEncoder) -> _Progress:
     """The progress of the build in `folder`, which is begun where it is another's or nobody's."""
     name = source_stamp(source)
-    progress = _read_progress(folder)
-    if progress is not None and (progress.source, progress.encoder) == (name, encoder.fingerprint):
-        return progress
+    with suppress(OSError, ValueError, TypeError):  # there is none, or a damaged one
+        progress = _Progress(**json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+        if (progress.source, progress.encoder) == (name, encoder.fingerprint):
+            return progress
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    count = write_passages(_passages(source), folder)
+    count = write_passages((passage_of(row) for row in read_rows(source)), folder)
     if not count:
         raise UserError(f"{source}: no passage was found")
     np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=(count, encoder.dim)).flush()
@@ -147,17 +149,6 @@ def _fill(index: Any, vectors: FloatArray, path: Path) -> None:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
         raise OSError(str(error).splitlines()[-1].strip()) from error
-
-
-def _passages(source: Path) -> Iterator[Passage]:
-    return (passage_of(row) for row in read_rows(source))
-
-
-def _read_progress(folder: Path) -> _Progress | None:
-    try:
-        return _Progress(**json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _write_progress(folder: Path, progress: _Progress) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig, named
@@ -55,8 +56,7 @@ class McpSearch:
         environment: Names of the variables that a started server may see, for its keys.
 
     Raises:
-        ImportError: the MCP package is not installed.
-        UserError: there is no command, or a variable is not set.
+        UserError: there is no command, a variable is not set, or the MCP package is not installed.
     """
 
     name = "mcp"
@@ -69,10 +69,8 @@ class McpSearch:
         argument: str = "query",
         environment: Sequence[str] = (),
     ) -> None:
-        try:
+        with optional("searching by an MCP server", "mcp"):
             import mcp.client.client  # noqa: F401
-        except ImportError as error:
-            raise ImportError("searching by an MCP server needs mmsearch-trl[mcp]") from error
         if not server:
             raise UserError("an MCP server is an address or a command, and this one is empty")
         if missing := [name for name in environment if name not in os.environ]:
@@ -172,7 +170,9 @@ class _Connection:
 def _hits(structured: Any, texts: Sequence[str]) -> Iterator[TextHit]:
     for candidate in (structured, *map(_json, texts)):
         if rows := _rows(candidate):
-            yield from map(_hit, rows)
+            for row in rows:
+                url = _first(row, _ADDRESSES) or None
+                yield TextHit(title=_first(row, ("title",)), text=_first(row, _TEXTS), url=url)
             return
     yield from (TextHit(title="", text=text) for text in texts if text.strip())
 
@@ -189,10 +189,6 @@ def _rows(value: Any) -> list[Mapping[str, Any]]:
         value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), [value])
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
     return [row for row in rows if _first(row, _TEXTS) or _first(row, ("title",))]
-
-
-def _hit(row: Mapping[str, Any]) -> TextHit:
-    return TextHit(title=_first(row, ("title",)), text=_first(row, _TEXTS), url=_first(row, _ADDRESSES) or None)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:

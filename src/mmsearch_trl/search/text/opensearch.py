@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig, named
@@ -62,17 +63,14 @@ class OpenSearch:
         corpus: Name of what the index holds, part of the key of cached results.
 
     Raises:
-        ImportError: OpenSearch's client is not installed.
-        UserError: the address is none, or there is a user without a password.
+        UserError: the address is none, there is a user without a password, or OpenSearch's client is not installed.
     """
 
     name = "opensearch"
 
     def __init__(self, url: str, index: str, *, corpus: str = "") -> None:
-        try:
+        with optional("searching an OpenSearch index", "opensearch"):
             import opensearchpy  # noqa: F401
-        except ImportError as error:
-            raise ImportError("searching an OpenSearch index needs mmsearch-trl[opensearch]") from error
         check_address(url)
         self._url, self._index = url.rstrip("/"), index
         self._authorization = _authorization()

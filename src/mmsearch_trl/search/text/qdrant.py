@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.batching import Batched
@@ -72,17 +73,14 @@ class QdrantSearch:
         corpus: Name of what the collection holds, part of the key of cached results.
 
     Raises:
-        ImportError: Qdrant's client is not installed.
-        UserError: the location is neither an address nor such a folder.
+        UserError: the location is neither an address nor such a folder, or Qdrant's client is not installed.
     """
 
     name = "qdrant"
 
     def __init__(self, location: str, collection: str, encoder: "TextEncoder", *, corpus: str = "") -> None:
-        try:
+        with optional("searching a Qdrant collection", "qdrant"):
             import qdrant_client  # noqa: F401
-        except ImportError as error:
-            raise ImportError("searching a Qdrant collection needs mmsearch-trl[qdrant]") from error
         self._embedded = "://" not in location
         if not self._embedded:
             check_address(location)
@@ -90,7 +88,7 @@ class QdrantSearch:
             raise UserError(f"{location} is neither an address nor the folder of an embedded Qdrant")
         self._location, self._collection = location.rstrip("/"), collection
         self._encoder = encoder
-        self._encode = Batched(self._vectors_of, _QUERIES)
+        self._encode: Batched[str, FloatArray] = Batched(lambda queries: list(encoder.queries(queries)), _QUERIES)
         self._client: AsyncQdrantClient | None = None
         self._checked = False
         self._using: str | None = None
@@ -206,9 +204,6 @@ class QdrantSearch:
             raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {name}") from None
         except (ValueError, AssertionError, RecursionError):  # of its parser
             raise SearchError(FailureKind.BAD_RESPONSE, "the answer is not of Qdrant's contract") from None
-
-    def _vectors_of(self, queries: Sequence[str]) -> list[FloatArray]:
-        return list(self._encoder.queries(queries))
 
     def _unfit(self, why: str) -> SearchError:
         return SearchError(FailureKind.BLOCKED, f"the collection {self._collection} {why}")

@@ -93,7 +93,17 @@ class GuardedResolver(AbstractResolver):
             raise OSError("the name has no address")  # aiohttp takes an empty list for its own mistake
         if not all(map(self._allowed, addresses)):
             raise SearchError(FailureKind.BLOCKED, "the host's address is not a public one")
-        return [_result(host, port, address) for address in addresses]
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -102,8 +112,3 @@ class GuardedResolver(AbstractResolver):
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
     found = await call_blocking(partial(socket.getaddrinfo, type=socket.SOCK_STREAM), host, port)
     return [str(where[0]) for *_, where in found]
-
-
-def _result(host: str, port: int, address: str) -> ResolveResult:
-    family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
-    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)

@@ -18,7 +18,7 @@ from yarl import URL
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
-from mmsearch_trl.search.calls.cost import received
+from mmsearch_trl.search.calls.cost import count_bytes
 from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, check_host, is_public
 
 
@@ -96,12 +96,13 @@ class Fetcher:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._follow(url, types)
+        # Of what else is raised, only the type is told: its text may hold the address.
         except TimeoutError:
             raise SearchError(FailureKind.TIMEOUT, f"the host did not answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
-            raise SearchError(FailureKind.UNAVAILABLE, f"the host cannot be reached: {_kind(error)}") from None
+            raise SearchError(FailureKind.UNAVAILABLE, f"the host cannot be reached: {type(error).__name__}") from None
         except (aiohttp.ClientError, ValueError, zlib.error) as error:
-            raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {_kind(error)}") from None
+            raise SearchError(FailureKind.BAD_RESPONSE, f"the answer is broken: {type(error).__name__}") from None
 
     async def close(self) -> None:
         """Close the connections; the next fetch opens them again."""
@@ -166,12 +167,12 @@ class Fetcher:
         return Fetched(str(target), content_type, response.charset, body)
 
     async def _decoded(self, response: aiohttp.ClientResponse, coding: str) -> AsyncIterator[bytes]:
-        """The body as it arrives, never more of it than may be kept."""
+        """The body as it arrives, never more of it than is allowed."""
         decoder = _decoder(coding)
         wire = decoded = 0
         async for raw in response.content.iter_chunked(_CHUNK):
             wire += len(raw)
-            received(len(raw))
+            count_bytes(len(raw))
             part = raw if decoder is None else decoder.decompress(raw, self._max_bytes - decoded + 1)
             decoded += len(part)
             if max(wire, decoded) > self._max_bytes:
@@ -221,8 +222,3 @@ def _parsed(url: str) -> URL:
         return URL(url)
     except (ValueError, UnicodeError):
         raise SearchError(FailureKind.BLOCKED, "the address cannot be read") from None
-
-
-def _kind(error: BaseException) -> str:
-    """An exception's type: its text may hold the address."""
-    return type(error).__name__

@@ -1,6 +1,6 @@
 """The readable text of web pages, made by processes that are killed when they are late.
 
-A few workers (`page_worker.py`) are started when the first page comes and then kept. One that is late or dies is
+A few workers (`page_worker.py`) are started when the first page comes and are used again. One that is late or dies is
 replaced; its page is a failure.
 """
 
@@ -61,7 +61,11 @@ class PageReader:
             SearchError: `TIMEOUT`, or `BAD_RESPONSE`: the page cannot be read or holds no text.
         """
         if page.content_type in ("text/plain", "text/markdown"):
-            found = PageText("", _decoded(page))
+            try:
+                text = page.body.decode(page.charset or "utf-8", "replace")
+            except LookupError:  # a character set that Python does not know
+                text = page.body.decode("utf-8", "replace")
+            found = PageText("", text)
         else:
             async with self._slots:
                 found = await self._ask(job(page.body[:MAX_HTML], page.charset))
@@ -134,10 +138,3 @@ async def _start() -> _Worker:
             raise SearchError(FailureKind.UNAVAILABLE, "no process for reading pages could be started") from None
         raise
     return worker
-
-
-def _decoded(page: Fetched) -> str:
-    try:
-        return page.body.decode(page.charset or "utf-8", "replace")
-    except LookupError:
-        return page.body.decode("utf-8", "replace")

@@ -14,7 +14,7 @@ import aiohttp
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
-from mmsearch_trl.search.calls.cost import received
+from mmsearch_trl.search.calls.cost import count_bytes
 
 
 RETRIEVER_TOKEN = "MMSEARCH_RETRIEVER_TOKEN"
@@ -32,7 +32,7 @@ _CHUNK = 1 << 16
 
 
 class Service:
-    """Calls to one service. Time is the caller's to bound: `asking.py` does.
+    """Calls to one service. Time is the caller's to bound, as `BackendClient` does.
 
     Args:
         url: Such as `http://127.0.0.1:8000`; paths are put behind it.
@@ -114,14 +114,15 @@ class Service:
         body = bytearray()
         async for part in response.content.iter_chunked(_CHUNK):
             body += part
-            received(len(part))
+            count_bytes(len(part))
             if len(body) > self._max_bytes:
                 raise SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
         return bytes(body)
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> SearchError:
         error = refusal(response.status, seconds_of(response.headers.get("Retry-After")))
-        if error.failure.kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in _lower(body):
+        words = body[:10_000].decode("utf-8", "replace").lower()
+        if error.failure.kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in words:
             return SearchError(FailureKind.QUOTA_SPENT, error.failure.message, retry_after=error.retry_after)
         return error
 
@@ -146,7 +147,3 @@ def seconds_of(retry_after: str | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _lower(body: bytes) -> str:
-    return body[:10_000].decode("utf-8", "replace").lower()
