@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmsearch_trl.core.reward import ScoredTrajectory
+from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.traces.build import images_of, trace_record
 from mmsearch_trl.traces.records import TraceRecord, TraceToken
 from mmsearch_trl.traces.tokens import Decoder, TokenSpeller
@@ -57,12 +57,19 @@ def test_the_outcome_counts_a_failed_call_as_a_search(failing, answering, tokeni
 
 
 def test_nobody_judged_means_neither_right_nor_wrong(answering, tokenizer):
-    assert record_of(replace(answering, rewards={}), tokenizer).outcome.right is None
+    assert (
+        record_of(replace(answering, parts=RewardParts(1.0, math.nan, math.nan, 0, None)), tokenizer).outcome.right
+        is None
+    )
 
 
 def test_what_json_cannot_hold_becomes_null(answering, tokenizer):
-    record = record_of(replace(answering, reward=math.nan, rewards={"accuracy": math.inf}), tokenizer)
-    assert (record.reward, record.rewards, record.outcome.right) == (None, {"accuracy": None}, None)
+    record = record_of(replace(answering, parts=RewardParts(math.nan, math.inf, 1.0, 0, None)), tokenizer)
+    assert (record.reward, record.rewards, record.outcome.right) == (
+        None,
+        {"accuracy": None, "format": 1.0, "searches": 0.0},
+        None,
+    )
     assert json.loads(record.to_json())["reward"] is None
 
 

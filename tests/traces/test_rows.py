@@ -1,6 +1,8 @@
 import json
+import math
 from dataclasses import replace
 
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.traces.rows import evaluation_row
 
@@ -28,5 +30,5 @@ def test_a_row_names_what_failed(failing, tokenizer):
 
 def test_a_question_without_gold_still_makes_a_row(answering, tokenizer):
     answering.trajectory.task = Task(id="a", question="?")
-    row = evaluation_row(replace(answering, rewards={}), tokenizer, step=0)
+    row = evaluation_row(replace(answering, parts=RewardParts(1.0, math.nan, math.nan, 0, None)), tokenizer, step=0)
     assert (row.reward_model["ground_truth"], row.right, row.image_url) == ("", None, None)

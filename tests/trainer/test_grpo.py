@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.trainer.advantages import group_advantages
@@ -56,21 +57,21 @@ def test_filtering_trains_on_groups_that_differ_only_and_refills(tmp_path: Path)
 
 def test_filtering_that_finds_nothing_says_so(tmp_path: Path) -> None:
     trainer = tiny.trainer(FAMILY, tmp_path, reward=constant, filter_zero_variance_groups=True, max_refills=2)
-    with pytest.raises(RuntimeError, match="3 batches held 0 prompts with differing rewards, 2 are needed"):
+    with pytest.raises(UserError, match="3 batches held 0 prompts with differing rewards, 2 are needed"):
         trainer.train()
 
 
 def test_a_broken_rollout_does_not_make_a_group_informative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny.trainer(FAMILY, tmp_path, reward=constant, filter_zero_variance_groups=True, max_refills=1)
-    collect = type(trainer).collect
+    run = trainer.rollouter.run
 
-    def breaking(self: Any, rows: list[Any]) -> Any:
-        rows, trajectories = collect(self, rows)
-        trajectories[0].stop = StopReason.FAILED
-        return rows, trajectories
+    def breaking(*arguments: Any, **options: Any) -> Any:
+        report = run(*arguments, **options)
+        report.trajectories[0].stop = StopReason.FAILED
+        return report
 
-    monkeypatch.setattr(type(trainer), "collect", breaking)
-    with pytest.raises(RuntimeError, match="held 0 prompts"):
+    monkeypatch.setattr(trainer.rollouter, "run", breaking)
+    with pytest.raises(UserError, match="held 0 prompts"):
         trainer.train()
 
 

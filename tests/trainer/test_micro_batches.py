@@ -1,6 +1,7 @@
 """Dealing rows to micro-batches by length: the same step, with less padding."""
 
 from collections.abc import Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ class _Forwards:
         self.seen: list[tuple[int, int, list[int]]] = []
         forward = trainer.model.forward
 
+        @wraps(forward)  # `generate` reads which inputs it takes off its signature
         def spy(*arguments: Any, **inputs: Any) -> Any:
             if inputs.get("fused_lm_head") and torch.is_grad_enabled():
                 mask = inputs["attention_mask"]

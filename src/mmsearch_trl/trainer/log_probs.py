@@ -72,7 +72,8 @@ class ScoredBatch:
         Raises:
             UserError: The model takes inputs of another vision family, or an auxiliary loss is asked for.
         """
-        unused = [name for name, value in inputs.items() if name not in VISION_INPUTS and value not in (None, False)]
+        given = [name for name, value in inputs.items() if value is not None and value is not False]
+        unused = [name for name in given if name not in VISION_INPUTS]
         if unused:
             raise UserError(f"MMSearchGRPOTrainer supports Qwen-VL style inputs; this model also needs {unused}.")
         vision = {name: inputs.get(name) for name in VISION_INPUTS}

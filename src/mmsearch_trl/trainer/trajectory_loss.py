@@ -58,7 +58,7 @@ def trajectory_loss(
         args.epsilon if args.epsilon_high is None else args.epsilon_high,
     )
     tokens = mask.sum().clamp(min=1)
-    metrics = {"entropy": float((entropies * mask).sum() / tokens)}
+    metrics = {"entropy": float((entropies.detach() * mask).sum() / tokens)}
     if args.beta != 0.0:
         difference = inputs["ref_per_token_logps"] - log_probs
         kl = ((difference.exp() - difference - 1) * mask).sum() / tokens
