@@ -1,6 +1,7 @@
 """The training script: a wrong input is one line before any model is loaded, and a run leaves what it promises."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from mmsearch_trl import train
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.core import versions
 from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.search.imported import ImportedImageConfig
 from mmsearch_trl.traces.files import read_traces
 
 
@@ -28,9 +30,9 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
     return lines[0].removeprefix("mmsearch: error: ")
 
 
-def some_rows(home: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of the world's training data with absolute paths of their images."""
-    lines = (home / "world" / "train.jsonl").read_text().splitlines()[:count]
+def some_rows(home: Path, count: int, name: str = "train") -> list[dict[str, Any]]:
+    """Rows of the world's data with absolute paths of their images."""
+    lines = (home / "world" / f"{name}.jsonl").read_text().splitlines()[:count]
     return [row | {"image": str(home / "world" / row["image"])} for row in map(json.loads, lines)]
 
 
@@ -112,6 +114,30 @@ def run(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("HF_TOKEN", "")
         assert main(["train", *grpo_arguments(world_home, out, **options)]) == 0
     return out
+
+
+def test_a_backend_of_ones_own_answers_in_training(
+    world_home: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "their_images.py").write_text(
+        "from mmsearch_trl.core.observation import ImageHit\n\n\nasync def look(query, k, *, title):\n"
+        "    return [ImageHit(title=f'{title} of {query.image.width} pixels')] * k\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    data = write_jsonl(tmp_path / "few.jsonl", some_rows(world_home, 2, "known"))
+    options = QUICK | {"model_name_or_path": taught, "train_files": data, "search.image.backend": "their_images:look"}
+    options |= {"search.image.title": "their emblem", "search.image.top_k": 1}
+    arguments = grpo_arguments(world_home, tmp_path / "run", **options)
+    arguments = [word for word in arguments if not word.startswith("--search.image.path")]
+    assert main(["train", *arguments]) == 0
+    traces = "".join(path.read_text() for path in (tmp_path / "run" / "traces").glob("*.jsonl"))
+    assert "their emblem of 56 pixels" in traces
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").search.image == ImportedImageConfig(
+        backend="their_images:look", arguments={"title": "their emblem"}, top_k=1
+    )
+    message = refused([*arguments, "--search.image.titel=1"], monkeypatch, capsys)
+    assert "search.image.titel: their_images:look takes no `titel`; did you mean `title`?" in message
 
 
 def test_a_run_leaves_model_recipe_environment_card_and_traces(run: Path) -> None:

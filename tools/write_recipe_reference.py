@@ -119,9 +119,11 @@ def _backends(title: str, base: type[BackendConfig], union: Any) -> Iterator[str
     yield _table(title, f"In the mapping `{base.section}:`.", rows)
     for section in get_args(union):
         backend, *own = [field for field in fields(section) if field.name not in {field.name for field in shared}]
-        yield f"`{prefix}backend: {section.backend}`: {_escaped(backend.metadata['help'])}\n"
-        if own:
-            yield "\n".join([_HEADING, *(_row(field, prefix) for field in own), ""])
+        name = getattr(section, "backend", "package.module:Name")
+        yield f"`{prefix}backend: {name}`: {_escaped(backend.metadata['help'])}\n"
+        rows = [_row(field, prefix) for field in own if not field.metadata.get("other_keys")]
+        if rows:
+            yield "\n".join([_HEADING, *rows, ""])
 
 
 def inherited_part() -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,36 @@ def test_an_index_is_queried_by_what_it_holds(
 def test_nothing_found_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "zebra", "--text", f"{{backend: bm25, path: {home / 'texts'}}}"]) == 0
     assert "searched, and found nothing" in capsys.readouterr().out
+
+
+def test_a_backend_of_ones_own_answers_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    [code] = re.findall(r'```python\n("""notes.py.*?)```', page, re.DOTALL)
+    [section] = re.findall(r"```yaml\n(search:\n  text: {backend: \"notes:Notes\".*?)```", page, re.DOTALL)
+    (tmp_path / "notes.py").write_text(code)
+    (tmp_path / "notes.txt").write_text("Milk and bread.\nThe tower of Velm has a bell.\nVelm is far.\n")
+    (tmp_path / "recipe.yaml").write_text(section)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    query = ["search", "Velm tower", "--config", "recipe.yaml"]
+    assert main(query) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("notes, ") and "The tower of Velm has a bell." in shown and "far" not in shown
+    assert main([*query, "--text.least", "1", "--text.top_k=2"]) == 0
+    assert "2. (no title)" in capsys.readouterr().out
+    for wrong, message in (
+        (["--text.leest", "1"], "search.text.leest: notes:Notes takes no `leest`; did you mean `least`?"),
+        (["--text.path", "gone.txt"], "search.text.backend: notes:Notes raised FileNotFoundError: "),
+        (["--text.backend", "notes:Note", "--text.path", "x"], "search.text.backend: notes has no `Note`; did you"),
+        (["--text.backend", "note:Notes"], "search.text.backend: there is no module note (looked for in /"),
+        (["--text.backend", "notes:Notes:x"], "`search.text.backend` must be one of bm25, dense, hybrid, "),
+    ):
+        assert main([*query, *wrong]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("mmsearch: error: ") and message in line
+    del sys.modules["notes"]
 
 
 @pytest.mark.parametrize(

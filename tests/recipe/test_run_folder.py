@@ -2,6 +2,7 @@ from pathlib import Path
 
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
+from mmsearch_trl.search.imported import ImportedTextConfig
 
 
 def test_what_is_recorded_is_the_whole_recipe_and_can_be_run_again(tmp_path: Path) -> None:
@@ -12,7 +13,16 @@ def test_what_is_recorded_is_the_whole_recipe_and_can_be_run_again(tmp_path: Pat
     recipe = load_recipe(tmp_path / "own.yaml", {"seed": 2})
     record_run(recipe, tmp_path / "run")
     text = (tmp_path / "run" / "recipe.yaml").read_text()
-    assert "sesame" not in text and "extends" not in text
+    assert "sesame" not in text and "extends:" not in text
     again = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert again.values == {key: value for key, value in recipe.values.items() if key != "hub_token"}
     assert (again.search, again.trainer.seed) == (recipe.search, 2)
+
+
+def test_what_a_users_own_backend_calls_a_secret_is_not_recorded(tmp_path: Path) -> None:
+    lines = ["model_name_or_path: m", "use_cpu: true", "bf16: false"]
+    lines += ["search: {text: {backend: 'a.b:C', api_key: sesame, password: sesame, token: sesame, tokens: 3}}"]
+    (tmp_path / "own.yaml").write_text("\n".join(lines))
+    record_run(load_recipe(tmp_path / "own.yaml"), tmp_path / "run")
+    recorded = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert recorded.search.text == ImportedTextConfig(backend="a.b:C", arguments={"tokens": 3})

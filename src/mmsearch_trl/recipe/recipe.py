@@ -153,7 +153,7 @@ class Recipe:
             elif rollout.max_turns == 1:
                 problem = "rollout.max_turns is 1, so that no search can be answered: set it to 2 or more"
             elif getattr(self.search, name) is None:
-                backends = ", ".join(backend.backend for backend in get_args(known))
+                backends = ", ".join(section.backend for section in get_args(known) if hasattr(section, "backend"))
                 problem = f"search.{name} is not set: give it a `backend`, one of {backends}"
             if problem:
                 raise UserError(

@@ -2,8 +2,11 @@
 
 import json
 import platform
+import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,7 +14,7 @@ import yaml
 from mmsearch_trl.recipe.recipe import Recipe
 
 
-_SECRETS = ("hub_token", "push_to_hub_token")
+_SECRET = re.compile(r"token|(.*_)?(key|secret|password|(hub|api|access|auth|bearer)_token)", re.IGNORECASE)
 _PACKAGES = ("mmsearch-trl", "trl", "transformers", "accelerate", "peft", "torch", "datasets", "deepspeed", "vllm")
 
 
@@ -23,10 +26,19 @@ def record_run(recipe: Recipe, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("traces/\nevaluation/\n", encoding="utf-8")
-    values = {key: value for key, value in recipe.values.items() if key not in _SECRETS}
-    text = f"# Resolved from {recipe.path}, overrides included.\n" + yaml.safe_dump(values, sort_keys=False)
+    values = yaml.safe_dump(_without_secrets(recipe.values), sort_keys=False)
+    text = f"# Resolved from {recipe.path}, with what it extends and with overrides.\n{values}"
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+
+def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys of that name: TRL's Hub tokens, and whatever a user's own backend is given."""
+    return {
+        key: _without_secrets(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not _SECRET.fullmatch(key)
+    }
 
 
 def environment() -> dict[str, str]:

@@ -49,12 +49,17 @@ def build(cls: type[T], values: Mapping[str, Any], where: Where, prefix: str = "
     """
     hints = get_type_hints(cls, include_extras=True)
     settable = {field.name: field for field in fields(cls) if field.init}  # pyright: ignore[reportArgumentType]
-    arguments = {}
+    arguments: dict[str, Any] = {}
+    # A section that is passed on to a user's own code has one field for all keys that are not its own.
+    others = next((name for name, field in settable.items() if field.metadata.get("other_keys")), None)
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if name not in settable:
+        if name in settable and name != others:
+            arguments[name] = convert(value, hints[name], key, where)
+        elif others is not None:
+            arguments.setdefault(others, {})[name] = value
+        else:
             raise unknown_key(key, [f"{prefix}{known}" for known in settable], where)
-        arguments[name] = convert(value, hints[name], key, where)
     for name, field in settable.items():
         if name not in arguments and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where(prefix + name)}: the key `{prefix}{name}` is missing")
@@ -100,13 +105,18 @@ def _section(sections: Sequence[Any], values: Mapping[str, Any], key: str, where
     """
     if len(sections) == 1:
         return sections[0]
-    known = {section.backend: section for section in sections}
+    # The section without a name of its own stands for all classes and functions that a user names by their path.
+    known = {section.backend: section for section in sections if hasattr(section, "backend")}
+    imported = next((section for section in sections if not hasattr(section, "backend")), None)
     name, named = values.get("backend"), f"`{key}.backend`"
+    wanted = ", ".join(known) + (", or package.module:Name of your own" if imported else "")
     if name is None:
-        raise UserError(f"{where(key)}: the key {named} is missing: it is one of {', '.join(known)}")
+        raise UserError(f"{where(key)}: the key {named} is missing: it is one of {wanted}")
+    if imported is not None and re.fullmatch(r"[\w.]+:\w+", str(name)):
+        return imported
     if name not in known:
-        wanted = f"must be one of {', '.join(known)}, got {name!r}{did_you_mean(str(name), known)}"
-        raise UserError(f"{where(f'{key}.backend')}: {named} {wanted}")
+        got = f"got {name!r}{did_you_mean(str(name), known)}"
+        raise UserError(f"{where(f'{key}.backend')}: {named} must be one of {wanted}, {got}")
     return known[name]
 
 

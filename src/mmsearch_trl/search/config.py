@@ -5,7 +5,7 @@
       text: {backend: bm25, path: indexes/passages, top_k: 3}
       timeout_s: 20
 
-`backend` says whose keys the others are; each backend's lie beside it.
+`backend` says whose keys the others are; each backend's lie beside it, and `imported.py` takes a user's own.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from mmsearch_trl.search.image.fvqa_cache import FvqaCacheConfig
 from mmsearch_trl.search.image.index import ImageIndexConfig
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
 from mmsearch_trl.search.image.service import ImageServiceConfig
+from mmsearch_trl.search.imported import ImportedImageConfig, ImportedTextConfig
 from mmsearch_trl.search.text.bm25 import BM25Config
 from mmsearch_trl.search.text.ddgs_search import DdgsConfig
 from mmsearch_trl.search.text.dense_config import DenseConfig
@@ -28,7 +29,7 @@ from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogleConfig
 
 
-ImageSection = ImageIndexConfig | FvqaCacheConfig | ImageServiceConfig | SerpApiLensConfig
+ImageSection = ImageIndexConfig | FvqaCacheConfig | ImageServiceConfig | SerpApiLensConfig | ImportedImageConfig
 TextSection = (
     BM25Config
     | DenseConfig
@@ -40,6 +41,7 @@ TextSection = (
     | DdgsConfig
     | PagesConfig
     | McpConfig
+    | ImportedTextConfig
 )
 
 _POSITIVE = ("timeout_s", "try_timeout_s", "max_concurrency", "thumbnail_side", "cache_max_mb", "cache_empty_hours")
