@@ -1,4 +1,4 @@
-"""Teach vision-language models to search only when they must: MMSearch-R1 and LMM-R1 on TRL.
+"""Teach vision-language models to search only when they must: MMSearch-R1 and Search-R1 on TRL.
 
 The public names are imported when they are first used, so that `import mmsearch_trl` costs nothing.
 """
