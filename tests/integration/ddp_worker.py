@@ -1,22 +1,24 @@
-"""Two optimizer steps, run by `accelerate launch` or alone: writes the logs and the weights (`test_ddp.py`).
+"""Two optimizer steps, run by `accelerate launch` or called: writes the logs and the weights (`test_ddp.py`).
 
-With the address of a vLLM server, the rollouts are sampled there; the tools of the second process are slow.
+They are run twice: sampled by the model itself, and on a vLLM server, where the tools of the second process are slow.
 """
 
+import gc
 import json
 import os
 import sys
 from pathlib import Path
 
 
+if __name__ == "__main__":
+    gc.disable()  # so short a life needs no collector, and most of it are imports
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tiny
 import torch
 
 
-def main(out: Path, per_device: int, accumulation: int, server: str | None = None) -> None:
-    torch.set_num_threads(1)
+def train(out: Path, per_device: int, server: str | None) -> None:
     vllm = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server} if server else {}
     slow = server is not None and os.environ.get("RANK") == "1"
     trainer = tiny.trainer(
@@ -24,7 +26,6 @@ def main(out: Path, per_device: int, accumulation: int, server: str | None = Non
         out,
         tiny.tasks(4, images=(1, 0, 2, 3)),
         per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation,
         num_generations=4,
         optim="sgd",
         learning_rate=0.1,
@@ -54,5 +55,13 @@ def main(out: Path, per_device: int, accumulation: int, server: str | None = Non
     trainer.close()
 
 
+def main(out: Path, per_device: int, server: str) -> None:
+    """Writes `OUT/transformers` and `OUT/server`."""
+    for name, url in (("transformers", None), ("server", server)):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        train(out / name, per_device, url)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

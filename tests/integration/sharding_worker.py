@@ -1,8 +1,11 @@
-"""One of two processes that write different numbers of turns with sharded weights; see `test_sharding.py`."""
+"""One of two processes that write different numbers of turns with sharded weights; see `test_sharding.py`.
+
+First with gathered weights; then layer by layer, which is to fail.
+"""
 
 import asyncio
 import datetime
-import sys
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -17,8 +20,15 @@ from mmsearch_trl.world.model import build_model
 from mmsearch_trl.world.tokenizer import build_processor
 
 
-def main(gather: bool) -> None:
+def main() -> None:
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=15))
+    for gather in (True, False):
+        print(f"rank {dist.get_rank()}: {roll_out(gather)}", flush=True)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def roll_out(gather: bool) -> str:
     rank = dist.get_rank()
     processor = build_processor()
     model = build_model(processor).eval()
@@ -35,17 +45,12 @@ def main(gather: bool) -> None:
         sampling = SamplingParams(max_tokens=4 + 5 * rank, seed=rank)
         return [len((await engine.generate([5, 6, 7], [], sampling)).token_ids) for _ in range(1 + 2 * rank)]
 
-    if gather:
-        with torch.no_grad(), gathered(model):
-            written = asyncio.run(turns())
-    else:
+    with torch.no_grad(), gathered(model) if gather else nullcontext():
         written = asyncio.run(turns())
     with torch.no_grad():
         again = model(input_ids=ids).logits
-    print(f"rank {rank}: {len(written)} turns, difference {float((again - whole).abs().max()):.1e}", flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    return f"{len(written)} turns, difference {float((again - whole).abs().max()):.1e}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "gathered")
+    main()

@@ -8,30 +8,24 @@ import pytest
 
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
+TURNS = ("rank 0: 1 turns, difference 0.0e+00", "rank 1: 3 turns, difference 0.0e+00")
+
+pytestmark = pytest.mark.slow
 
 
-def _run(mode: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(WORKER),
-        mode,
-    ]
+@pytest.fixture(scope="module")
+def result() -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
-@pytest.mark.slow
-def test_uneven_rollouts_end_and_leave_the_weights_sharded_as_they_were() -> None:
-    result = _run("gathered")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "rank 0: 1 turns, difference 0.0e+00" in result.stdout
-    assert "rank 1: 3 turns, difference 0.0e+00" in result.stdout
+def test_uneven_rollouts_end_and_leave_the_weights_sharded_as_they_were(
+    result: subprocess.CompletedProcess[str],
+) -> None:
+    assert all(line in result.stdout for line in TURNS), result.stderr[-2000:]
 
 
-@pytest.mark.slow
-def test_without_gathering_they_would_stall() -> None:
-    assert _run("layer by layer").returncode != 0
+def test_without_gathering_they_would_stall(result: subprocess.CompletedProcess[str]) -> None:
+    """The second process has more turns, and nobody to compute its last ones with."""
+    assert result.returncode != 0 and "Timed out waiting" in result.stderr
+    assert result.stdout.count("rank 1: ") == 1
