@@ -109,8 +109,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         self.collector = Collector(
             args, self.rollouter, self.sampler, self.reward_functions, self.ranks, resize_images=resize_images
         )
-        self._batch: CollectedBatch | None = None
-        """The batch between its rollout and its loss."""
+        self._batch: CollectedBatch | None = None  # between its rollout and its loss
         self._traces: TraceWriter | None = None
         use_console(self, "GRPO")
 
