@@ -106,7 +106,7 @@ def turn(loop: StepLoop, first: int, tokens: int = 3, images: Sequence[ImageInpu
 
 
 def picture(shade: int) -> ImageInput:
-    return ImageInput(Image.new("RGB", (2, 2), (shade, 0, 0)), f"key{shade}", 1)
+    return ImageInput(Image.new("RGB", (2, 2), (shade, 0, 0)), f"key{shade}", 1, (2, 2))
 
 
 def together(*calls: Any) -> list[Any]:

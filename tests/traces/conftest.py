@@ -42,7 +42,7 @@ def picture(colour: str, side: int = 56) -> Image.Image:
 
 
 def image_input(image: Image.Image, num_tokens: int = 4) -> ImageInput:
-    return ImageInput(image, image_digest(image), num_tokens)
+    return ImageInput(image, image_digest(image), num_tokens, image.size)
 
 
 def turn(text: str, kind: ActionKind, action_text: str | None = None, observation: Observation | None = None) -> Turn:

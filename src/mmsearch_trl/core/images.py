@@ -20,11 +20,13 @@ class ImageInput:
         image: RGB image, before the model's own image processor.
         key: SHA-256 of its pixels; the same image is processed once per rollout.
         num_tokens: Image pads that stand for it in the token ids.
+        shown_size: Width and height in pixels after the image processor's resizing: what the model sees.
     """
 
     image: Image.Image
     key: str
     num_tokens: int
+    shown_size: tuple[int, int]
 
 
 Part = str | ImageInput

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_trl.core.action import Action
+from mmsearch_trl.core.action import SEARCHES, Action
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.core.observation import Failure, Observation
@@ -118,6 +118,11 @@ class Trajectory:
     @property
     def observations(self) -> Iterator[Observation]:
         return (turn.observation for turn in self.turns if turn.observation is not None)
+
+    @property
+    def searched(self) -> bool:
+        """A search was put to a tool, whether or not it was answered; calls of other tools are no searches."""
+        return any(observation.tool in SEARCHES for observation in self.observations)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -8,13 +8,21 @@ from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
+from mmsearch_trl.protocol.tool import Tool
 
 
 class TurnProtocol(Protocol):
-    """One family of tags. `chat` encodes for the model; `stops` are texts at which an engine ends a turn."""
+    """One family of tags.
+
+    Attributes:
+        chat: Encodes for the model.
+        stops: Texts at which an engine ends a turn.
+        tools: What may be called besides the searches.
+    """
 
     chat: ChatEncoder
     stops: tuple[str, ...]
+    tools: tuple[Tool, ...]
 
     def prompt(self, task: Task) -> Encoded:
         """The first user message."""

@@ -1,8 +1,9 @@
 """The MMSearch-R1 protocol: what a turn asks for, and how the first prompt and the replies are worded.
 
-A turn ends in one action: `<answer>…</answer>`, `<search><img></search>` or `<text_search>query</text_search>`. Only
-the end of the turn decides about a search, as upstream does it; the reasoning before it is not looked at. What
-happened to a search is told by the observation's type, never by the wording of a reply.
+A turn ends in one action: `<answer>…</answer>`, `<search><img></search>`, `<text_search>query</text_search>`, or a
+call of a further tool (`protocol/tool.py`). Only the end of the turn decides about a call, as upstream does it; the
+reasoning before it is not looked at. What happened to a call is told by the observation's type, never by the wording
+of a reply.
 
 Sources: paper arXiv 2506.20670 §2 and Table 3; rollout worker of EvolvingLMMs-Lab/multimodal-search-r1 at 583c6b49.
 """
@@ -15,11 +16,14 @@ from PIL import Image
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
-from mmsearch_trl.protocol.prompt_files import Prompts
+from mmsearch_trl.protocol.prompt_files import TOOLS_SLOT, Prompts
 from mmsearch_trl.protocol.reply_templates import ReplyTemplates
+from mmsearch_trl.protocol.safe_text import TAGS, SafeText
+from mmsearch_trl.protocol.tool import Tool
 
 
 IMAGE_SEARCH_TAG = "<search><img></search>"
@@ -27,6 +31,7 @@ IMAGE_SEARCH = re.compile(r"<search><img></search>$")
 TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
 QUERY = re.compile(r"<text_search>(.*?)</text_search>")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Content = list[str | Image.Image]
 
@@ -42,15 +47,28 @@ class MMSearchProtocol:
 
     Args:
         chat: Encoder of the model's processor.
+        tools: What may be called besides the searches.
+
+    Raises:
+        UserError: a tool's name is no tag, is taken, or is one of the protocol's own.
     """
 
     stops: tuple[str, ...] = ()
     """A turn ends with the model's own end of turn, as upstream has it."""
 
-    def __init__(self, chat: ChatEncoder, prompts: Prompts, templates: ReplyTemplates | None = None) -> None:
+    def __init__(
+        self,
+        chat: ChatEncoder,
+        prompts: Prompts,
+        templates: ReplyTemplates | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> None:
         self.chat = chat
         self.prompts = prompts
         self.templates = templates or ReplyTemplates()
+        self.tools = tuple(tools)
+        names = check_tool_names(self.tools)
+        self.safe = SafeText(chat.tokenizer, (*TAGS, *names)) if names else chat.safe
 
     def prompt(self, task: Task) -> Encoded:
         """The first user message: prompt text, images and question."""
@@ -59,10 +77,16 @@ class MMSearchProtocol:
             template += "{question}"
         if "{image}" not in template:
             template = "{image}" + template
+        if TOOLS_SLOT not in template and self.tools:
+            template += TOOLS_SLOT
+        slots = {
+            "question": self.safe(task.question),
+            "tools": "".join(f"\n\n{tool.prompt}" for tool in self.tools),
+        }
         content: Content = []
         for i, piece in enumerate(template.split("{image}")):
             content += task.images if i == 1 else ()
-            content.append(piece.replace("{question}", self.chat.safe(task.question)))
+            content.append(_fill(piece, slots))
         return self.chat.prompt([part for part in content if part != ""])
 
     def read(self, text: str) -> Action:
@@ -73,6 +97,9 @@ class MMSearchProtocol:
         if TEXT_SEARCH.search(end):
             query = QUERY.findall(end)[-1].strip()
             return Action(ActionKind.TEXT_SEARCH, query) if query else Action(ActionKind.NONE)
+        for tool in self.tools:
+            if (action := tool.read(text)) is not None:
+                return action
         answers = ANSWER.findall(text)
         return Action(ActionKind.ANSWER, answers[-1].strip()) if answers else Action(ActionKind.NONE)
 
@@ -88,24 +115,29 @@ class MMSearchProtocol:
         return Completion(ids, logprobs, completion.finish_reason)
 
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
-        """The user message that tells the model what its search brought."""
+        """The user message that tells the model what its call brought."""
+        question = self.templates.question.replace("{question}", self.safe(task.question))
+        for tool in self.tools:
+            if tool.name == observation.tool:
+                opening = self.templates.tool_opening.replace("{tool}", tool.name)
+                body = self._inert([part for part in tool.render(observation, task) if self._can_show(part)])
+                return self.chat.reply([opening, *body, self.templates.closing + question], sampled)
         if observation.failure is not None:
             text = self.templates.failure.replace("{reason}", observation.failure.kind.value.replace("_", " "))
             return self.chat.reply([text.replace("{tool}", TOOL_NAMES[observation.tool])], sampled)
         prompts = self.prompts
         image = observation.tool == ActionKind.IMAGE_SEARCH
         after = prompts.after_image_search if image else prompts.after_text_search
-        question = self.templates.question.replace("{question}", self.chat.safe(task.question))
         body = self._inert(self._body(observation))
         return self.chat.reply([self.templates.opening, *body, self.templates.closing + question + after], sampled)
 
     def overflow(self, tool: str, sampled: Sequence[int]) -> Encoded:
         """The short notice that stands for a reply that does not fit."""
-        return self.chat.reply([self.templates.overflow.replace("{tool}", TOOL_NAMES[tool])], sampled)
+        return self.chat.reply([self.templates.overflow.replace("{tool}", TOOL_NAMES.get(tool, tool))], sampled)
 
     def ask_for_answer(self, task: Task, sampled: Sequence[int]) -> Encoded:
         """The request for the final answer after a search that was refused."""
-        text = self.prompts.forced_answer.replace("{question}", self.chat.safe(task.question))
+        text = self.prompts.forced_answer.replace("{question}", self.safe(task.question))
         return self.chat.reply([text], sampled)
 
     def ask_again(self, sampled: Sequence[int]) -> None:
@@ -132,6 +164,9 @@ class MMSearchProtocol:
         before, after = templates.image_item.split("{image}")
         return [_fill(before, slots), hit.thumbnail, _fill(after, slots)]
 
+    def _can_show(self, part: str | Image.Image) -> bool:
+        return isinstance(part, str) or self.chat.can_show(part)
+
     def _inert(self, content: Content) -> Content:
         """Join neighbouring texts, so that no token can hide in a seam, and make them inert."""
         joined: Content = []
@@ -140,7 +175,24 @@ class MMSearchProtocol:
                 joined[-1] += part
             else:
                 joined.append(part)
-        return [self.chat.safe(part) if isinstance(part, str) else part for part in joined]
+        return [self.safe(part) if isinstance(part, str) else part for part in joined]
+
+
+def check_tool_names(tools: Sequence[Tool]) -> tuple[str, ...]:
+    """The names of tools, in order.
+
+    Raises:
+        UserError: one is no tag, is taken, or means something else in the protocol.
+    """
+    names = tuple(tool.name for tool in tools)
+    for number, name in enumerate(names):
+        if not _TOOL_NAME.fullmatch(name):
+            raise UserError(f"the tool name {name!r} is no tag: lower-case letters, digits and _ make one")
+        if name in TAGS or name in TOOL_NAMES:
+            raise UserError(f"the tool name {name!r} is one of the protocol's own tags and searches")
+        if name in names[:number]:
+            raise UserError(f"two tools are named {name!r}")
+    return names
 
 
 def default_protocol(processor: Any) -> MMSearchProtocol:

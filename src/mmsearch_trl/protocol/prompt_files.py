@@ -4,8 +4,9 @@ A pickle can call any function while it is loaded. The unpickler here resolves n
 containers and scalars can be built, and the result is refused unless it is one `str`.
 
 The first prompt says where the image and the question stand with the slots `{image}` and `{question}`. They are filled
-by plain replacement, so braces elsewhere, and braces in a question, mean nothing. Upstream's first prompt has no slots
-and ends with `<image> `: there `<image>` is where the image stands, and the question is appended.
+by plain replacement, so braces elsewhere, and braces in a question, mean nothing. `{tools}` may say where further
+tools are described; without it they are at the end. Upstream's first prompt has no slots and ends with `<image> `:
+there `<image>` is where the image stands, and the question is appended.
 """
 
 import io
@@ -21,6 +22,7 @@ from mmsearch_trl.core.errors import UserError
 
 IMAGE_SLOT = "{image}"
 QUESTION_SLOT = "{question}"
+TOOLS_SLOT = "{tools}"
 UPSTREAM_IMAGE_MARK = "<image>"
 
 
@@ -37,7 +39,7 @@ class Prompts:
     """The texts that the environment speaks.
 
     Attributes:
-        first_turn: The first user message, always with exactly one `{image}` and one `{question}`.
+        first_turn: The first user message, with exactly one `{image}` and one `{question}`, and perhaps one `{tools}`.
         after_image_search: Follows the results of an image search; may be empty.
         after_text_search: Follows the results of a text search; may be empty.
         forced_answer: Asks for the final answer when no search is left.

@@ -18,6 +18,7 @@ class ReplyTemplates:
 
     opening: str = "Searched results: <information>"
     closing: str = "</information>\n"
+    tool_opening: str = "Result of {tool}: <information>"
     question: str = "Original user's question: {question}\n"
     image_header: str = (
         "[Image Search Results] The result of the image search consists of web page information related to the image "

@@ -26,6 +26,7 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import QUESTION_SLOT, load_prompt
+from mmsearch_trl.protocol.tool import Tool
 
 
 SEARCH_END, ANSWER_END = "</search>", "</answer>"
@@ -52,6 +53,7 @@ class SearchR1Protocol:
     """
 
     stops: tuple[str, ...] = (SEARCH_END, ANSWER_END)
+    tools: tuple[Tool, ...] = ()
 
     def __init__(
         self, chat: ChatEncoder, prompt: str | None = None, *, max_observation_tokens: int | None = None

@@ -12,6 +12,7 @@ from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
+from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
 
 
@@ -70,7 +71,7 @@ class Rollouter:
                 tasks,
                 engine,
                 self.protocol,
-                self.tools,
+                Toolbox(self.tools, self.protocol.tools),
                 self.limits,
                 [self.sampling(name, temperature) for name in names],
                 max_in_flight=self._max_in_flight,

@@ -61,7 +61,7 @@ def _outcome(scored: ScoredTrajectory) -> TraceOutcome:
     return TraceOutcome(
         stop=trajectory.stop.value if trajectory.stop else None,
         right=scored.right,
-        searched=any(True for _ in trajectory.observations),
+        searched=trajectory.searched,
         failure=_failure(trajectory.failure),
     )
 
@@ -69,7 +69,7 @@ def _outcome(scored: ScoredTrajectory) -> TraceOutcome:
 def _turn(turn: Turn, spell: Speller) -> TraceTurn:
     return TraceTurn(
         text=turn.text,
-        action=turn.action.kind.value,
+        action=turn.action.tool or turn.action.kind.value,
         action_text=turn.action.text,
         finish_reason=turn.finish_reason.value,
         generation_seconds=round(turn.generation_seconds, 4),

@@ -57,7 +57,12 @@ class TraceObservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceTurn:
-    """One turn of the model and the reply to it; `tokens` are those of both, in order."""
+    """One turn of the model and the reply to it.
+
+    Attributes:
+        action: The tool that the turn calls; else its kind, `answer` or `none`.
+        tokens: Those of both, in order.
+    """
 
     text: str
     action: str
@@ -70,7 +75,7 @@ class TraceTurn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOutcome:
-    """How it ended. `right` is None when nobody judged; `searched` counts calls that failed, too."""
+    """How it ended. `right` is None when nobody judged; `searched` counts searches that failed, too."""
 
     stop: str | None
     right: bool | None

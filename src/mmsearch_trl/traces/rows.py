@@ -20,7 +20,7 @@ class EvaluationRow:
         score: The total reward.
         reward_model: `ground_truth`, `candidate_answers` (a JSON list as a string) and `style`, as in the data set.
         right: None when nobody judged.
-        actions: Kind of each turn's action, in order.
+        actions: Of each turn: the tool that it calls, else `answer` or `none`.
         responses: The model's own turns as text.
         rewards: The reward by part.
         tool_failures: Kind of each failed call, in order.
@@ -71,7 +71,7 @@ def evaluation_row(scored: ScoredTrajectory, tokenizer: Decoder, *, step: int) -
         answers=tuple(task.answers),
         right=scored.right,
         stop=trajectory.stop.value if trajectory.stop else None,
-        actions=tuple(turn.action.kind.value for turn in trajectory.turns),
+        actions=tuple(turn.action.tool or turn.action.kind.value for turn in trajectory.turns),
         responses=tuple(trajectory.responses),
         rewards=dict(scored.rewards),
         tool_failures=tuple(seen.failure.kind.value for seen in observations if seen.failure),

@@ -119,7 +119,8 @@ class Collector:
                 tasks, opened.engine, names, args.temperature, close_share=args.rollout_close_share
             )
         calls = SearchCalls.gather(report.calls, self._ranks)
-        metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks) | calls.metrics()
+        tools = [tool.name for tool in self._rollouter.protocol.tools]
+        metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks, tools) | calls.metrics()
         reason = self._failure_monitor.abort_reason(calls.total.calls, calls.infrastructure_failures)
         rows = [{key: value for key, value in row.items() if key not in _IMAGE_COLUMNS} for row in rows]
         rewards = self._reward_functions(rows, report.trajectories, state)

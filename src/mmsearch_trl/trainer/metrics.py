@@ -5,6 +5,7 @@ step and means are exact over all trajectories.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,13 +17,23 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.rollout.rollouter import RolloutReport
 
 
-def rollout_metrics(report: RolloutReport, ranks: Ranks) -> dict[str, float]:
-    """Means over the trajectories of all ranks, the time of the slowest, and the share in which engines generated."""
-    columns = zip(*map(_row, report.trajectories), strict=True)
+def rollout_metrics(report: RolloutReport, ranks: Ranks, tools: Sequence[str] = ()) -> dict[str, float]:
+    """Means over the trajectories of all ranks, the time of the slowest, and the share in which engines generated.
+
+    Args:
+        tools: Names of the tools besides the searches: of each, the share of trajectories that call it, and the share
+            of its calls that fail, the policy's own mistakes among them.
+    """
+    columns = zip(*(_row(trajectory, tools) for trajectory in report.trajectories), strict=True)
     sums = [math.fsum(column) for column in columns]
     rows = ranks.rows([*sums, len(report.trajectories), report.seconds, report.engine_busy_seconds])
     *totals, count, seconds, busy = (math.fsum(column) for column in zip(*rows, strict=True))
-    metrics = {name: total / count for name, total in zip(_COLUMNS, totals, strict=True)}
+    metrics = {name: total / count for name, total in zip(_COLUMNS, totals, strict=False)}
+    of_tools = iter(totals[len(_COLUMNS) :])
+    for tool, used, calls, failed in zip(tools, of_tools, of_tools, of_tools, strict=True):
+        metrics[f"tool/{tool}/ratio"] = used / count
+        metrics[f"tool/{tool}/calls"] = calls
+        metrics[f"tool/{tool}/failure_rate"] = failed / max(calls, 1)
     metrics["rollout/seconds"] = max(row[-2] for row in rows)
     metrics["rollout/engine_busy"] = busy / seconds if seconds else 0.0
     return metrics
@@ -65,9 +76,8 @@ def accuracy_by_search(
     right, count = [0.0, 0.0], [0.0, 0.0]
     for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
         if trajectory.stop is not StopReason.STRAGGLER:
-            searched = any(True for _ in trajectory.observations)
-            right[searched] += accuracy
-            count[searched] += 1
+            right[trajectory.searched] += accuracy
+            count[trajectory.searched] += 1
     totals = ranks.sum([*right, *count])
     for name, correct, number in zip(
         ("accuracy/unsearched", "accuracy/searched"), totals[:2], totals[2:], strict=True
@@ -88,15 +98,18 @@ _COLUMNS = (
 )
 
 
-def _row(trajectory: Trajectory) -> list[float]:
-    tools = {observation.tool for observation in trajectory.observations}
+def _row(trajectory: Trajectory, tools: Sequence[str]) -> list[float]:
+    """`_COLUMNS`, then of each tool: whether it was called, how often, and how often in vain."""
+    called = Counter(observation.tool for observation in trajectory.observations)
+    failed = Counter(observation.tool for observation in trajectory.observations if observation.failure is not None)
     return [
-        float(bool(tools)),
-        float(ActionKind.IMAGE_SEARCH in tools),
-        float(ActionKind.TEXT_SEARCH in tools),
+        float(trajectory.searched),
+        float(ActionKind.IMAGE_SEARCH in called),
+        float(ActionKind.TEXT_SEARCH in called),
         float(len(trajectory.turns)),
         float(trajectory.stop is StopReason.ANSWERED),
         float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),
         float(trajectory.stop is StopReason.FAILED),
         float(trajectory.stop is StopReason.STRAGGLER),
+        *(float(number) for tool in tools for number in (tool in called, called[tool], failed[tool])),
     ]
