@@ -112,7 +112,7 @@ class SearchRuntime:
         self._paid = {tool: backend is not None and is_paid(backend) for tool, backend in backends.items()}
         self._price = {ActionKind.IMAGE_SEARCH: image_price, ActionKind.TEXT_SEARCH: text_price}
         self._cache = cache
-        self._records_lock = threading.Lock()
+        self._records_lock = threading.Lock()  # the trainer drains them from its own thread
         self._in_flight: SingleFlight[tuple[Observation, Cost]] = SingleFlight()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -198,6 +198,7 @@ class SearchRuntime:
                 observation, cost = await self._join(tool, backend, query, key)
             except Exception as error:
                 observation = _unexpected(tool, backend.name, error)
+        # Its own time, of a shared call too: a metric of how long rollouts wait.
         observation = replace(observation, seconds=time.perf_counter() - start)
         self._record(observation, cost)
         return observation

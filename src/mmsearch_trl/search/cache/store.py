@@ -1,4 +1,4 @@
-"""Answers kept on disk, so that no search is paid for twice and a run can be repeated against the same web.
+"""Search results cached on disk, so that no search is paid for twice and a run can be repeated against the same web.
 
 One SQLite file in WAL mode, shared by any number of processes of one machine (not over a network file system). An
 entry that cannot be read is dropped and counts as a miss; a store that cannot be read or written is reported in the
@@ -39,7 +39,7 @@ _BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (made, size)"
 
 
 def answer_key(tool: ActionKind, fingerprint: str, query: Sequence[str | None], k: int) -> str:
-    """SHA-256 under which the answer to a query is kept; `query` is the normalised text, or digest and names."""
+    """SHA-256 under which the answer to a query is cached; `query` is the normalised text, or digest and names."""
     return digest_of(json.dumps([FORMAT, tool, fingerprint, list(query), k], ensure_ascii=True))
 
 
@@ -48,7 +48,7 @@ class ResultStore:
 
     Args:
         max_bytes: Largest size of all entries together; None for any.
-        empty_lifetime_s: Seconds for which "searched and found nothing" is kept: what was not there may come.
+        empty_lifetime_s: Seconds for which "searched and found nothing" is cached: what was not there may come.
 
     Raises:
         UserError: `path` cannot be used as a store.
@@ -178,6 +178,7 @@ class ResultStore:
         """This process's connection; one that was made before a fork must not be used after it."""
         if self._connection is None or self._owner != os.getpid():
             connection = sqlite3.connect(self.path, timeout=_LOCK_WAIT_S, check_same_thread=False)
+            # Readers do not wait for the writer; a power cut may cost the last entries, never the file.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(_TABLE)

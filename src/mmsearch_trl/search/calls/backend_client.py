@@ -135,7 +135,7 @@ class BackendClient(Generic[QueryT]):
             await self._wait_for_rate(deadline)
             self._check_breaker(now())  # other calls may have failed meanwhile
             if self._budget is not None:
-                self._budget.spend()
+                self._budget.spend()  # after the waits: a call that is not made is not paid for
             self._breaker.let_through(now())
             try:
                 yield
@@ -164,7 +164,7 @@ class BackendClient(Generic[QueryT]):
             answer = await self._within(query, min(deadline, now() + self._policy.try_timeout_s))
             return checked_answer(self._tool, answer, self._k, self._side)
         except SearchError as error:
-            if error.retry_after is not None:
+            if error.retry_after is not None:  # a pause for all calls, not for this one alone
                 self._resumes_at = max(self._resumes_at, now() + error.retry_after)
             raise
         except Exception as error:
@@ -195,7 +195,7 @@ class BackendClient(Generic[QueryT]):
         if self._bucket is not None:
             place = self._bucket.reserve(now)
             if place >= deadline - now:
-                self._bucket.give_back()
+                self._bucket.give_back()  # or those behind would wait for a call that is never made
                 raise _NotAdmitted(
                     FailureKind.RATE_LIMITED, "the allowed rate of calls leaves no room before the deadline"
                 )
@@ -210,6 +210,7 @@ class BackendClient(Generic[QueryT]):
             SearchError: `TIMEOUT` at the limit, or the backend's own.
         """
         start = asyncio.get_running_loop().time()
+        # Not wait_for(): it waits until the cancelled call has ended, and a backend may ignore its cancellation.
         work = asyncio.ensure_future(call(self._backend, query, self._k))
         # A call that is left behind may still fail: asyncio logs an exception that nobody has looked at.
         work.add_done_callback(lambda work: work.cancelled() or work.exception())

@@ -46,6 +46,7 @@ class Batched(Generic[ItemT, ResultT]):
             batch = [self._waiting.get()]
             while len(batch) < self._most and not self._waiting.empty():
                 batch.append(self._waiting.get())
+            # What was given up while it waited is not computed.
             batch = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
             if batch:
                 self._compute(batch)

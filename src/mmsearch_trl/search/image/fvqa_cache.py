@@ -73,6 +73,7 @@ class FvqaPickleCache:
     name = "fvqa-pickle-cache"
 
     def __init__(self, *files: Path) -> None:
+        # Reversed, so that a question of both files has the answers of the first.
         self._rows = {name: row for file in reversed(files) for name, row in read_pickle(file).items()}
         self.fingerprint = digest_of(self.name, *(file.read_bytes() for file in files))
 
@@ -158,7 +159,10 @@ class FvqaJsonCache:
             self._rows = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is no JSON: {error}") from error
-        if not isinstance(self._rows, dict) or not all(map(_is_json_row, self._rows.values())):
+        rows = self._rows.values() if isinstance(self._rows, dict) else [None]
+        if not all(
+            isinstance(row, dict) and all(isinstance(row.get(key), list) for key in _JSON_KEYS) for row in rows
+        ):
             raise UserError(f"{file} is no FVQA cache: not every entry has the lists {' and '.join(_JSON_KEYS)}")
         self._folder = file.resolve().parent
         self.fingerprint = digest_of(self.name, content)
@@ -187,10 +191,6 @@ class FvqaJsonCache:
                 if file.is_relative_to(self._folder) and file.is_file():
                     return _opened(file)
         return None
-
-
-def _is_json_row(row: Any) -> bool:
-    return isinstance(row, dict) and all(isinstance(row.get(key), list) for key in _JSON_KEYS)
 
 
 def open_fvqa_cache(path: str | Path) -> FvqaPickleCache | FvqaFolderCache | FvqaJsonCache:

@@ -86,6 +86,7 @@ def encoded(image: Image.Image) -> bytes:
     side = _LONGEST_SIDE
     while True:
         buffer = io.BytesIO()
+        # Smaller rather than coarser: the blocks of a strong compression are shapes, too.
         shrink(image.convert("RGB"), side).save(buffer, "JPEG", quality=90)
         if buffer.tell() <= MAX_UPLOAD:
             return buffer.getvalue()

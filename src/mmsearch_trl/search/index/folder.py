@@ -162,6 +162,7 @@ def digest_of(*parts: str | bytes) -> str:
     """SHA-256 of several parts; their borders count."""
     digest = hashlib.sha256()
     for part in parts:
+        # A query may hold a lone surrogate, which JSON can escape; it has to have a key as well.
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()

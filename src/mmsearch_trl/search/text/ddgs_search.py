@@ -2,7 +2,7 @@
 
 It reads the result pages of public search engines, which may be against their terms. An engine that refuses, asks for
 a captcha or breaks looks to `ddgs` like one that found nothing, so finding nothing is a failure here: it is tried
-again, and never kept.
+again, and never cached.
 """
 
 from collections.abc import Sequence

@@ -78,6 +78,7 @@ class TextEncoder:
         inputs = self._tokenizer(given, padding=True, truncation=True, max_length=most, return_tensors="pt")
         inputs = inputs.to(self._device)
         hidden = self._model(**inputs).last_hidden_state.float()
-        kept = inputs["attention_mask"].unsqueeze(-1)
-        mean = (hidden * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        # The mean over a text's own tokens: padding must not move it.
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()

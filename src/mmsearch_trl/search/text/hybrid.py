@@ -20,7 +20,7 @@ from mmsearch_trl.search.text.bm25 import TextIndex
 
 _RANK_OFFSET = 60
 _DEPTH = 4
-"""Passages that each backend is asked for, per passage wanted."""
+"""Passages that each backend is asked for, per passage wanted: one may stand low in both and high in their sum."""
 
 
 @dataclass(frozen=True, kw_only=True)

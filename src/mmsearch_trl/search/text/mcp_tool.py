@@ -144,9 +144,11 @@ class _Connection:
             self._ready = asyncio.get_running_loop().create_future()
             self._owner = asyncio.create_task(self._own(self._ready, self._leave))
         assert self._ready is not None
+        # Many searches wait for one connection: the cancellation of one of them must not end it.
         return await asyncio.shield(self._ready)
 
     async def close(self) -> None:
+        """Let the owner leave, whichever task asks for it."""
         owner, self._owner = self._owner, None
         if owner is not None:
             self._leave.set()

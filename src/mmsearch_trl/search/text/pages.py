@@ -1,7 +1,7 @@
 """Text search as MMSearch-R1 has it: search for addresses, read the pages, summarise each for the question.
 
 A page that cannot be read or summarised is replaced by the next address until there are k, or no address is left. What
-each stage gave is kept apart, so that another summariser reads the same pages and pays for no search.
+each stage gave is cached apart, so that another summariser reads the same pages and pays for no search.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class PageSearch:
 
     Args:
         links: Finds addresses.
-        cache: Where addresses, texts and summaries are kept; None keeps nothing.
+        cache: Of addresses, texts and summaries; None for none.
         page_timeout_s: Seconds that one page may take, read and summarised; the next address takes its place.
     """
 
@@ -113,7 +113,7 @@ class PageSearch:
         """
         count = k * _ADDRESSES_PER_HIT
         key = digest_of("addresses", self._links.fingerprint, query, str(count))
-        links = [link for link in await self._kept(key, lambda: call(self._links, query, count)) if link.url]
+        links = [link for link in await self._cached(key, lambda: call(self._links, query, count)) if link.url]
         found, failure = await self._summaries(query, links, k)
         if links and not found:
             reason = failure.message if failure else "no reason is known"
@@ -138,6 +138,7 @@ class PageSearch:
         running: dict[asyncio.Task[TextHit], int] = {}
         try:
             while running or (waiting and len(found) < k):
+                # As many at a time as are still wanted: pages beyond would be read for nothing.
                 while waiting and len(running) + len(found) < k:
                     rank, link = waiting.pop(0)
                     running[asyncio.create_task(self._in_time(query, link))] = rank
@@ -167,20 +168,20 @@ class PageSearch:
             page = await self._reader.read(url)
             return [TextHit(title=page.title or link.title, text=page.text[:MAX_PAGE_CHARS], url=url)]
 
-        [page] = await self._kept(digest_of("page", self._reader.fingerprint, url), read)
+        [page] = await self._cached(digest_of("page", self._reader.fingerprint, url), read)
 
         async def summarise() -> Sequence[TextHit]:
             summary = await self._summariser.summarise(query, page.text)
             return [TextHit(title=page.title, text=summary, url=url)]
 
         key = digest_of("summary", self._summariser.fingerprint, query, page.text)
-        [summary] = await self._kept(key, summarise)
+        [summary] = await self._cached(key, summarise)
         return summary
 
-    async def _kept(self, key: str, make: Callable[[], Awaitable[Answer]]) -> list[TextHit]:
+    async def _cached(self, key: str, make: Callable[[], Awaitable[Answer]]) -> list[TextHit]:
         """What a stage gave before, or gives now."""
-        kept = None if self._cache is None else await call_blocking(self._cache.get, key)
-        hits = text_hits(await make() if kept is None else kept)
-        if kept is None and self._cache is not None:
+        cached = None if self._cache is None else await call_blocking(self._cache.get, key)
+        hits = text_hits(await make() if cached is None else cached)
+        if cached is None and self._cache is not None:
             await call_blocking(self._cache.put, key, hits)
         return hits

@@ -129,7 +129,7 @@ class Fetcher:
             async with self._connected().get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, target, types)
-                where = response.headers.get("Location", "")
+                where = response.headers.get("Location", "")  # its body is not read
             target = self._checked(str(target.join(_parsed(where))))
         raise SearchError(FailureKind.BLOCKED, f"it is redirected more than {MAX_REDIRECTS} times")
 

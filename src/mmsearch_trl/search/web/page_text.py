@@ -90,6 +90,7 @@ class PageReader:
         except (EOFError, OSError):
             raise SearchError(FailureKind.BAD_RESPONSE, "the page is too much for its parser") from None
         finally:
+            # A worker that is still busy would answer the next page with this one's text.
             if whole:
                 self._idle.append(worker)
             else:

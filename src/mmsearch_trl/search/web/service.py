@@ -84,10 +84,10 @@ class Service:
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0),  # calls at once are the caller's to bound, as time is
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None),
-                cookie_jar=aiohttp.DummyCookieJar(),
+                cookie_jar=aiohttp.DummyCookieJar(),  # no search may depend on those before it
             )
         return self._session
 
@@ -115,7 +115,7 @@ class Service:
         async for part in response.content.iter_chunked(_CHUNK):
             body += part
             count_bytes(len(part))
-            if len(body) > self._max_bytes:
+            if len(body) > self._max_bytes:  # the Content-Length may be missing, or a lie
                 raise SearchError(FailureKind.TOO_LARGE, f"the answer is longer than {self._max_bytes} bytes")
         return bytes(body)
 
