@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_index(add("index", "build, inspect and query search indexes"))
     add_serve(add("serve", "serve an index to other processes and machines"))
     _add_data(add("data", "write the data files of a published method"))
-    _add_cache(add("cache", "look after kept search answers, and fill them before a run"))
+    _add_cache(add("cache", "inspect cached search results, and fill the cache before a run"))
     merge = add("merge", "merge a LoRA adapter into its base model", _merge)
     merge.add_argument("adapter", help="folder or Hub name of the adapter")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR")

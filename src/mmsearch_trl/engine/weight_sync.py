@@ -65,7 +65,7 @@ def adapter_weights(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def native_adapter_obstacle(model: nn.Module, max_rank: int | None = None) -> str | None:
-    """Why vLLM cannot apply the model's adapter to the base weights that it loaded, in words; None when it can.
+    """Why vLLM cannot apply the model's adapter to the base weights that it loaded; None when it can.
 
     vLLM refuses some adapters and silently computes something else with others: it reads one rank and one alpha for
     all layers, and leaves out what lies in the vision tower.

@@ -72,7 +72,7 @@ class ResultStore:
             ) from error
 
     def get(self, key: str, *, however_old: bool = False) -> Answer | None:
-        """The answer kept under `key`, or None.
+        """The result cached under `key`, or None.
 
         Args:
             however_old: Give an empty answer whose lifetime is over as well.
@@ -95,7 +95,7 @@ class ResultStore:
             return None
 
     def put(self, key: str, answer: Answer, replace: bool = False) -> Answer:
-        """Keep `answer` under `key`, in place of a living one only with `replace`. Returns the answer as kept."""
+        """Cache `answer` under `key`, in place of a living one only with `replace`. Returns the answer as cached."""
         entry = pack(answer)
         now = time.time()
         keep = "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry, made = excluded.made, size = excluded.size,"
