@@ -1,4 +1,3 @@
-import asyncio
 import json
 from pathlib import Path
 
@@ -7,64 +6,7 @@ from runs import grpo_arguments, write_jsonl
 
 from mmsearch_trl import evaluate as script
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
-from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.task import Task
-from mmsearch_trl.evaluation.rollouts import evaluate_tasks
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
-from mmsearch_trl.rewards.mmsearch import RewardConfig
-from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.traces.files import read_traces
-from mmsearch_trl.world.protocol import build_protocol
-from mmsearch_trl.world.tokenizer import build_processor
-
-
-PROTOCOL = build_protocol(build_processor())
-
-
-class AlwaysKelso:
-    """An engine that gives one answer and notes how it was asked to sample."""
-
-    def __init__(self, protocol: MMSearchProtocol) -> None:
-        text = "<reason> it is new</reason><answer> Kelso</answer>"
-        self._turn = (*protocol.chat.tokenizer(text)["input_ids"], protocol.chat.turn_end_id)
-        self.samplings: list[SamplingParams] = []
-
-    async def generate(self, token_ids: object, images: list[ImageInput], sampling: SamplingParams) -> Completion:
-        self.samplings.append(sampling)
-        return Completion(self._turn, (0.0,) * len(self._turn), FinishReason.STOP)
-
-
-def evaluated(tasks: list[Task], **options: float) -> tuple[list[float | None], list[SamplingParams]]:
-    """Rewards and samplings of an evaluation with `AlwaysKelso`."""
-    engine = AlwaysKelso(PROTOCOL)
-    tools = SearchRuntime(None, None)
-    scored = asyncio.run(evaluate_tasks(tasks, engine, PROTOCOL, tools, Limits(), RewardConfig(), **options))
-    assert [item.trajectory.task for item in scored] == tasks
-    return [item.reward for item in scored], engine.samplings
-
-
-def task(number: int, answer: str = "Kelso") -> Task:
-    return Task(id=f"task-{number}", question="what city is it in?", answers=(answer,))
-
-
-def test_evaluation_is_greedy_unless_told_otherwise() -> None:
-    assert evaluated([task(1)])[1][0].temperature == 0.0
-    assert evaluated([task(1)], temperature=0.7)[1][0].temperature == 0.7
-
-
-def test_a_task_is_sampled_alike_in_any_company() -> None:
-    _, together = evaluated([task(1), task(2), task(3)], temperature=1.0, seed=5)
-    _, alone = evaluated([task(3)], temperature=1.0, seed=5)
-    assert together[2] == alone[0]
-    assert len({sampling.seed for sampling in together}) == 3
-    assert evaluated([task(3)], temperature=1.0, seed=6)[1] != alone
-
-
-def test_every_task_is_scored_in_its_place() -> None:
-    rewards, _ = evaluated([task(1), task(2, "Arbury"), task(3)])
-    assert rewards == [1.0, pytest.approx(0.1), 1.0]
 
 
 def test_a_model_is_evaluated_greedily_from_its_recipe_and_every_row_is_saved(

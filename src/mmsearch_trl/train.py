@@ -7,25 +7,23 @@ built; then it trains, saves, evaluates and, where the recipe says so, pushes to
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
 from rich.console import Console
 from transformers import set_seed
 from trl import get_peft_config
 
 from mmsearch_trl.core.errors import SearchLost
 from mmsearch_trl.core.script import run_script
-from mmsearch_trl.data.dataset import check_without_images, drop_long_prompts, load_dataset_rows
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
-from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
@@ -114,23 +112,6 @@ def print_searches(search: Tools, ranks: Ranks) -> None:
     if ranks.is_main:
         for line in summary_lines(totals):
             Console().print(line, highlight=False, soft_wrap=True)
-
-
-def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> Dataset:
-    """The rows of data files; one process prepares them, overlong prompts are left out where the recipe says so."""
-    data = recipe.data
-    with PartialState().main_process_first():
-        rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
-        if not protocol.chat.sees_images:
-            check_without_images(rows, files)
-        if data.max_prompt_length is None:
-            return rows
-        return drop_long_prompts(
-            rows,
-            lambda task: len(protocol.prompt(task).token_ids),
-            data.max_prompt_length,
-            resize=data.resize_images,
-        )
 
 
 if __name__ == "__main__":

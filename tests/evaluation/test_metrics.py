@@ -1,7 +1,10 @@
 import json
 import math
+from collections.abc import Iterable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
@@ -10,7 +13,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.evaluation.metrics import summarize
+from mmsearch_trl.evaluation.metrics import EvaluationSummary, Measures, Summarizer
 
 
 DOWN = Failure(FailureKind.TIMEOUT, "slow")
@@ -35,6 +38,15 @@ def _trajectory(*turns: Turn, source: str = "fvqa", category: str | None = None,
     task = Task(id="t", question="?", data_source=source, category=category)
     stop = StopReason.FAILED if failed else StopReason.ANSWERED
     return Trajectory(task=task, prompt=(), prompt_ids=(0, 0), turns=list(turns), stop=stop)
+
+
+def summarize(
+    trajectories: Sequence[Trajectory], parts: Sequence[RewardParts], *, max_searches: int = 2
+) -> EvaluationSummary:
+    summarizer = Summarizer(max_searches)
+    for trajectory, part in zip(trajectories, parts, strict=True):
+        summarizer.add(Measures.of(trajectory, part))
+    return summarizer.summary()
 
 
 IMAGE = _turn(2, ActionKind.IMAGE_SEARCH)
@@ -118,10 +130,99 @@ def test_wilson_interval_matches_the_textbook_and_stays_open_at_the_ends() -> No
     assert wilson_interval(0.0, 1)[0] == 0.0
 
 
-def test_nothing_to_summarise_and_unequal_lengths_are_errors() -> None:
+def test_nothing_to_summarise_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trajectory"):
         summarize([], [])
-    with pytest.raises(ValueError, match="1 trajectories but 2 scores"):
-        summarize([_trajectory(LAST)], [RIGHT, RIGHT])
     with pytest.raises(ValueError, match="max_searches"):
         summarize([_trajectory(LAST)], [RIGHT], max_searches=0)
+
+
+def definition(members: Sequence[tuple[Trajectory, RewardParts]], max_searches: int) -> dict[str, float]:
+    """The summary of a group that is held in memory as a whole, as the fields' docstrings define it."""
+
+    def mean(values: Iterable[float]) -> float:
+        numbers = list(values)
+        return math.fsum(numbers) / len(numbers)
+
+    def searches(trajectory: Trajectory, tool: str) -> list[Observation]:
+        return [observation for observation in trajectory.observations if observation.tool == tool]
+
+    def failures(observations: Sequence[Observation]) -> float:
+        return mean(observation.failure is not None for observation in observations) if observations else 0.0
+
+    n = len(members)
+    image = [searches(trajectory, ActionKind.IMAGE_SEARCH) for trajectory, _ in members]
+    text = [searches(trajectory, ActionKind.TEXT_SEARCH) for trajectory, _ in members]
+    images, texts = [o for each in image for o in each], [o for each in text for o in each]
+    accuracy = mean(part.accuracy for _, part in members)
+    low, high = wilson_interval(accuracy, n)
+    return {
+        "n": n,
+        "accuracy": accuracy,
+        "accuracy_stderr": math.sqrt(mean((part.accuracy - accuracy) ** 2 for _, part in members) / n),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "reward": mean(0.0 if math.isnan(part.reward) else part.reward for _, part in members),
+        "format": mean(part.format for _, part in members),
+        "search_ratio": mean(bool(i or t) for i, t in zip(image, text, strict=True)),
+        "image_ratio": mean(bool(i) for i in image),
+        "text_ratio": mean(bool(t) for t in text),
+        "mixed_ratio": mean(bool(i and t) for i, t in zip(image, text, strict=True)),
+        "search_rate": (len(images) + len(texts)) / (max_searches * n),
+        "image_failure_ratio": failures(images),
+        "text_failure_ratio": failures(texts),
+        "rollout_failure_ratio": mean(trajectory.stop is StopReason.FAILED for trajectory, _ in members),
+        "turns": mean(len(trajectory.turns) for trajectory, _ in members),
+        "response_length": mean(sum(len(turn.token_ids) for turn in trajectory.turns) for trajectory, _ in members),
+    }
+
+
+share = st.floats(0, 1)
+members = st.lists(
+    st.tuples(
+        st.builds(
+            lambda turns, source, category, failed: _trajectory(
+                *turns, source=source, category=category, failed=failed
+            ),
+            st.lists(st.sampled_from([IMAGE, TEXT, TEXT_DOWN, LAST]), max_size=4),
+            st.sampled_from(["", "a", "b"]),
+            st.sampled_from([None, "x", "y"]),
+            st.booleans(),
+        ),
+        st.builds(
+            RewardParts,
+            st.floats(-10, 10) | st.just(math.nan),
+            share | st.sampled_from([0.0, 1.0]),
+            share,
+            st.just(0),
+            st.none(),
+        ),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(members, st.integers(1, 3))
+def test_sums_give_to_the_bit_what_all_trajectories_together_give(
+    members: list[tuple[Trajectory, RewardParts]], max_searches: int
+) -> None:
+    summary = summarize([t for t, _ in members], [p for _, p in members], max_searches=max_searches)
+    assert summary.overall.as_dict() == definition(members, max_searches)
+    for groups, key in (
+        (summary.by_source, lambda t: t.task.data_source or None),
+        (summary.by_category, lambda t: t.task.category),
+        (summary.by_search, lambda t: "searched" if any(t.observations) else "unsearched"),
+    ):
+        names = sorted({name for t, _ in members if (name := key(t)) is not None})
+        assert list(groups) == names
+        for name in names:
+            own = [(t, p) for t, p in members if key(t) == name]
+            assert groups[name].as_dict() == definition(own, max_searches)
+
+
+def test_a_row_that_nobody_judged_makes_its_group_s_accuracy_unknown() -> None:
+    nobody = RewardParts(math.nan, math.nan, math.nan, 0, None)
+    group = summarize([_trajectory(LAST)] * 2, [RIGHT, nobody]).overall
+    assert math.isnan(group.accuracy) and math.isnan(group.accuracy_stderr) and math.isnan(group.format)
+    assert group.reward == 0.5

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -78,7 +79,7 @@ def test_brackets_in_a_group_s_name_are_not_markup():
 
 
 def test_every_row_is_saved_with_upstream_s_fields_first(tmp_path):
-    path = save_rows([row("a"), row("b \ud800 搜")], tmp_path / "eval" / "val_result_2.json")
+    path = save_rows([asdict(row("a")), asdict(row("b \ud800 搜"))], tmp_path / "eval" / "val_result_2.json")
     saved = json.loads(path.read_text())
     assert [entry["question"] for entry in saved] == ["a", "b \ud800 搜"]
     assert list(saved[0])[:6] == ["step", "input_text", "output_text", "score", "reward_model", "image_url"]

@@ -36,11 +36,12 @@ from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluate import evaluate
 from mmsearch_trl.protocol.search_r1 import NOTICE, SearchR1Protocol
+from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.search.index_build import build_text_index
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.traces.files import read_trace_file
-from mmsearch_trl.train import build_trainer, load_rows
+from mmsearch_trl.train import build_trainer
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 

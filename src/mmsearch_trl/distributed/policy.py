@@ -1,5 +1,6 @@
 """The trained model, as those see it who sample from it: unwrapped, with whole weights, and the version of these."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
@@ -36,6 +38,19 @@ class Policy:
     def version(self) -> int:
         """Changes with every write to a weight: PyTorch counts them per tensor; the step stands for sharded ones."""
         return sum(parameter._version for parameter in self.model.parameters()) + self.step
+
+    def fingerprint(self) -> str:
+        """Digest of 64 values spread over each parameter, of this rank's shard where weights are sharded.
+
+        An optimizer step moves nearly every value, so that two states of a training run differ in it.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            local = getattr(parameter, "ds_tensor", parameter).detach()
+            flat = (local.to_local() if isinstance(local, DTensor) else local).reshape(-1)
+            values = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float64)
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        return digest.hexdigest()
 
     def num_bytes(self, *, trainable_only: bool) -> int:
         """Of the weights, over all ranks."""

@@ -23,6 +23,7 @@ class Ranks:
         self.index: int = state.process_index
         self.count: int = state.num_processes
         self.is_main: bool = state.is_main_process
+        self.is_local_main: bool = state.is_local_main_process
         self._device = state.device
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:

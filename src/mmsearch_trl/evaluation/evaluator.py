@@ -1,30 +1,61 @@
 """Evaluation: every row rolled out once, exact means over all ranks, every row saved.
 
-How a row is sampled depends on the seed, the evaluation's name and the row's number alone: neither how rows are dealt
-to ranks, nor what runs beside them, changes a result.
+* How a row is sampled depends on the seed, the evaluation's name and the row's number alone: neither how rows are
+  dealt to ranks, nor the engine, nor what runs beside them, changes a result.
+* A trajectory is scored and written when it ends, and its place is taken by the next row.
+* An interrupted evaluation goes on where it stopped, with any number of processes (`parts.py`).
+* No trajectory and no row is kept in memory; the summary is made of the lines on disk.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
+from tqdm.auto import tqdm
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.engine.base import TimedEngine
-from mmsearch_trl.evaluation.metrics import EvaluationSummary, summarize
+from mmsearch_trl.evaluation.metrics import EvaluationSummary, Measures, Summarizer
+from mmsearch_trl.evaluation.parts import Part, Parts
 from mmsearch_trl.evaluation.report import save_rows
 from mmsearch_trl.rollout.rollouter import Rollouter
+from mmsearch_trl.rollout.stream import Ended, Job
 from mmsearch_trl.traces.files import TraceWriter, trace_path
-from mmsearch_trl.traces.rows import EvaluationRow, evaluation_row
+from mmsearch_trl.traces.rows import evaluation_row
 
 
 Row = dict[str, Any]
 Scorer = Callable[[Sequence[Row], Sequence[Trajectory]], list[ScoredTrajectory]]
-Result = tuple[int, EvaluationRow, Trajectory, RewardParts]
-"""Row number, saved row, the trajectory without its images, its score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is evaluated.
+
+    Attributes:
+        name: Rows are sampled by it and their numbers.
+        split: Its name in traces.
+        step: Optimizer steps taken.
+        weights: Digest of this rank's weights.
+        settings: What else its rows depend on, and the evaluator does not know; for a digest, and written nowhere.
+        rows_file: Where the rows go; what is under way lies beside it.
+    """
+
+    name: str
+    split: str
+    step: int
+    weights: str
+    rows_file: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,27 +63,30 @@ class EvaluationOptions:
     """How rows are evaluated.
 
     Attributes:
-        folder: Of the run; rows go to `evaluation/`, traces to `traces/`.
+        run_dir: Traces go to `traces/` in it.
         temperature: 0 is greedy.
-        batch_size: Rows that one rank rolls out at a time.
+        places: Trajectories that one rank has in flight at a time.
+        progress: Show a bar.
     """
 
-    folder: Path
+    run_dir: Path
     temperature: float
     seed: int
-    batch_size: int
+    places: int
     save_traces: bool
+    progress: bool = False
 
-    @classmethod
-    def of(cls, args: Any) -> "EvaluationOptions":
-        """From training arguments."""
-        return cls(
-            folder=Path(str(args.output_dir)),
-            temperature=args.eval_temperature,
-            seed=args.seed,
-            batch_size=args.per_device_eval_batch_size,
-            save_traces=args.save_traces,
-        )
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What an evaluation came to.
+
+    Attributes:
+        failure: Why the first rollout that could not be finished could not; None where all were.
+    """
+
+    summary: EvaluationSummary
+    failure: str | None
 
 
 class Evaluator:
@@ -65,47 +99,90 @@ class Evaluator:
         self._options = options
 
     def run(
-        self, name: str, rows: Sequence[Row], to_task: Callable[[Row], Task], engine: TimedEngine, step: int
-    ) -> EvaluationSummary:
+        self, evaluation: Evaluation, rows: Sequence[Row], to_task: Callable[[Row], Task], engine: TimedEngine
+    ) -> Evaluated:
         """Evaluate one data set; every rank must call it.
 
-        Args:
-            name: Of the evaluation, in files and traces.
-            step: Optimizer steps taken.
+        Raises:
+            UserError: there is no row.
         """
-        ranks, options = self._ranks, self._options
-        size, results = options.batch_size, []
-        tokenizer = self._rollouter.protocol.chat.tokenizer
-        with TraceWriter(trace_path(options.folder, name, ranks.index), tokenizer) as traces:
-            # Every rank rolls out as many batches as the others; surplus rows are dropped.
-            for first in range(0, len(rows), size * ranks.count):
-                numbers = [first + ranks.index * size + i for i in range(size)]
-                batch = [dict(rows[number % len(rows)]) for number in numbers]
-                names = [f"{options.seed}/{name}/{number}" for number in numbers]
-                report = self._rollouter.run([to_task(row) for row in batch], engine, names, options.temperature)
-                scored = self._score(batch, report.trajectories)
-                own = [(n, item) for n, item in zip(numbers, scored, strict=True) if n < len(rows)]
-                if options.save_traces:
-                    traces.write([item for _, item in own], step=step, split=name)
-                results += [
-                    (n, evaluation_row(item, tokenizer, step=step), without_images(item.trajectory), item.parts)
-                    for n, item in own
-                ]
-        results = sorted(ranks.gather_objects(results), key=lambda result: result[0])
-        if ranks.is_main:
-            saved = [row for _, row, _, _ in results]
-            save_rows(saved, options.folder / "evaluation" / f"{name}_step{step}_{len(saved)}.json")
-        return summarize(
-            [trajectory for _, _, trajectory, _ in results],
-            [parts for _, _, _, parts in results],
-            max_searches=max(self._rollouter.limits.max_turns - 1, 1),
+        ranks, options, split = self._ranks, self._options, evaluation.split
+        if not len(rows):
+            raise UserError(f"{split}: there is no row to evaluate")
+        parts = Parts(
+            evaluation.rows_file.parent / f"{split}.parts", self._header(evaluation, rows, to_task), len(rows), ranks
         )
+        done = parts.open(options.run_dir, split, evaluation.step)
+        # What is left is dealt, and not all rows: of an interrupted evaluation it may be one rank's share.
+        undone = (number for number, finished in enumerate(done) if not finished)
+        left = islice(undone, ranks.index, None, ranks.count)
+        total = len(range(ranks.index, done.count(0), ranks.count))
+        jobs = (Job(n, to_task(dict(rows[n])), f"{options.seed}/{evaluation.name}/{n}") for n in left)
+        stream = self._rollouter.stream(jobs, engine, options.temperature, options.places, proven=any(done))
+        tokenizer = self._rollouter.protocol.chat.tokenizer
+        with (
+            TraceWriter(trace_path(options.run_dir, split, ranks.index), tokenizer) as traces,
+            parts.writer(traces.size) as writer,
+            closing(stream),
+            tqdm(total=total, desc=split, unit="task", disable=not (options.progress and ranks.is_main)) as bar,
+        ):
+            for ended in stream:
+                for number, scored in self._scored(ended, rows):
+                    if options.save_traces:
+                        traces.write([scored], step=evaluation.step, split=split)
+                    row = asdict(evaluation_row(scored, tokenizer, step=evaluation.step))
+                    failure = scored.trajectory.failure
+                    part = Part(
+                        number=number,
+                        row=row,
+                        measures=Measures.of(scored.trajectory, scored.parts),
+                        failure=failure.message if failure is not None else None,
+                        traces_size=traces.size,
+                    )
+                    writer.write(part.to_line())
+                bar.update(len(ended))
+        parts.gather()
+        evaluated = ranks.on_main(lambda: self._finish(parts.in_order(), evaluation.rows_file))
+        parts.remove()
+        return evaluated
 
+    def _header(self, evaluation: Evaluation, rows: Sequence[Row], to_task: Callable[[Row], Task]) -> str:
+        """Digest of all that the rows of an evaluation depend on; the same on every rank, for any number of ranks."""
+        rollouter, options = self._rollouter, self._options
+        weights = sorted(set(self._ranks.gather_objects([evaluation.weights])))
 
-def without_images(trajectory: Trajectory) -> Trajectory:
-    """What means are made of, cheap to keep and to send: no image, no message, no hit."""
-    turns = [
-        replace(turn, reply=(), observation=turn.observation and replace(turn.observation, hits=()))
-        for turn in trajectory.turns
-    ]
-    return replace(trajectory, task=replace(trajectory.task, images=(), extra={}), prompt=(), turns=turns)
+        def digest() -> str:
+            known = {
+                "name": [evaluation.name, evaluation.split, evaluation.step],
+                "weights": weights,
+                "settings": evaluation.settings,
+                "sampling": [options.seed, options.temperature, options.save_traces],
+                "limits": asdict(rollouter.limits),
+                "data": [len(rows), getattr(rows, "_fingerprint", None)],
+                # Stands for the prompt, the chat template and the size of images.
+                "prompt": rollouter.protocol.prompt(to_task(dict(rows[0]))).token_ids,
+            }
+            return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+        return self._ranks.on_main(digest)
+
+    def _scored(self, ended: Sequence[Ended], rows: Sequence[Row]) -> Iterator[tuple[int, ScoredTrajectory]]:
+        """Those that ended together are scored together: a judge over the network is asked about all at once."""
+        scored = self._score([dict(rows[job.number]) for job, _ in ended], [trajectory for _, trajectory in ended])
+        for (job, _), item in zip(ended, scored, strict=True):
+            yield job.number, item
+
+    def _finish(self, parts: Iterable[Part], rows_file: Path) -> Evaluated:
+        """Write the rows in their order and sum them up on the way."""
+        summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1))
+        failures: list[str] = []
+
+        def rows() -> Iterator[Row]:
+            for part in parts:
+                summarizer.add(part.measures)
+                if part.failure is not None and part.measures.failed and not failures:
+                    failures.append(part.failure)
+                yield part.row
+
+        save_rows(rows(), rows_file)
+        return Evaluated(summarizer.summary(), failures[0] if failures else None)

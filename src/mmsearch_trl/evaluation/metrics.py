@@ -3,16 +3,20 @@
 All counts come from typed observations and their failures, never from the wording of tool text. A search counts once
 it was put to a tool, whether or not the tool could answer; one refused by a limit has no observation and does not.
 Every group's ratios are over that group's own trajectories.
+
+No trajectory is kept: each is reduced to its measures, and these to exact sums, so that a summary depends neither on
+the order of the trajectories nor on their number.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from typing import Any
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
@@ -89,105 +93,179 @@ class EvaluationSummary:
         return flat | {prefix + key: value for prefix, group in prefixed for key, value in group.as_dict().items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    trajectory: Trajectory
-    parts: RewardParts
-    image_searches: tuple[Observation, ...]
-    text_searches: tuple[Observation, ...]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a summary takes of one trajectory.
+
+    Attributes:
+        reward: 0 where nothing was scored.
+        image_searches: Put to the tool; `image_failures` of them failed. The same for text.
+        failed: The rollout could not be finished.
+        response_length: Tokens the model wrote.
+    """
+
+    data_source: str
+    category: str | None
+    accuracy: float
+    reward: float
+    format: float
+    image_searches: int
+    image_failures: int
+    text_searches: int
+    text_failures: int
+    failed: bool
+    turns: int
+    response_length: int
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, parts: RewardParts) -> "Measures":
+        calls: Counter[str] = Counter()
+        failures: Counter[str] = Counter()
+        for observation in trajectory.observations:
+            calls[observation.tool] += 1
+            failures[observation.tool] += observation.failure is not None
+        image, text = ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH
+        return cls(
+            data_source=trajectory.task.data_source,
+            category=trajectory.task.category,
+            accuracy=parts.accuracy,
+            reward=0.0 if math.isnan(parts.reward) else parts.reward,
+            format=parts.format,
+            image_searches=calls[image],
+            image_failures=failures[image],
+            text_searches=calls[text],
+            text_failures=failures[text],
+            failed=trajectory.stop is StopReason.FAILED,
+            turns=len(trajectory.turns),
+            response_length=sum(len(turn.token_ids) for turn in trajectory.turns),
+        )
 
     @property
     def searched(self) -> bool:
         return bool(self.image_searches or self.text_searches)
 
 
-def summarize(
-    trajectories: Sequence[Trajectory], parts: Sequence[RewardParts], *, max_searches: int = 2
-) -> EvaluationSummary:
-    """Summarise an evaluation.
+class Summarizer:
+    """Takes trajectories one by one and summarises them.
 
     Args:
-        trajectories: At least one.
-        parts: The score of each, in the same order.
         max_searches: Searches a trajectory may execute, one fewer than its rounds: the paper's SR is relative to it.
 
     Raises:
-        UserError: There is no trajectory, the lengths differ, or `max_searches` is below 1.
+        UserError: `max_searches` is below 1.
     """
-    if not trajectories:
-        raise UserError("no trajectory to summarise")
-    if max_searches < 1:
-        raise UserError(f"max_searches must be at least 1, got {max_searches}")
-    rows = _rows(trajectories, parts)
 
-    def by(key: Callable[[_Row], str | None]) -> dict[str, GroupSummary]:
-        return {name: _group(members, max_searches) for name, members in _split(rows, key).items()}
+    def __init__(self, max_searches: int = 2) -> None:
+        if max_searches < 1:
+            raise UserError(f"max_searches must be at least 1, got {max_searches}")
+        self._max_searches = max_searches
+        self._overall = _Group()
+        self._by_source: dict[str, _Group] = {}
+        self._by_category: dict[str, _Group] = {}
+        self._by_search: dict[str, _Group] = {}
 
-    return EvaluationSummary(
-        overall=_group(rows, max_searches),
-        by_source=by(lambda row: row.trajectory.task.data_source or None),
-        by_category=by(lambda row: row.trajectory.task.category),
-        by_search=by(lambda row: "searched" if row.searched else "unsearched"),
-    )
+    def add(self, measures: Measures) -> None:
+        self._overall.add(measures)
+        if measures.data_source:
+            self._by_source.setdefault(measures.data_source, _Group()).add(measures)
+        if measures.category is not None:
+            self._by_category.setdefault(measures.category, _Group()).add(measures)
+        self._by_search.setdefault("searched" if measures.searched else "unsearched", _Group()).add(measures)
 
+    def summary(self) -> EvaluationSummary:
+        """
+        Raises:
+            UserError: nothing was added.
+        """
+        if not self._overall.n:
+            raise UserError("no trajectory to summarise")
 
-def _rows(trajectories: Sequence[Trajectory], parts: Sequence[RewardParts]) -> list[_Row]:
-    if len(trajectories) != len(parts):
-        raise UserError(f"{len(trajectories)} trajectories but {len(parts)} scores")
-    return [
-        _Row(trajectory, part, _of(trajectory, ActionKind.IMAGE_SEARCH), _of(trajectory, ActionKind.TEXT_SEARCH))
-        for trajectory, part in zip(trajectories, parts, strict=True)
-    ]
+        def summaries(groups: Mapping[str, _Group]) -> dict[str, GroupSummary]:
+            return {name: groups[name].summary(self._max_searches) for name in sorted(groups)}
 
-
-def _of(trajectory: Trajectory, tool: str) -> tuple[Observation, ...]:
-    return tuple(observation for observation in trajectory.observations if observation.tool == tool)
-
-
-def _split(rows: Iterable[_Row], key: Callable[[_Row], str | None]) -> dict[str, list[_Row]]:
-    groups: dict[str, list[_Row]] = {}
-    for row in rows:
-        name = key(row)
-        if name is not None:
-            groups.setdefault(name, []).append(row)
-    return dict(sorted(groups.items()))
+        return EvaluationSummary(
+            overall=self._overall.summary(self._max_searches),
+            by_source=summaries(self._by_source),
+            by_category=summaries(self._by_category),
+            by_search=summaries(self._by_search),
+        )
 
 
-def _group(rows: Sequence[_Row], max_searches: int) -> GroupSummary:
-    accuracies = [row.parts.accuracy for row in rows]
-    accuracy = _mean(accuracies)
-    low, high = wilson_interval(accuracy, len(rows))
-    image = [observation for row in rows for observation in row.image_searches]
-    text = [observation for row in rows for observation in row.text_searches]
-    return GroupSummary(
-        n=len(rows),
-        accuracy=accuracy,
-        accuracy_stderr=math.sqrt(_mean((value - accuracy) ** 2 for value in accuracies) / len(rows)),
-        accuracy_low=low,
-        accuracy_high=high,
-        reward=_mean(0.0 if math.isnan(row.parts.reward) else row.parts.reward for row in rows),
-        format=_mean(row.parts.format for row in rows),
-        search_ratio=_mean(row.searched for row in rows),
-        image_ratio=_mean(bool(row.image_searches) for row in rows),
-        text_ratio=_mean(bool(row.text_searches) for row in rows),
-        mixed_ratio=_mean(bool(row.image_searches and row.text_searches) for row in rows),
-        search_rate=(len(image) + len(text)) / (max_searches * len(rows)),
-        image_failure_ratio=_failure_ratio(image),
-        text_failure_ratio=_failure_ratio(text),
-        rollout_failure_ratio=_mean(row.trajectory.stop is StopReason.FAILED for row in rows),
-        turns=_mean(len(row.trajectory.turns) for row in rows),
-        response_length=_mean(_response_length(row.trajectory) for row in rows),
-    )
+class _Group:
+    """The sums of one group."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._counts: Counter[str] = Counter()
+        # The spread about the mean is known when the mean is: so values are counted, of which a rule gives two.
+        self._accuracies: Counter[float] = Counter()
+        self._reward = _Sum()
+        self._format = _Sum()
+
+    def add(self, measures: Measures) -> None:
+        self.n += 1
+        self._accuracies[math.nan if math.isnan(measures.accuracy) else measures.accuracy] += 1
+        self._reward.add(measures.reward)
+        self._format.add(measures.format)
+        image, text = measures.image_searches, measures.text_searches
+        self._counts.update(
+            searched=measures.searched,
+            image=image > 0,
+            text=text > 0,
+            mixed=image > 0 and text > 0,
+            image_searches=image,
+            text_searches=text,
+            image_failures=measures.image_failures,
+            text_failures=measures.text_failures,
+            failed=measures.failed,
+            turns=measures.turns,
+            response_length=measures.response_length,
+        )
+
+    def summary(self, max_searches: int) -> GroupSummary:
+        n, counts = self.n, self._counts
+        total, squares = _Sum(), _Sum()
+        for value, count in self._accuracies.items():
+            total.add(value, count)
+        accuracy = total.value / n
+        for value, count in self._accuracies.items():
+            squares.add((value - accuracy) ** 2, count)
+        low, high = wilson_interval(accuracy, n)
+        return GroupSummary(
+            n=n,
+            accuracy=accuracy,
+            accuracy_stderr=math.sqrt(squares.value / n / n),
+            accuracy_low=low,
+            accuracy_high=high,
+            reward=self._reward.value / n,
+            format=self._format.value / n,
+            search_ratio=counts["searched"] / n,
+            image_ratio=counts["image"] / n,
+            text_ratio=counts["text"] / n,
+            mixed_ratio=counts["mixed"] / n,
+            search_rate=(counts["image_searches"] + counts["text_searches"]) / (max_searches * n),
+            image_failure_ratio=counts["image_failures"] / max(counts["image_searches"], 1),
+            text_failure_ratio=counts["text_failures"] / max(counts["text_searches"], 1),
+            rollout_failure_ratio=counts["failed"] / n,
+            turns=counts["turns"] / n,
+            response_length=counts["response_length"] / n,
+        )
 
 
-def _response_length(trajectory: Trajectory) -> int:
-    return sum(len(turn.token_ids) for turn in trajectory.turns)
+class _Sum:
+    """A sum without rounding, as `math.fsum` has it, of values that come one by one."""
 
+    def __init__(self) -> None:
+        self._exact = Fraction()
+        self._special = 0.0
+        """The sum of infinities and NaN."""
 
-def _failure_ratio(observations: Sequence[Observation]) -> float:
-    return _mean(observation.failure is not None for observation in observations) if observations else 0.0
+    def add(self, value: float, count: int = 1) -> None:
+        if math.isfinite(value):
+            self._exact += Fraction(value) * count
+        else:
+            self._special += value
 
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
+    @property
+    def value(self) -> float:
+        return float(self._exact) if self._special == 0.0 else self._special

@@ -3,15 +3,14 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from mmsearch_trl.evaluation.metrics import GroupSummary
-from mmsearch_trl.traces.rows import EvaluationRow
 
 
 _COLUMNS: tuple[tuple[str, Callable[[GroupSummary], float], bool], ...] = (
@@ -47,16 +46,24 @@ def comparison_table(
     return table
 
 
-def save_rows(rows: Iterable[EvaluationRow], path: Path) -> Path:
+def save_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Save rows as one JSON list of objects (pandas: `orient="records"`) and return the path.
 
-    The file appears whole or not at all.
+    Rows are taken one by one. The file appears whole or not at all.
     """
-    content = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(content + "\n", encoding="ascii")
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="ascii") as file:
+            # What `json.dumps(list(rows), indent=1)` writes; a line end within a string is escaped.
+            before, end = "[\n ", "[]\n"
+            for row in rows:
+                file.write(before + json.dumps(row, indent=1, ensure_ascii=True).replace("\n", "\n "))
+                before, end = ",\n ", "\n]\n"
+            file.write(end)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

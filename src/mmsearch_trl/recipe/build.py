@@ -136,15 +136,20 @@ def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
     return MMSearchProtocol(ChatEncoder(processor), data.prompts(), templates)
 
 
-def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_batch: int = 64) -> TransformersEngine:
-    """An engine that ends turns where TRL's trainer would: at the model's and the tokenizer's end tokens."""
+def end_ids(model: PreTrainedModel | PeftModel, chat: ChatEncoder) -> set[int]:
+    """Ids that end a turn, as TRL's trainer has them: the model's and the tokenizer's end tokens."""
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stop_ids = {chat.turn_end_id, chat.tokenizer.eos_token_id}
-    stop_ids |= {ends} if isinstance(ends, int) else set(ends or ())
+    ids = {chat.turn_end_id, chat.tokenizer.eos_token_id}
+    ids |= {ends} if isinstance(ends, int) else set(ends or ())
+    return ids - {None}
+
+
+def build_engine(model: PreTrainedModel | PeftModel, chat: ChatEncoder, *, max_batch: int = 64) -> TransformersEngine:
+    """An engine that ends turns where TRL's trainer would."""
     return TransformersEngine(
         model,  # pyright: ignore[reportArgumentType]  (a PeftModel forwards everything to the model it wraps)
         chat.images,
-        stop_ids=stop_ids - {None},
+        stop_ids=end_ids(model, chat),
         forbidden_ids=chat.forbidden_ids,
         image_pad_id=chat.image_pad_id,
         pad_id=chat.tokenizer.pad_token_id,

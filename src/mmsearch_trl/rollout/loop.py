@@ -229,7 +229,7 @@ async def run_batch(
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if errors and len(errors) == len(outcomes):
         raise errors[0]
-    return [_settled(trajectory, outcome) for trajectory, outcome in zip(trajectories, outcomes, strict=True)]
+    return [settled(trajectory, outcome) for trajectory, outcome in zip(trajectories, outcomes, strict=True)]
 
 
 async def _finish_share(running: Sequence[asyncio.Task[Trajectory]], share: float) -> set[asyncio.Task[Trajectory]]:
@@ -264,7 +264,7 @@ def _outcome(trajectory: Trajectory, task: asyncio.Task[Trajectory], cut: bool) 
     return trajectory
 
 
-def _settled(trajectory: Trajectory, outcome: Trajectory | BaseException) -> Trajectory:
+def settled(trajectory: Trajectory, outcome: Trajectory | BaseException) -> Trajectory:
     """The trajectory of an outcome: one whose rollout raised is a typed failure."""
     if isinstance(outcome, Trajectory):
         return outcome

@@ -1,8 +1,9 @@
 """Rollouts for synchronous code: one event loop for a run, in which trajectories, tools and their clients live."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.task import Task
@@ -11,7 +12,8 @@ from mmsearch_trl.engine.base import TimedEngine
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch
+from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch, run_trajectory
+from mmsearch_trl.rollout.stream import Ended, Job, TrajectoryStream
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
 
@@ -84,6 +86,31 @@ class Rollouter:
             engine_busy_seconds=engine.busy_seconds - busy,
             calls=self.tools.drain_records(),
         )
+
+    def stream(
+        self, jobs: Iterable[Job], engine: TimedEngine, temperature: float, places: int, *, proven: bool = False
+    ) -> Generator[list[Ended], None, None]:
+        """Trajectories as they end, each once, as many at a time as have ended meanwhile.
+
+        Args:
+            jobs: Taken from one by one, in the thread of the event loop.
+            places: Trajectories in flight at a time.
+            proven: As for `TrajectoryStream`.
+        """
+
+        tools = Toolbox(self.tools, self.protocol.tools)
+
+        def roll_out(job: Job, trajectory: Trajectory) -> Coroutine[Any, Any, Trajectory]:
+            sampling = self.sampling(job.name, temperature)
+            return run_trajectory(job.task, engine, self.protocol, tools, self.limits, sampling, trajectory)
+
+        stream = TrajectoryStream(jobs, roll_out, places, proven=proven)
+        try:
+            while ended := self.loop.run(stream.next()):
+                yield ended
+                self.tools.drain_records()  # nobody reads them here, and they would pile up
+        finally:
+            self.loop.run(stream.close())
 
     def sampling(self, name: str, temperature: float) -> SamplingParams:
         return named_sampling(self.limits, name, temperature)

@@ -6,6 +6,7 @@ it off, and a reader passes over it with a warning; a broken line anywhere else 
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +45,7 @@ class TraceWriter:
         """Open `path` for appending, its folder made if need be."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(path)
+            cut_torn_line(path)
             self._file = path.open("ab")
         self.path = path
         self._images = ImageStore(path.parent / "images")
@@ -64,14 +65,14 @@ class TraceWriter:
     def forget_from(self, step: int) -> None:
         """Drop what was sampled at `step` or later: a run that resumes from a checkpoint samples it again."""
         self._file.close()
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with writing(aside):
-            with aside.open("wb") as kept:
-                for record in read_trace_file(self.path):
-                    if record.step < step:
-                        kept.write(record.to_json().encode("ascii") + b"\n")
-            aside.replace(self.path)
+        _forget(self.path, step)
+        with writing(self.path):
             self._file = self.path.open("ab")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, up to the end of its last line."""
+        return self._file.tell()
 
     def close(self) -> None:
         with writing(self.path):
@@ -98,6 +99,23 @@ def trace_files(run_dir: Path) -> list[Path]:
     return files
 
 
+def forget_traces(run_dir: Path, split: str, step: int) -> None:
+    """Drop what any process wrote of a split at `step` or later; steps never fall within a file."""
+    for path in _files_of(run_dir, split):
+        with writing(path):
+            cut_torn_line(path)
+            last = _last_line(path)
+        if last and TraceRecord.from_json(last).step >= step:
+            _forget(path, step)
+
+
+def cut_traces(path: Path, size: int) -> None:
+    """Drop what was appended to a trace file after it had `size` bytes."""
+    if path.exists() and path.stat().st_size > size:
+        with writing(path):
+            os.truncate(path, size)
+
+
 def read_traces(run_dir: Path) -> Iterator[TraceRecord]:
     """Yield every record of a run, file by file, in the order written.
 
@@ -122,7 +140,34 @@ def read_trace_file(path: Path) -> Iterator[TraceRecord]:
             yield record
 
 
-def _cut_torn_line(path: Path) -> None:
+def _files_of(run_dir: Path, split: str) -> list[Path]:
+    wanted = re.compile(re.escape(split) + r"-rank\d+\.jsonl")
+    return sorted(path for path in (run_dir / "traces").glob("*.jsonl") if wanted.fullmatch(path.name))
+
+
+def _forget(path: Path, step: int) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with writing(aside):
+        with aside.open("wb") as kept:
+            for record in read_trace_file(path):
+                if record.step < step:
+                    kept.write(record.to_json().encode("ascii") + b"\n")
+        aside.replace(path)
+
+
+def _last_line(path: Path) -> bytes:
+    """The last line, searched for from the back; empty where there is none."""
+    with path.open("rb") as file:
+        end, length = file.seek(0, os.SEEK_END), _BLOCK
+        while True:
+            start = file.seek(max(0, end - length))
+            lines = file.read().splitlines()
+            if len(lines) > 1 or start == 0:
+                return lines[-1] if lines else b""
+            length *= 2
+
+
+def cut_torn_line(path: Path) -> None:
     """Drop what follows the last line end, searched for from the back: a trace file may be gigabytes."""
     if not path.exists():
         return

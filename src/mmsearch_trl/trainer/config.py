@@ -1,11 +1,13 @@
 """Training arguments: TRL's, and the few that a search trainer adds."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.evaluation.evaluator import EvaluationOptions
 from mmsearch_trl.trainer.sampler.sampler import SamplerOptions
 
 
@@ -87,7 +89,10 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
     max_trajectories_in_flight: int | None = field(
         default=None,
-        metadata={"help": "Trajectories rolled out at a time, per process; default: all of a batch."},
+        metadata={
+            "help": "Trajectories rolled out at a time, per process; default: all of a batch, and in an evaluation "
+            "max_rollout_batch or per_device_eval_batch_size, the larger of the two."
+        },
     )
     rollout_close_share: float = field(
         default=1.0,
@@ -129,6 +134,17 @@ class MMSearchGRPOConfig(GRPOConfig):
                 "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "
                 "distribution than the trained one biases the policy ratio."
             )
+
+    def evaluation_options(self, run_dir: Path, *, progress: bool = False) -> EvaluationOptions:
+        """What an evaluation takes of these arguments."""
+        return EvaluationOptions(
+            run_dir=run_dir,
+            temperature=self.eval_temperature,
+            seed=self.seed,
+            places=self.max_trajectories_in_flight or max(self.max_rollout_batch, self.per_device_eval_batch_size),
+            save_traces=self.save_traces,
+            progress=progress,
+        )
 
     def sampler_options(self) -> SamplerOptions:
         """What samplers take of these arguments."""

@@ -26,7 +26,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.evaluator import EvaluationOptions, Evaluator
+from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator
 from mmsearch_trl.hub.card import ModelFacts, write_model_card
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import default_protocol
@@ -198,16 +198,26 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             parts = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
             return {key: value for metrics in parts for key, value in metrics.items()}
         evaluator = Evaluator(
-            self.rollouter, self.reward_functions.scorer(self.state), self.ranks, EvaluationOptions.of(self.args)
+            self.rollouter,
+            self.reward_functions.scorer(self.state),
+            self.ranks,
+            self.args.evaluation_options(self.run_dir),
+        )
+        step = self.state.global_step
+        evaluation = Evaluation(
+            name=metric_key_prefix,
+            split=metric_key_prefix,
+            step=step,
+            weights=self.policy.fingerprint(),
+            settings={"rewards": self.reward_func_names, "weights": self.reward_weights.tolist()},
+            rows_file=self.run_dir / "evaluation" / f"{metric_key_prefix}_step{step}_{len(dataset)}.json",
         )
         training = self.model.training
         self.model.eval()
         try:
             with self.sampler.open(self.policy) as opened:
-                summary = evaluator.run(
-                    metric_key_prefix, dataset, self.collector.to_task, opened.engine, self.state.global_step
-                )
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.as_dict().items()}
+                evaluated = evaluator.run(evaluation, dataset, self.collector.to_task, opened.engine)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluated.summary.as_dict().items()}
             self.log(metrics)
         finally:
             self.model.train(training)

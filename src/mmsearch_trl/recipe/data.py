@@ -1,0 +1,27 @@
+"""The rows that training and evaluation read, by a recipe."""
+
+from collections.abc import Sequence
+
+from accelerate import PartialState
+from datasets import Dataset
+
+from mmsearch_trl.data.dataset import check_without_images, drop_long_prompts, load_dataset_rows
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.recipe.recipe import Recipe
+
+
+def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> Dataset:
+    """The rows of data files; one process prepares them, overlong prompts are left out where the recipe says so."""
+    data = recipe.data
+    with PartialState().main_process_first():
+        rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
+        if not protocol.chat.sees_images:
+            check_without_images(rows, files)
+        if data.max_prompt_length is None:
+            return rows
+        return drop_long_prompts(
+            rows,
+            lambda task: len(protocol.prompt(task).token_ids),
+            data.max_prompt_length,
+            resize=data.resize_images,
+        )
