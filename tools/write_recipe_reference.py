@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.recipe.tools import TOOLS
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -98,6 +99,7 @@ def own_part() -> str:
             _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
             *_backends("Image search", ImageConfig, ImageSection),
             *_backends("Text search", TextConfig, TextSection),
+            *_tools(),
             _table("Reward", "In the mapping `reward:`.", (_row(field, "reward.") for field in fields(RewardConfig))),
             _table(
                 "Reward of Search-R1",
@@ -124,6 +126,16 @@ def _backends(title: str, base: type[BackendConfig], union: Any) -> Iterator[str
         rows = [_row(field, prefix) for field in own if not field.metadata.get("other_keys")]
         if rows:
             yield "\n".join([_HEADING, *rows, ""])
+
+
+def _tools() -> Iterator[str]:
+    """The keys of every tool that comes with the package."""
+    rows = ["| `tools` | none | What the model may call besides the two searches: a list, each item with `tool`. |"]
+    yield _table("Tools", "At the top level, under `protocol: mmsearch_r1`; docs/tools.md has an example.", rows)
+    for name, tool in TOOLS.items():
+        yield f"`{{tool: {name}}}`, and in the same item:\n"
+        yield "\n".join([_HEADING, *(_row(field) for field in fields(tool)), ""])
+    yield "`{tool: package.module:Name}`: a class of yours; all other keys are passed to it.\n"
 
 
 def inherited_part() -> str:

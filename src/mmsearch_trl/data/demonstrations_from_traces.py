@@ -9,14 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation, TextHit
+from mmsearch_trl.core.observation import Failure, FailureKind, Hit, ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration
 from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.traces.images import ImageStore
-from mmsearch_trl.traces.records import TraceObservation, TraceRecord, TraceTurn
+from mmsearch_trl.traces.records import TraceHit, TraceObservation, TraceRecord, TraceTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +65,12 @@ class TraceReader:
             raise UserError(f"the trace of another version: {error}") from error
         if trace.failure is not None and kind is not None:
             return Observation(tool=tool, failure=Failure(kind, trace.failure.message))
-        if tool == ActionKind.TEXT_SEARCH:
-            return Observation(
-                tool=tool, hits=tuple(TextHit(hit.title, hit.text or "", url=hit.url) for hit in trace.hits)
-            )
-        hits = (
-            ImageHit(hit.title, url=hit.url, thumbnail=self._image(hit.thumbnail) if hit.thumbnail else None)
-            for hit in trace.hits
-        )
-        return Observation(tool=tool, hits=tuple(hits))
+        return Observation(tool=tool, hits=tuple(map(self._hit, trace.hits)))
+
+    def _hit(self, hit: TraceHit) -> Hit:
+        if hit.text is not None:
+            return TextHit(hit.title, hit.text, url=hit.url)
+        return ImageHit(hit.title, url=hit.url, thumbnail=self._image(hit.thumbnail) if hit.thumbnail else None)
 
     def _image(self, digest: str) -> Image.Image:
         path = self.images.find(digest)

@@ -6,7 +6,7 @@ model was trained with, where they are not the shipped ones; copied out and run,
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
+from mmsearch_trl.protocol.tool import Tool
 from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.limits import Limits
@@ -92,7 +93,7 @@ def write_model_card(
         steps=facts.step,
         settings=_settings(facts),
         rewards=[
-            ", ".join(f"{key} {value}" for key, value in asdict(function.rule).items())  # pyright: ignore
+            ", ".join(f"{key} {value}" for key, value in asdict(function.rule).items() if value != ())  # pyright: ignore
             if isinstance(function, RuleReward)
             else name
             for name, function in facts.rewards.items()
@@ -138,6 +139,7 @@ def quick_start(model_id: str, facts: ModelFacts) -> str:
     limits, images = facts.rollouter.limits, facts.sees_images
     search_images = isinstance(facts.protocol, MMSearchProtocol)
     imports, protocol = _protocol(facts.protocol)
+    tools = bool(facts.protocol.tools)
     image = 'load_image("photo.jpg")'
     lines = [
         "import asyncio",
@@ -153,6 +155,7 @@ def quick_start(model_id: str, facts: ModelFacts) -> str:
         *imports,
         f"from {type(limits).__module__} import {type(limits).__name__}",
         "from mmsearch_trl.rollout.loop import run_trajectory",
+        *(["from mmsearch_trl.rollout.toolbox import Toolbox"] if tools else []),
         "from mmsearch_trl.search.config import SearchConfig",
         "from mmsearch_trl.search.factory import build_runtime",
         *(["from mmsearch_trl.search.image.index import ImageIndexConfig"] if search_images else []),
@@ -169,6 +172,7 @@ def quick_start(model_id: str, facts: ModelFacts) -> str:
         "",
         "# Your own, made by `mmsearch index text PASSAGES --out text_index`, and `mmsearch index image`.",
         f"search = build_runtime({_search_config(_result_counts(facts), images=search_images)})",
+        *(["search = Toolbox(search, protocol.tools)"] if tools else []),
         "",
         *(
             [
@@ -216,12 +220,21 @@ def _protocol(protocol: TurnProtocol) -> tuple[list[str], list[str]]:
         f"from mmsearch_trl.protocol.{name} import {type(protocol).__name__}",
         "from mmsearch_trl.protocol.prompt_files import Prompts",
         "from mmsearch_trl.protocol.reply_templates import ReplyTemplates",
+        *(f"from {type(tool).__module__} import {type(tool).__name__}" for tool in protocol.tools),
     ], [
         f"prompts = {_prompts(protocol)}",
         f"templates = {_call(protocol.templates)}",
-        f"protocol = {made}, prompts, templates)",
+        *(["tools = [", *(f"    {_tool(tool)}" for tool in protocol.tools), "]"] if protocol.tools else []),
+        f"protocol = {made}, prompts, templates{', tools' if protocol.tools else ''})",
         "chat = protocol.chat",
     ]
+
+
+def _tool(tool: Tool) -> str:
+    """The call that makes a tool; of a class of the user's that is no dataclass, only its name is known."""
+    if is_dataclass(tool):
+        return f"{_call(tool)},".replace("\n", "\n    ")
+    return f"{type(tool).__name__}(),  # with what your recipe says"
 
 
 def _prompts(protocol: MMSearchProtocol) -> str:

@@ -133,7 +133,7 @@ def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
     templates = ReplyTemplates.load(data.reply_templates) if data.reply_templates else None
     if data.protocol == "mmsearch_r1_upstream":
         return UpstreamMMSearchProtocol(processor, data.prompts(), templates)
-    return MMSearchProtocol(ChatEncoder(processor), data.prompts(), templates)
+    return MMSearchProtocol(ChatEncoder(processor), data.prompts(), templates, recipe.tools)
 
 
 def end_ids(model: PreTrainedModel | PeftModel, chat: ChatEncoder) -> set[int]:

@@ -2,8 +2,9 @@
 
 Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
 `trl.SFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
-`SearchConfig`, `Limits` and `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`. Any key can be
-overridden on the command line, nested ones with a dot:
+`SearchConfig`, `Limits` and `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`; the list `tools:`
+names what may be called besides the searches (`recipe/tools.py`). Any key can be overridden on the command line,
+nested ones with a dot:
 
     --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
 
@@ -14,7 +15,7 @@ A recipe with a mistake is refused before any work is done.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,9 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
+from mmsearch_trl.protocol.tool import Tool
 from mmsearch_trl.recipe.layers import Layers
+from mmsearch_trl.recipe.tools import build_tools
 from mmsearch_trl.recipe.validation import Where, build, unknown_key
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -62,6 +65,7 @@ class Recipe:
     search: SearchConfig
     rollout: Limits
     reward: RewardConfig | SearchR1RewardConfig
+    tools: tuple[Tool, ...] = ()
 
     def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:
         """Check what no single section can see.
@@ -91,6 +95,12 @@ class Recipe:
     def _check_protocol(self) -> None:
         """Keys that have no meaning under a protocol are not set."""
         search_r1 = self.data.protocol == "search_r1"
+        if self.tools and self.data.protocol != "mmsearch_r1":
+            raise UserError(f"{self.path}: tools: protocol {self.data.protocol} has none, take the list out")
+        if self.tools and self.rollout.max_turns == 1:
+            raise UserError(
+                f"{self.path}: tools: rollout.max_turns is 1, so that no call can be answered: set it to 2"
+            )
         for key in ("image_search_limit", "image_search_first_turn_only"):
             if search_r1 and key in (self.values.get("rollout") or {}):
                 raise UserError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
@@ -191,9 +201,15 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
     _check_reward_keys(values.get("reward"), protocol, where)
     sections = known_sections if kind == "grpo" else {}
     for key in values:
-        if key not in sections and not any(key in known for known in names):
-            raise unknown_key(key, sorted(set().union(*names, sections)), where)
+        if key not in ("tools", *sections) and not any(key in known for known in names):
+            raise unknown_key(key, sorted({"tools"}.union(*names, sections)), where)
     built = {name: _section(cls, values.get(name), name, where) for name, cls in known_sections.items()}
+    tools = build_tools(values.get("tools"), where)
+    if isinstance(built["reward"], RewardConfig):
+        names_of_tools = (tool.name for tool in tools)
+        built["reward"] = replace(
+            built["reward"], tools=tuple(dict.fromkeys([*built["reward"].tools, *names_of_tools]))
+        )
     model_values, data_values, trainer_values = (
         {key: values[key] for key in values if key in known} for known in names
     )
@@ -207,6 +223,7 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
         model=build(ModelConfig, model_values, where),
         data=build(DataConfig, data_values, where),
         trainer=build(_TRAINERS[kind], trainer_values, where),
+        tools=tools,
         **built,
     )
 

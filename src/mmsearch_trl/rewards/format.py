@@ -1,8 +1,8 @@
 """The form a transcript must have, and what in it counts as a search.
 
 A turn is well formed when, stripped, it opens with one `<reason>...</reason>`, ends with exactly one action (answer,
-image search or text search) and holds no tag of another action. Free text between reason and action is allowed, an
-empty reason too; tags are case- and space-sensitive.
+image search, text search, or a call of a tool that is known) and holds no tag of another action. Free text between
+reason and action is allowed, an empty reason too; tags are case- and space-sensitive.
 
 A search is *counted* by its tag alone: asked for is asked for, whether or not a tool ran, and even when it is only
 quoted. The last of several turns never counts, because nothing could have been searched after it.
@@ -39,14 +39,21 @@ def extract_answer(turn: str) -> str | None:
     return answers[-1].strip() if answers else None
 
 
-def well_formed_action(turn: str) -> ActionKind:
-    """The action of a turn in perfect form, else `ActionKind.NONE`; at most one kind can apply."""
+def well_formed_action(turn: str, tools: Sequence[str] = ()) -> ActionKind:
+    """The action of a turn in perfect form, else `ActionKind.NONE`; at most one kind can apply.
+
+    Args:
+        tools: Names of the tools besides the searches, which are their tags.
+    """
     turn = turn.strip()
     if not turn.startswith(_REASON[0]) or not _once(turn, _REASON):
         return ActionKind.NONE
     # With the reason counted and at the start, the action's opening tag must lie in what follows it.
     action = turn.partition(_REASON[1])[2]
     has_image, has_text, has_answer = _IMAGE_SEARCH in turn, _any(turn, _TEXT_SEARCH), _any(turn, _ANSWER)
+    if called := [tags for tool in tools if _any(turn, tags := (f"<{tool}>", f"</{tool}>"))]:
+        alone = len(called) == 1 and not (has_image or has_text or has_answer)
+        return ActionKind.TOOL if alone and _ends_with(turn, action, called[0]) else ActionKind.NONE
     if has_answer and not has_image and not has_text:
         return ActionKind.ANSWER if _ends_with(turn, action, _ANSWER) else ActionKind.NONE
     if has_text and not has_image and not has_answer:
@@ -57,11 +64,11 @@ def well_formed_action(turn: str) -> ActionKind:
     return ActionKind.NONE
 
 
-def any_rounds_valid(turns: Sequence[str]) -> bool:
-    """Any number of searches in any order, then one answer, every turn well formed."""
-    kinds = [well_formed_action(turn) for turn in turns]
-    searches = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)
-    return bool(kinds) and kinds[-1] is ActionKind.ANSWER and all(kind in searches for kind in kinds[:-1])
+def any_rounds_valid(turns: Sequence[str], tools: Sequence[str] = ()) -> bool:
+    """Any number of calls in any order, then one answer, every turn well formed."""
+    kinds = [well_formed_action(turn, tools) for turn in turns]
+    calls = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH, ActionKind.TOOL)
+    return bool(kinds) and kinds[-1] is ActionKind.ANSWER and all(kind in calls for kind in kinds[:-1])
 
 
 def three_rounds_valid(turns: Sequence[str]) -> bool:

@@ -70,6 +70,14 @@ class RewardConfig:
         },
     )
 
+    tools: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Names of tools besides the searches, with which a well-formed turn may end; calls cost nothing. "
+            "Those of the recipe's `tools:` need not be named. format_rule three_rounds takes none."
+        },
+    )
+
     def __post_init__(self) -> None:
         check_range("search_penalty", self.search_penalty, -1, 1)
         check_range("format_penalty", self.format_penalty, 0, 1)
@@ -114,8 +122,10 @@ def score(
         return _subtractive(responses, answers, options, penalty)
     answer = form.extract_answer(responses[-1]) if responses else None
     accuracy = float(is_right(answer, answers, options.reward_mode))
-    valid = form.any_rounds_valid if options.format_rule == "any_rounds" else form.three_rounds_valid
-    form_score = float(valid(responses))
+    any_rounds = options.format_rule == "any_rounds"
+    form_score = float(
+        form.any_rounds_valid(responses, options.tools) if any_rounds else form.three_rounds_valid(responses)
+    )
     searches = form.count_searches(responses)
     charged = searches if options.use_search_count_penalty else min(searches, 1)
     reward = _weigh(accuracy * (1 - penalty) ** charged, form_score, options)
