@@ -2,7 +2,9 @@
 
 import asyncio
 import builtins
+import json
 import random
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.index_build import build_dense_index
+from mmsearch_trl.search.text.dense import DenseIndex
 from mmsearch_trl.search.text.encoder import TextEncoder
 from mmsearch_trl.search.text.qdrant import QdrantConfig, QdrantSearch
 
@@ -334,3 +338,20 @@ def test_another_encoder_collection_or_corpus_has_other_answers(encoder: TextEnc
         QdrantSearch("http://a:6333", "wiki", encoder, corpus="2018"),
     ]
     assert len({backend.fingerprint for backend in backends}) == 4
+
+
+def test_a_collection_filled_as_the_documentation_says_answers_like_the_index(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    rows = [{"id": f"p{n}", "title": "T", "text": text} for n, text in enumerate(PASSAGES)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_dense_index(tmp_path / "corpus.jsonl", tmp_path / "dense", model=encoder.name, progress=False)
+    text = (Path(__file__).parents[3] / "docs" / "search.md").read_text()
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "qdrant_client" in block]
+    block = block.replace("indexes/dense", str(tmp_path / "dense"))
+    block = block.replace('QdrantClient("http://127.0.0.1:6333")', f"QdrantClient(path={str(tmp_path / 'qdrant')!r})")
+    exec(block + "client.close()\n", {})
+    index = DenseIndex.open(tmp_path / "dense")
+    [expected] = index.search_now(["word3 word4"], 5)
+    hits = search(str(tmp_path / "qdrant"), encoder)
+    assert [(hit.id, hit.title, hit.text) for hit in hits] == [(hit.id, hit.title, hit.text) for hit in expected]
