@@ -5,6 +5,7 @@ Run by `test_vllm_colocate.py`: `python -m torch.distributed.run ... colocate_wo
 
 import asyncio
 import datetime
+import gc
 import json
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 
+if __name__ == "__main__":
+    gc.disable()  # so short a life needs no collector, and most of it are imports
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tiny

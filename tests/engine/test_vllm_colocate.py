@@ -350,6 +350,8 @@ def test_two_ranks_have_an_engine_each_or_share_one(checkpoints: dict[str, Path]
 
 
 FEWER_THREADS = """
+import gc
+gc.disable()
 import sys
 import torch
 torch.set_num_threads(1)

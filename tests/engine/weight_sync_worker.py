@@ -1,8 +1,13 @@
 """One of two processes that send weights sharded by FSDP2; see `test_weight_sync.py`."""
 
 import datetime
+import gc
 import sys
 from pathlib import Path
+
+
+if __name__ == "__main__":
+    gc.disable()  # so short a life needs no collector, and most of it are imports
 
 import torch
 import torch.distributed as dist

@@ -5,7 +5,12 @@ First with gathered weights; then layer by layer, which is to fail.
 
 import asyncio
 import datetime
+import gc
 from contextlib import nullcontext
+
+
+if __name__ == "__main__":
+    gc.disable()  # so short a life needs no collector, and most of it are imports
 
 import torch
 import torch.distributed as dist

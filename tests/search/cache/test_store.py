@@ -1,10 +1,11 @@
 import io
-import itertools
 import json
 import multiprocessing
+import os
 import random
 import sqlite3
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from search.cache.writer import write_and_tell
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, TextHit
@@ -193,13 +195,16 @@ def test_nothing_found_is_asked_again_after_its_lifetime(tmp_path: Path, monkeyp
     assert store.put("none", ()) == found, "what was found stays"
 
 
-@pytest.mark.slow
-def test_no_entry_is_lost_or_corrupt_when_writers_are_killed_at_any_moment(tmp_path: Path) -> None:
+def test_no_entry_is_lost_or_corrupt_when_writers_are_killed_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eight processes write one store, each is killed by SIGKILL; what was put before is there, and whole."""
     path, log = tmp_path / "answers.sqlite", tmp_path / "log"
     ResultStore(path).close()
     log.mkdir()
-    context = multiprocessing.get_context("spawn")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the server, which then imports once for all
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([write_and_tell.__module__])
     rng = random.Random(0)
     for round_ in range(4):
         workers = [context.Process(target=write_and_tell, args=(path, log / f"{round_}-{n}", n)) for n in range(8)]
@@ -222,13 +227,3 @@ def test_no_entry_is_lost_or_corrupt_when_writers_are_killed_at_any_moment(tmp_p
         assert store.get(key) == (TextHit(key, key * 100),), "an entry is lost or damaged"
     for key, entry, _ in store.entries():
         assert unpack(entry) == (TextHit(key, key * 100),)
-
-
-def write_and_tell(path: Path, log: Path, worker: int) -> None:
-    """Put entries until killed; a key is told when its entry is in the store."""
-    store = ResultStore(path)
-    with log.open("w", buffering=1) as file:
-        for number in itertools.count():
-            key = f"{number}-{worker if number % 3 else 'all'}"
-            store.put(key, (TextHit(key, key * 100),))
-            file.write(key + "\n")
