@@ -48,7 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table is not None:
         print("\n".join(tables(json.loads(options.table.read_text(encoding="utf-8")))))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that servers and folders go as well
     disable_progress_bar()
     report = run(options)
     print("\n".join(tables(report)), f"\n{options.out}", sep="")
@@ -88,4 +87,5 @@ def _tell() -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that servers and folders go as well
     main()
