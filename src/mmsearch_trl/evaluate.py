@@ -154,7 +154,7 @@ def _evaluate_all(
     rewards = RewardFunctions([RuleReward(recipe.reward)], [None], torch.ones(1), {}, rollouter.loop)
     options = args.evaluation_options(_folder(recipe), progress=not args.disable_tqdm)
     evaluator = Evaluator(rollouter, rewards.scorer(None), ranks, options)
-    settings = {key: recipe.values.get(key) for key in ("search", "reward")}
+    settings = {key: recipe.values.get(key) for key in ("search", "reward", "tools")}
     settings |= {"data": asdict(recipe.data) | {"train_files": None}}
     to_task = partial(row_to_task, resize=recipe.data.resize_images)
     weights, summaries = policy.fingerprint(), {}

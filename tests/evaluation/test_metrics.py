@@ -13,7 +13,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.evaluation.metrics import EvaluationSummary, Measures, Summarizer
+from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, Measures, Summarizer
 
 
 DOWN = Failure(FailureKind.TIMEOUT, "slow")
@@ -41,9 +41,13 @@ def _trajectory(*turns: Turn, source: str = "fvqa", category: str | None = None,
 
 
 def summarize(
-    trajectories: Sequence[Trajectory], parts: Sequence[RewardParts], *, max_searches: int = 2
+    trajectories: Sequence[Trajectory],
+    parts: Sequence[RewardParts],
+    *,
+    max_searches: int = 2,
+    tools: Sequence[str] = (),
 ) -> EvaluationSummary:
-    summarizer = Summarizer(max_searches)
+    summarizer = Summarizer(max_searches, tools)
     for trajectory, part in zip(trajectories, parts, strict=True):
         summarizer.add(Measures.of(trajectory, part))
     return summarizer.summary()
@@ -53,6 +57,20 @@ IMAGE = _turn(2, ActionKind.IMAGE_SEARCH)
 TEXT = _turn(4, ActionKind.TEXT_SEARCH)
 TEXT_DOWN = _turn(4, ActionKind.TEXT_SEARCH, DOWN)
 LAST = _turn(6)
+
+
+def test_calls_of_a_tool_are_counted_apart_from_searches() -> None:
+    crop, refused = _turn(2, "crop"), _turn(2, "crop", Failure(FailureKind.INVALID_QUERY, "empty"))
+    trajectories = [_trajectory(crop, refused, LAST), _trajectory(IMAGE, LAST, category="c"), _trajectory(LAST)]
+    summary = summarize(trajectories, [RIGHT] * 3, tools=["crop"])
+    flat = summary.as_dict()
+    assert (flat["tool/crop/ratio"], flat["tool/crop/failure_rate"]) == (1 / 3, 0.5)
+    assert (flat["category/c/tool/crop/ratio"], flat["category/c/tool/crop/failure_rate"]) == (0.0, 0.0)
+    assert flat["search_ratio"] == 1 / 3
+    assert (
+        GroupSummary.from_metrics({f"eval_{name}": value for name, value in flat.items()}, "eval_") == summary.overall
+    )
+    assert not any("tool" in name for name in summarize(trajectories, [RIGHT] * 3).as_dict())
 
 
 def test_ratios_of_one_group() -> None:

@@ -174,7 +174,8 @@ class Evaluator:
 
     def _finish(self, parts: Iterable[Part], rows_file: Path) -> Evaluated:
         """Write the rows in their order and sum them up on the way."""
-        summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1))
+        tools = [tool.name for tool in self._rollouter.protocol.tools]
+        summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1), tools)
         failures: list[str] = []
 
         def rows() -> Iterator[Row]:

@@ -10,12 +10,12 @@ the order of the trajectories nor on their number.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
-from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.action import SEARCHES, ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
@@ -43,6 +43,8 @@ class GroupSummary:
         rollout_failure_ratio: Share that could not be finished.
         turns: Mean number of assistant turns.
         response_length: Mean number of tokens the model wrote; replies are not in it.
+        tools: Of each tool besides the searches: `NAME/ratio`, the share with at least one call, and
+            `NAME/failure_rate`, failed calls / calls, the policy's own mistakes among them.
     """
 
     n: int
@@ -62,15 +64,21 @@ class GroupSummary:
     rollout_failure_ratio: float
     turns: float
     response_length: float
+    tools: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
-        """Every field by its name, for logging and JSON."""
-        return asdict(self)
+        """Every number by its name, for logging and JSON; those of tools as `tool/...`."""
+        numbers = asdict(self)
+        return numbers | {f"tool/{name}": value for name, value in numbers.pop("tools").items()}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], prefix: str) -> "GroupSummary":
-        """Read back what was logged with `prefix` before each field's name."""
-        return cls(**{item.name: metrics[f"{prefix}{item.name}"] for item in fields(cls)})
+        """Read back what was logged with `prefix` before each name of `as_dict`."""
+        numbers = {item.name: metrics[f"{prefix}{item.name}"] for item in fields(cls) if item.name != "tools"}
+        of_tools = f"{prefix}tool/"
+        return cls(
+            **numbers, tools={n.removeprefix(of_tools): v for n, v in metrics.items() if n.startswith(of_tools)}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,7 @@ class Measures:
         image_searches: Put to the tool; `image_failures` of them failed. The same for text.
         failed: The rollout could not be finished.
         response_length: Tokens the model wrote.
+        tools: Calls of each other tool, and how many of them failed.
     """
 
     data_source: str
@@ -116,6 +125,7 @@ class Measures:
     failed: bool
     turns: int
     response_length: int
+    tools: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, trajectory: Trajectory, parts: RewardParts) -> "Measures":
@@ -138,6 +148,7 @@ class Measures:
             failed=trajectory.stop is StopReason.FAILED,
             turns=len(trajectory.turns),
             response_length=sum(len(turn.token_ids) for turn in trajectory.turns),
+            tools={tool: [calls[tool], failures[tool]] for tool in calls if tool not in SEARCHES},
         )
 
     @property
@@ -150,15 +161,17 @@ class Summarizer:
 
     Args:
         max_searches: Searches a trajectory may execute, one fewer than its rounds: the paper's SR is relative to it.
+        tools: Names of the tools besides the searches.
 
     Raises:
         UserError: `max_searches` is below 1.
     """
 
-    def __init__(self, max_searches: int = 2) -> None:
+    def __init__(self, max_searches: int = 2, tools: Sequence[str] = ()) -> None:
         if max_searches < 1:
             raise UserError(f"max_searches must be at least 1, got {max_searches}")
         self._max_searches = max_searches
+        self._tools = tools
         self._overall = _Group()
         self._by_source: dict[str, _Group] = {}
         self._by_category: dict[str, _Group] = {}
@@ -181,10 +194,10 @@ class Summarizer:
             raise UserError("no trajectory to summarise")
 
         def summaries(groups: Mapping[str, _Group]) -> dict[str, GroupSummary]:
-            return {name: groups[name].summary(self._max_searches) for name in sorted(groups)}
+            return {name: groups[name].summary(self._max_searches, self._tools) for name in sorted(groups)}
 
         return EvaluationSummary(
-            overall=self._overall.summary(self._max_searches),
+            overall=self._overall.summary(self._max_searches, self._tools),
             by_source=summaries(self._by_source),
             by_category=summaries(self._by_category),
             by_search=summaries(self._by_search),
@@ -197,6 +210,7 @@ class _Group:
     def __init__(self) -> None:
         self.n = 0
         self._counts: Counter[str] = Counter()
+        self._tools: Counter[tuple[str, str]] = Counter()
         # The spread about the mean is known when the mean is: so values are counted, of which a rule gives two.
         self._accuracies: Counter[float] = Counter()
         self._reward = _Sum()
@@ -221,8 +235,10 @@ class _Group:
             turns=measures.turns,
             response_length=measures.response_length,
         )
+        for tool, (calls, failures) in measures.tools.items():
+            self._tools.update({(tool, "used"): calls > 0, (tool, "calls"): calls, (tool, "failures"): failures})
 
-    def summary(self, max_searches: int) -> GroupSummary:
+    def summary(self, max_searches: int, tools: Sequence[str]) -> GroupSummary:
         n, counts = self.n, self._counts
         total, squares = _Sum(), _Sum()
         for value, count in self._accuracies.items():
@@ -249,6 +265,14 @@ class _Group:
             rollout_failure_ratio=counts["failed"] / n,
             turns=counts["turns"] / n,
             response_length=counts["response_length"] / n,
+            tools={
+                name: value
+                for tool in tools
+                for name, value in (
+                    (f"{tool}/ratio", self._tools[tool, "used"] / n),
+                    (f"{tool}/failure_rate", self._tools[tool, "failures"] / max(self._tools[tool, "calls"], 1)),
+                )
+            },
         )
 
 
