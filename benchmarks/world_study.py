@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.search.image.index import ImageIndex
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.trainer.batch import Generation
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.world.demo import WARM_START_STEPS, evaluated_groups, make_trainer, make_warm_start, results
@@ -67,9 +69,11 @@ def _seed(folder: Path, recipe: Path, seed: int) -> dict[str, Any]:
     trained = time.perf_counter()
     after = {}
     for images, passages in RESULT_COUNTS:
-        trainer.rollouter.tools.k[ActionKind.IMAGE_SEARCH], trainer.rollouter.tools.k[ActionKind.TEXT_SEARCH] = (
-            images,
-            passages,
+        trainer.rollouter.tools = SearchRuntime(
+            ImageIndex.open(folder / "world" / "image_index"),
+            TextIndex.open(folder / "world" / "text_index"),
+            k_image=images,
+            k_text=passages,
         )
         after[f"{images} images, {passages} passages"] = _groups(trainer)
     return {
@@ -124,9 +128,10 @@ def _read(path: Path) -> dict[str, Any]:
 class _Unmasked(MMSearchGRPOTrainer):
     """Trains on what tools returned as if the model had written it."""
 
-    def _lay_out(self, trajectories: list[Any]) -> Generation:
-        batch = super()._lay_out(trajectories)
-        return batch._replace(tool_mask=[[1] * len(ids) for ids in batch.completion_ids])
+    def _generate(self, prompts: list[Any]) -> Generation:
+        layout = super()._generate(prompts)
+        self._score_mask = None  # the log-probs of every token are wanted
+        return layout._replace(tool_mask=[[1] * len(ids) for ids in layout.completion_ids])
 
 
 def _groups(trainer: MMSearchGRPOTrainer) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from time import perf_counter
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the server needs the other cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.rollout.image import draw
 from benchmarks.rollout.measure import measure, summary
 from benchmarks.rollout.model import make_processor, make_protocol, write_checkpoint
+from benchmarks.rollout.picture import draw
 from benchmarks.rollout.plan import Plan
 from benchmarks.rollout.report import environment, table
 from benchmarks.rollout.rig import LIMITS, Rig

@@ -15,9 +15,10 @@ from benchmarks.rollout.scenario import Scenario
 from benchmarks.rollout.script import samplings
 from benchmarks.rollout.spans import Spans
 
+from mmsearch_trl.core.action import Action
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.observation import ImageQuery, Observation
+from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -116,18 +117,16 @@ class Watched:
         with self.engine_spans.recorded():
             return await self._engine.generate(token_ids, images, sampling)
 
-    async def image_search(self, query: ImageQuery) -> Observation:
+    async def answer(self, action: Action, trajectory: Trajectory) -> Observation:
         await self._wave()
         with self.tool_spans.recorded():
-            return await self._tools.image_search(query)
-
-    async def text_search(self, query: str) -> Observation:
-        await self._wave()
-        with self.tool_spans.recorded():
-            return await self._tools.text_search(query)
+            return await self._tools.answer(action, trajectory)
 
     def drain_records(self) -> list[CallRecord]:
         return self._tools.drain_records()
+
+    async def disconnect(self) -> None:
+        await self._tools.disconnect()
 
     async def _wave(self) -> None:
         if self._gate is not None:
