@@ -347,7 +347,7 @@ def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retrieve
     assert summary.n == len(NAMES) and summary.search_ratio > 0.5 and summary.text_failure_ratio == 0.0
     [file] = (tmp_path / "evaluation").rglob("*.jsonl*")
     observed = [
-        "".join(token.text * token.count for turn in r.turns for token in turn.tokens) for r in read_trace_file(file)
+        "".join(token.text * token.times for turn in r.turns for token in turn.tokens) for r in read_trace_file(file)
     ]
     assert len(observed) == len(NAMES) and any("</search>\n\n<information>Doc 1" in text for text in observed)
 

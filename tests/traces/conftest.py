@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -88,9 +89,12 @@ def text_search(text: str = "Bel Tor founded 1742 city Calton.") -> Observation:
     return Observation(tool=ActionKind.TEXT_SEARCH, hits=hits, backend="bm25", seconds=0.35, coalesced=True)
 
 
-def trajectory(turns: Sequence[Turn], *, task_id: str = "world-7", group: str = "known", **task: object) -> Trajectory:
+def trajectory(turns: Sequence[Turn], *, task_id: str = "world-7", group: str = "known", **task: Any) -> Trajectory:
     thumbnail = picture("seagreen")
-    columns = {"question": "In which city is this emblem used?", "answers": ("Calton", "Calton City")} | task
+    columns: dict[str, Any] = {
+        "question": "In which city is this emblem used?",
+        "answers": ("Calton", "Calton City"),
+    } | task
     return Trajectory(
         task=Task(
             id=task_id,
@@ -109,7 +113,7 @@ def trajectory(turns: Sequence[Turn], *, task_id: str = "world-7", group: str = 
     )
 
 
-def searched(title: str = "Bel Tor", passage: str = "Bel Tor founded 1742 city Calton.", **task: object) -> Trajectory:
+def searched(title: str = "Bel Tor", passage: str = "Bel Tor founded 1742 city Calton.", **task: Any) -> Trajectory:
     """Image search, text search, answer."""
     return trajectory(
         [
@@ -126,15 +130,15 @@ def searched(title: str = "Bel Tor", passage: str = "Bel Tor founded 1742 city C
             ),
             turn("<reason> found</reason>\n<answer> Calton</answer>", ActionKind.ANSWER, "Calton"),
         ],
-        **task,  # type: ignore[arg-type]
+        **task,
     )
 
 
-def direct(answer: str = "Calton", **task: object) -> Trajectory:
+def direct(answer: str = "Calton", **task: Any) -> Trajectory:
     """An answer at once."""
     return trajectory(
         [turn(f"<reason> it is Bel Tor</reason>\n<answer> {answer}</answer>", ActionKind.ANSWER, answer)],
-        **task,  # type: ignore[arg-type]
+        **task,
     )
 
 

@@ -31,8 +31,8 @@ def test_a_record_of_an_earlier_version_is_still_read(searching, tokenizer):
 def test_the_tokens_of_a_record_are_the_trajectory_s_own(searching, tokenizer):
     trajectory = searching.trajectory
     tokens = [token for turn in record_of(searching, tokenizer).turns for token in turn.tokens]
-    assert [token.trained for token in tokens for _ in range(token.count)] == trajectory.loss_mask
-    assert "".join(token.text * token.count for token in tokens) == tokenizer.decode(trajectory.completion_ids)
+    assert [token.trained for token in tokens for _ in range(token.times)] == trajectory.loss_mask
+    assert "".join(token.text * token.times for token in tokens) == tokenizer.decode(trajectory.completion_ids)
     assert all((token.logprob is None) == (token.trained == 0) for token in tokens)
 
 

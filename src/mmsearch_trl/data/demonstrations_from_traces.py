@@ -80,4 +80,4 @@ class TraceReader:
 
 
 def _observed_tokens(turn: TraceTurn) -> int:
-    return sum(token.count for token in turn.tokens if not token.trained)
+    return sum(token.times for token in turn.tokens if not token.trained)

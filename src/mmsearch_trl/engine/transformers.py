@@ -227,7 +227,9 @@ class _Sampler(LogitsProcessor):
         self._forbidden = forbidden
         self.logprobs: list[torch.Tensor] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor:
         greedy = self._temperatures == 0
         logprobs = torch.log_softmax(scores.float() / self._temperatures.masked_fill(greedy, 1.0), dim=-1)
         if bool(logprobs.isnan().any()):
@@ -264,7 +266,9 @@ class _Stops(StoppingCriteria):
         # Every token but those inside a character has at least one letter of the stop.
         self._tail = 4 * max(len(stop) for texts in stops for stop in texts)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: torch.Tensor, scores: object, **kwargs: object
+    ) -> torch.Tensor:
         tails = input_ids[:, max(self._prompt_width, input_ids.shape[1] - self._tail) :].tolist()
         texts = [self._decode(tail) for tail in tails]
         done = [any(stop in text for stop in stops) for text, stops in zip(texts, self._stops, strict=True)]
@@ -278,5 +282,7 @@ class _Budgets(StoppingCriteria):
         self._budgets = budgets
         self._prompt_width = prompt_width
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: torch.Tensor, scores: object, **kwargs: object
+    ) -> torch.Tensor:
         return input_ids.shape[1] - self._prompt_width >= self._budgets

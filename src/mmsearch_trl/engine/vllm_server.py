@@ -131,17 +131,18 @@ class ServerEngine:
                 await self._announce(server, prompt, images, fields)
                 try:
                     answer = await server.client.generate(self._body(prompt, images, fields))
-                    break
                 except UnknownImage:  # it fell out of the server's cache
                     if resend:
                         raise
                     for image in images:
                         server.images.pop(image.key, None)
+                else:
+                    check_echo(token_ids, answer.get("prompt_token_ids"))
+                    return _completion(answer)
         finally:
             self._busy.leave()
             server.in_flight -= 1
-        check_echo(token_ids, answer.get("prompt_token_ids"))
-        return _completion(answer)
+        raise AssertionError("unreachable")
 
     async def _announce(
         self, server: Server, prompt: list[int], images: Sequence[ImageInput], fields: dict[str, Any]

@@ -13,16 +13,16 @@ from mmsearch_trl.core.errors import UserError
 
 
 class TraceToken(NamedTuple):
-    """One token, `[text, trained, logprob, count]` in JSON.
+    """One token, `[text, trained, logprob, times]` in JSON.
 
     `trained` is the loss mask; `logprob` (nats) is None on observed tokens. A run of equal observed tokens, such as
-    the pads of an image, is one entry with its length as `count`.
+    the pads of an image, is one entry with its length as `times`.
     """
 
     text: str
     trained: int
     logprob: float | None
-    count: int = 1
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

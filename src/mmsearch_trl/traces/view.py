@@ -80,13 +80,13 @@ def _merged(tokens: Sequence[TraceToken]) -> Iterator[TraceToken]:
             yield from run
         else:
             stretch = list(run)
-            yield TraceToken("".join(map(_shown, stretch)), 0, None, sum(token.count for token in stretch))
+            yield TraceToken("".join(map(_shown, stretch)), 0, None, sum(token.times for token in stretch))
 
 
 def _shown(token: TraceToken) -> str:
-    if token.count < _LONG_RUN:
-        return token.text * token.count
-    return f"{token.text} \N{MULTIPLICATION SIGN} {token.count}"
+    if token.times < _LONG_RUN:
+        return token.text * token.times
+    return f"{token.text} \N{MULTIPLICATION SIGN} {token.times}"
 
 
 def _inlined(store: ImageStore, records: Iterable[TraceRecord]) -> Iterator[tuple[str, str]]:

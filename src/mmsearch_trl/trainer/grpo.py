@@ -224,7 +224,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def create_model_card(
+    def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]  (it has the signature of TRL's)
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write `<output_dir>/README.md`; TRL's own shows a chat pipeline, which cannot search."""

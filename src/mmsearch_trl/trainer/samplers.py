@@ -1,6 +1,7 @@
 """The order in which training sees its prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import Any
 
 from trl.trainer.utils import RepeatSampler
 
@@ -27,7 +28,7 @@ class EpochSampler(RepeatSampler):
         )
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Generator[int, Any, None]:
         if self.shuffle:
             self.generator.manual_seed((self.seed or 0) + self._epoch())
         return super().__iter__()
