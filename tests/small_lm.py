@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -51,11 +52,12 @@ def build_tokenizer(words: str = "") -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_protocol(words: str = "", **options: int) -> SearchR1Protocol:
+def build_protocol(words: str = "", **options: Any) -> SearchR1Protocol:
     return SearchR1Protocol(ChatEncoder(build_tokenizer(words)), **options)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, std: float = 0.1, hidden: int = 64) -> Qwen2ForCausalLM:
+    ids: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -66,8 +68,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, std: float = 0.1, hidden:
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ids,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

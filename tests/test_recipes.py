@@ -9,6 +9,7 @@ from trl import SFTConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -78,7 +79,7 @@ def test_a_mistyped_key_of_a_recipe_is_refused(tmp_path: Path) -> None:
 def test_the_script_preset_has_upstreams_values(name: str) -> None:
     recipe = load(MMSEARCH_R1 / f"{name}.yaml")
     trainer = recipe.trainer
-    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.num_generations is not None
     rollouts = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 8
     assert (trainer.num_generations, rollouts // trainer.num_generations) == (4, 32)
     assert trainer.steps_per_generation == trainer.gradient_accumulation_steps
@@ -90,7 +91,7 @@ def test_the_script_preset_has_upstreams_values(name: str) -> None:
 def test_the_paper_preset_has_the_papers_values() -> None:
     recipe = load(MMSEARCH_R1 / "qwen2.5-vl-7b-paper.yaml")
     trainer = recipe.trainer
-    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.steps_per_generation is not None
     assert trainer.per_device_train_batch_size * trainer.steps_per_generation * 32 == 512 * 8
     assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 32 == 128 * 8
     assert (trainer.num_generations, trainer.learning_rate, trainer.lr_sigmoid_ratio) == (8, 2e-6, None)
@@ -102,7 +103,7 @@ def test_the_paper_preset_has_the_papers_values() -> None:
 def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     recipe = load(SEARCH_R1 / f"{name}.yaml")
     trainer, rollout = recipe.trainer, recipe.rollout
-    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.steps_per_generation is not None
     per_micro_batch = trainer.per_device_train_batch_size * 8
     assert (trainer.num_generations, per_micro_batch) == (5, 64)
     assert per_micro_batch * trainer.steps_per_generation == 512 * 5
@@ -113,13 +114,16 @@ def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_observation_tokens) == (4, 500, 500)
     assert rollout.text_search_limit == 4 and recipe.data.max_prompt_length == 2048
     assert recipe.search.text == RetrieverConfig(url="http://127.0.0.1:8000", top_k=3)
-    structure = {"rule": "structure", "structure_score": 0.2, "invalid_score": 0.1, "retrieval_score": 0.0}
-    assert recipe.reward == SearchR1RewardConfig(**(structure if name.endswith("structure") else {"rule": "em"}))
+    if name.endswith("structure"):
+        reward = SearchR1RewardConfig(rule="structure", structure_score=0.2, invalid_score=0.1, retrieval_score=0.0)
+    else:
+        reward = SearchR1RewardConfig(rule="em")
+    assert recipe.reward == reward
 
 
 def check_shared_values(recipe: Recipe) -> None:
     trainer, rollout, reward = recipe.trainer, recipe.rollout, recipe.reward
-    assert isinstance(trainer, MMSearchGRPOConfig)
+    assert isinstance(trainer, MMSearchGRPOConfig) and isinstance(reward, RewardConfig)
     assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.entropy_coef) == ("bnpo", 0.001, 0.2, 0.0)
     assert (trainer.scale_rewards, trainer.advantage_eps, trainer.num_iterations) == ("group", 1e-6, 1)
     assert not trainer.filter_zero_variance_groups

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -48,7 +48,7 @@ class Family:
     """A model family in miniature."""
 
     name: str
-    processor: ProcessorMixin
+    processor: Any
     build: Callable[[], PreTrainedModel]
 
     def model(self, seed: int = 0) -> PreTrainedModel:
@@ -147,6 +147,10 @@ class WrappedEngine:
         self, token_ids: Sequence[int], images: Sequence[ImageInput], sampling: SamplingParams
     ) -> Completion:
         return await self.engine.generate(token_ids, images, sampling)
+
+    @property
+    def busy_seconds(self) -> float:
+        return self.engine.busy_seconds
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -255,8 +259,9 @@ class CannedTools(SearchTools):
             await asyncio.sleep(self._delay())
 
     def _observe(self, observation: Observation) -> Observation:
+        tool = ActionKind(observation.tool)
         failure = observation.failure.kind if observation.failure else None
-        self.records.append(CallRecord(observation.tool, observation.seconds, False, False, failure=failure))
+        self.records.append(CallRecord(tool, observation.seconds, False, False, failure=failure))
         return observation
 
 

@@ -1,5 +1,7 @@
 """The toy tokenizer of the conformance vectors: Qwen's special ids, and every other character is its code point."""
 
+from typing import Any
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -45,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """A processor that leaves images whose sides are multiples of 28 as they are."""
-    patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    patches: dict[str, Any] = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4096}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessorPil(**patches, size=size),

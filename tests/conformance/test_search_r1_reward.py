@@ -23,7 +23,7 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig, extract_answer,
 
 Vector = dict[str, Any]
 ASSISTANT = "<|im_start|>assistant"
-STRUCTURE_SCORES = {
+STRUCTURE_SCORES: dict[str, dict[str, Any]] = {
     "struct0.2_final0.1_retr0": {"structure_score": 0.2, "invalid_score": 0.1, "retrieval_score": 0.0},
     "struct0.2_final0.1_retr0.1": {"structure_score": 0.2, "invalid_score": 0.1, "retrieval_score": 0.1},
     "all0": {"structure_score": 0.0, "invalid_score": 0.0, "retrieval_score": 0.0},

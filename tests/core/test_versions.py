@@ -58,7 +58,7 @@ def test_a_version_out_of_range_is_an_error_that_names_the_tested_ones(
 def test_the_ranges_are_those_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
-    declared = dict(re.match(r"([\w-]+)(.*)", line).groups() for line in lines)
+    declared = {match[1]: match[2] for line in lines if (match := re.match(r"([\w-]+)(.*)", line))}
     for wanted in RANGES:
         assert SpecifierSet(declared[wanted.distributions[0]]) == SpecifierSet(wanted.allowed)
         assert wanted.tested in SpecifierSet(wanted.allowed)

@@ -2,6 +2,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +28,7 @@ def test_a_row_holds_the_prompt_and_its_images_as_they_were_encoded(fvqa_mini: P
 
 @pytest.mark.parametrize("resize", [False, True])
 def test_a_dataset_row_is_the_same_task_as_its_file_row(fvqa_mini: Path, tmp_path: Path, resize: bool) -> None:
-    dataset = load_dataset_rows(fvqa_mini, cache_dir=tmp_path)
+    dataset: Any = load_dataset_rows(fvqa_mini, cache_dir=tmp_path)
     for row, expected in zip(dataset, read_tasks(fvqa_mini, resize=resize), strict=True):
         task = row_to_task(row, resize=resize)
         assert (task.id, task.question, task.answers) == (expected.id, expected.question, expected.answers)

@@ -45,7 +45,7 @@ def test_columns_that_the_merged_file_keeps_are_preferred(tmp_path: Path) -> Non
 
 def test_rows_reach_the_training_dataset(tmp_path: Path) -> None:
     file = write(tmp_path / "t.parquet", row(), row(data_source="hotpotqa"))
-    dataset = load_dataset_rows(file, cache_dir=tmp_path / "cache")
+    dataset: Any = load_dataset_rows(file, cache_dir=tmp_path / "cache")
     assert [row_to_task(cells).data_source for cells in dataset] == ["nq", "hotpotqa"]
 
 

@@ -1,6 +1,7 @@
 """What those who sample from a policy see of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,7 @@ def test_a_tied_weight_counts_once() -> None:
 def test_a_partitioned_weight_counts_whole() -> None:
     """ZeRO-3 leaves an empty tensor in its place, which knows its whole size."""
     model = nn.Linear(1, 1, bias=False)
-    model.weight = nn.Parameter(torch.empty(0))
-    model.weight.ds_numel = 24
+    weight: Any = nn.Parameter(torch.empty(0))
+    weight.ds_numel = 24
+    model.weight = weight
     assert policy(model).num_bytes(trainable_only=False) == 4 * 24

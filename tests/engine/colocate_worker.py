@@ -44,9 +44,10 @@ def save(family: tiny.Family, folder: Path) -> Path:
 
 def vocabulary(family: tiny.Family) -> Vocabulary:
     chat = family.protocol().chat
-    width = family.model().get_output_embeddings().weight.shape[0]
+    head = family.model().get_output_embeddings()
+    assert head is not None
     return Vocabulary.of(
-        [chat.turn_end_id], chat.vision_ids, chat.image_pad_id, named=chat.vocabulary_size, width=width
+        [chat.turn_end_id], chat.vision_ids, chat.image_pad_id, named=chat.vocabulary_size, width=head.weight.shape[0]
     )
 
 
@@ -57,7 +58,7 @@ def prompts(family: tiny.Family, count: int, images: Sequence[int] = (1, 0, 2, 3
 
 async def write(engine: ColocatedEngine, given: Sequence[Prompt], **options: Any) -> list[Completion]:
     """One turn after each prompt, asked for at once; the seed is the prompt's number."""
-    settings = {"max_tokens": 10} | options
+    settings: dict[str, Any] = {"max_tokens": 10} | options
     calls = [engine.generate(*prompt, SamplingParams(seed=i, **settings)) for i, prompt in enumerate(given)]
     return await asyncio.gather(*calls)
 

@@ -28,11 +28,11 @@ class Stepper:
         self._problem = problem
         self._delay = delay
 
-    def prepare(self, request: Request, pictures: Sequence[Image.Image]) -> tuple[bytes, ...]:
+    def prepare(self, request: Request, images: Sequence[Image.Image]) -> tuple[bytes, ...]:
         time.sleep(random.random() * self._delay)
         if self._problem(request):
             raise ValueError(f"cannot prepare {request.token_ids}")
-        return tuple(picture.tobytes() for picture in pictures)
+        return tuple(image.tobytes() for image in images)
 
     def add(self, request: Request, prepared: tuple[bytes, ...]) -> None:
         if request.sampling.max_tokens < 1:
@@ -88,8 +88,12 @@ class Ranks:
 
         monkeypatch.setattr(StepLoop, "_exchange", exchange)
         ready = threading.Event()  # the exchange looks its loop up in the list
+
+        def wait() -> None:
+            ready.wait(10)
+
         group: Any = object()
-        self.loops = [StepLoop(stepper, group, lambda: bool(ready.wait(10)) or None) for stepper in steppers]
+        self.loops = [StepLoop(stepper, group, wait) for stepper in steppers]
         ready.set()
 
     def leave(self) -> None:
@@ -164,7 +168,7 @@ def test_a_loop_without_work_waits_without_computing() -> None:
 
 def test_a_loop_that_broke_says_so_to_everyone() -> None:
     stepper = Stepper()
-    stepper.abort = lambda name: 1 / 0  # type: ignore[method-assign]
+    stepper.abort = lambda name: 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
     loop = StepLoop(stepper)
 
     async def scenario() -> list[Any]:

@@ -48,7 +48,7 @@ def together(*calls: Coroutine[Any, Any, Completion]) -> list[Any]:
 
 
 def one(engine: TransformersEngine, prompt: Prompt, **sampling: Any) -> Completion:
-    settings = {"max_tokens": 6, "seed": 1} | sampling
+    settings: dict[str, Any] = {"max_tokens": 6, "seed": 1} | sampling
     [completion] = together(engine.generate(*prompt, SamplingParams(**settings)))
     if isinstance(completion, BaseException):
         raise completion

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +91,10 @@ def test_a_forbidden_id_is_never_sampled(engine: ColocatedEngine, family: tiny.F
     given = worker.prompts(family, 8)
     free = worker.rollout(engine, given)
     assert any(token % 8 for completion in free for token in completion.token_ids)
-    width = family.model().get_output_embeddings().weight.shape[0]
-    with _vocabulary(engine, forbidden_ids=frozenset(token for token in range(width) if token % 8)):
+    head = family.model().get_output_embeddings()
+    assert head is not None
+    forbidden = frozenset(token for token in range(head.weight.shape[0]) if token % 8)
+    with _vocabulary(engine, forbidden_ids=forbidden):
         completions = worker.rollout(engine, given)
     assert not any(token % 8 for completion in completions for token in completion.token_ids)
     assert worker.difference(family, family.model(), given, completions) < 1e-4, "still of the full softmax"
@@ -396,7 +398,7 @@ def _adapted(family: tiny.Family, seed: int, rank: int = 4) -> Any:
     return adapted.eval()
 
 
-async def _gather(engine: ColocatedEngine, given: Any) -> list[Any]:
+async def _gather(engine: ColocatedEngine, given: Sequence[worker.Prompt]) -> list[Any]:
     calls = [engine.generate(*prompt, SamplingParams(max_tokens=10, seed=i)) for i, prompt in enumerate(given)]
     return await asyncio.gather(*calls, return_exceptions=True)
 

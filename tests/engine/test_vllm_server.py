@@ -49,7 +49,8 @@ def pictures(prompt: Encoded) -> list[Any]:
 
 
 def sampling(seed: int = 0, **options: Any) -> SamplingParams:
-    return SamplingParams(**({"max_tokens": 12, "seed": seed} | options))
+    settings: dict[str, Any] = {"max_tokens": 12, "seed": seed} | options
+    return SamplingParams(**settings)
 
 
 @pytest.mark.slow

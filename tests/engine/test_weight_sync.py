@@ -93,7 +93,9 @@ def test_merged_weights_are_those_of_pefts_own_merge(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sending_many_times_changes_no_bit_of_the_model(family: tiny.Family, dtype: torch.dtype) -> None:
-    model = lora(family.model().to(dtype), target_modules=r".*_proj", modules_to_save=["merger"])
+    model = family.model()
+    model.to(dtype)  # pyright: ignore[reportArgumentType]  (it is wrapped, and loses `self`)
+    model = lora(model, target_modules=r".*_proj", modules_to_save=["merger"])
     before = snapshot(model)
     first = {name: tensor.clone() for name, tensor in sampler_weights(model)}
     for _ in range(20):
@@ -105,9 +107,12 @@ def test_sending_many_times_changes_no_bit_of_the_model(family: tiny.Family, dty
 
 
 def test_a_bf16_weight_is_rounded_once() -> None:
-    model = lora(tiny.qwen25().model().to(torch.bfloat16))
+    whole = tiny.qwen25().model()
+    whole.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    model = lora(whole)
     sent = dict(sampler_weights(model))
-    layer = model.get_base_model().model.language_model.layers[0].self_attn.q_proj
+    base: Any = model.get_base_model()
+    layer = base.model.language_model.layers[0].self_attn.q_proj
     exact = layer.base_layer.weight.float() + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     assert torch.equal(sent["model.layers.0.self_attn.q_proj.weight"], exact.to(torch.bfloat16))
 
@@ -129,7 +134,7 @@ def test_all_active_adapters_are_added(tmp_path: Path) -> None:
     model.add_adapter("second", LoraConfig(r=2, lora_alpha=2, target_modules=r".*layers\.1\.mlp.*_proj"))
     fill(model)
     one = dict(sampler_weights(model))
-    model.base_model.set_adapter(["default", "second"])
+    model.base_model.set_adapter(["default", "second"])  # pyright: ignore[reportCallIssue]
     both = dict(sampler_weights(model))
     expected = saved(model.merge_and_unload(adapter_names=["default", "second"]), tmp_path)
     assert all(torch.allclose(both[name], expected[name], rtol=0, atol=1e-7) for name in expected)
@@ -147,7 +152,7 @@ def test_an_adapter_that_is_merged_already_is_not_added_again() -> None:
 
 
 def test_activation_checkpointing_leaves_the_names() -> None:
-    model = tiny.qwen25().model()
+    model: Any = tiny.qwen25().model()
     names = list(dict(sampler_weights(model)))
     layers = model.model.language_model.layers
     layers[1] = checkpoint_wrapper(layers[1])
@@ -178,7 +183,7 @@ def test_a_wrapped_model_is_an_error() -> None:
 
 def test_an_adapter_is_sent_as_peft_saves_it(family: tiny.Family, tmp_path: Path) -> None:
     model = lora(family.model())
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     assert_same(dict(adapter_weights(model)), load_file(tmp_path / "adapter_model.safetensors"))
 
 
@@ -223,15 +228,16 @@ def test_states_that_vllm_would_not_see_are_named() -> None:
     model = tiny.qwen25().model()
     assert native_adapter_obstacle(model) == "the model has no adapter"
     adapted = lora(model)
-    adapted.get_base_model().model.visual.merger.requires_grad_(True)
+    base: Any = adapted.get_base_model()
+    base.model.visual.merger.requires_grad_(True)
     assert "outside of the adapter are trained" in str(native_adapter_obstacle(adapted))
-    adapted.get_base_model().model.visual.merger.requires_grad_(False)
+    base.model.visual.merger.requires_grad_(False)
     adapted.merge_adapter()
     assert "merged into the base weights" in str(native_adapter_obstacle(adapted))
     adapted.unmerge_adapter()
     assert native_adapter_obstacle(adapted) is None
     adapted.add_adapter("second", LoraConfig(r=2, target_modules=LANGUAGE))
-    adapted.base_model.set_adapter(["default", "second"])
+    adapted.base_model.set_adapter(["default", "second"])  # pyright: ignore[reportCallIssue]
     assert "2 are active" in str(native_adapter_obstacle(adapted))
 
 
@@ -255,7 +261,8 @@ class FakeZero:
     def __init__(self, model: nn.Module) -> None:
         self.zero = self
         self.most_at_once = 0
-        for number, parameter in enumerate(model.parameters()):
+        parameters: list[Any] = list(model.parameters())
+        for number, parameter in enumerate(parameters):
             parameter.ds_id = number
             parameter.whole = parameter.data
             parameter.data = torch.empty(0)

@@ -4,6 +4,7 @@ import datetime
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__":
@@ -37,7 +38,8 @@ def main(folder: Path) -> None:
         )
         save_file(dict(adapter_weights(model)), folder / "adapter.safetensors")
     mesh = init_device_mesh("cpu", (2,))
-    for layer in model.get_base_model().model.language_model.layers:
+    base: Any = model.get_base_model()
+    for layer in base.model.language_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -286,8 +286,9 @@ def test_a_defect_is_raised_and_a_failure_of_one_row_is_its_own(tmp_path: Path) 
         if name == "row-2":
             raise ZeroDivisionError(name)
 
+    engine = Engine(broken)
     with pytest.raises(ZeroDivisionError, match="row-0"):
-        evaluate(tmp_path / "all", rows(50), engine := Engine(broken))
+        evaluate(tmp_path / "all", rows(50), engine)
     assert len(engine.seeds) <= 8, "it ends with the first window"
     with pytest.raises(ZeroDivisionError):
         evaluate(tmp_path / "few", rows(2), Engine(broken))

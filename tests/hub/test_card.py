@@ -44,7 +44,7 @@ def test_the_quick_start_searches_and_prints_the_answer(run: Path, world_home: P
 def test_the_card_says_how_the_model_searches_and_how_good_it_is(run: Path) -> None:
     card = ModelCard.load(run / "README.md")
     assert card.data.to_dict()["pipeline_tag"] == "image-text-to-text"
-    assert {"mmsearch", "grpo", "trl"} <= set(card.data.tags or ())
+    assert {"mmsearch", "grpo", "trl"} <= set(card.data.to_dict()["tags"])
     assert "| `max_turns` | 3 |" in card.text
     assert "| `image_top_k` | 3 |" in card.text
     assert "search_penalty 0.1" in card.text

@@ -27,7 +27,8 @@ LIMITS = Limits(max_turns=3, max_turn_tokens=6, max_response_tokens=2000)
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("indexes")
-    tasks = [row_to_task(row) for row in load_dataset_rows(PARQUET, cache_dir=folder / "cache")]
+    rows: Any = load_dataset_rows(PARQUET, cache_dir=folder / "cache")
+    tasks = [row_to_task(row) for row in rows]
     pictures, passages = [], []
     for number, task in enumerate(tasks):
         task.images[0].save(folder / f"{number}.jpg", quality=85)
@@ -35,8 +36,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
             {"image": f"{number}.jpg", "title": f"Page {number}: {task.answers[0]}", "url": task.image_url}
         )
         passages.append({"title": task.question, "text": f"{task.question} {task.answers[0]}."})
-    for name, rows in (("pictures", pictures), ("passages", passages)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name, entries in (("pictures", pictures), ("passages", passages)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
     build_image_index(folder / "pictures.jsonl", folder / "images", progress=False)
     build_text_index(folder / "passages.jsonl", folder / "text", progress=False)
     runtime = SearchRuntime(ImageIndex.open(folder / "images"), TextIndex.open(folder / "text"), k_image=2, k_text=2)
@@ -47,7 +48,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_three_steps_with_lora_on_real_rows(runtime: SearchRuntime, tmp_path: Path) -> None:
     family = tiny.qwen25()
     family.processor.image_processor.size = {"shortest_edge": 28**2, "longest_edge": 112**2}
-    rows = load_dataset_rows(PARQUET, cache_dir=tmp_path / "cache")
+    rows: Any = load_dataset_rows(PARQUET, cache_dir=tmp_path / "cache")
     assert len(rows) == 5 and max(max(size) for row in rows for size in row["image_sizes"]) >= 600
     trainer = tiny.MMSearchGRPOTrainer(
         family.model(),
@@ -82,7 +83,8 @@ def test_three_steps_with_lora_on_real_rows(runtime: SearchRuntime, tmp_path: Pa
 
 def test_a_picture_of_the_data_finds_itself(runtime: SearchRuntime, tmp_path: Path) -> None:
     trainer = tiny.trainer(tiny.qwen25(), tmp_path, tools=runtime)
-    for number, row in enumerate(load_dataset_rows(PARQUET, cache_dir=tmp_path / "cache")):
+    rows: Any = load_dataset_rows(PARQUET, cache_dir=tmp_path / "cache")
+    for number, row in enumerate(rows):
         query = tiny.ImageQuery(row_to_task(row).images[0])
         found = trainer.rollouter.loop.run(runtime.image_search(query))
         assert found.hits[0].title.startswith(f"Page {number}:")

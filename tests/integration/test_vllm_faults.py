@@ -58,7 +58,7 @@ def tasks_left(loop: BackgroundLoop) -> list[str]:
 
 
 @contextmanager
-def spoiled(server: str, **shares: float) -> Iterator[tuple[str, Proxy]]:
+def spoiled(server: str, **shares: Any) -> Iterator[tuple[str, Proxy]]:
     """The address of a proxy, on a loop of its own, and the proxy."""
     loop, proxy = BackgroundLoop(), Proxy(server, **shares)
     serving = proxy.serve()
@@ -72,13 +72,14 @@ def spoiled(server: str, **shares: float) -> Iterator[tuple[str, Proxy]]:
 def trajectories_of(trainer: MMSearchGRPOTrainer) -> list[Any]:
     """Fills with the trajectories that are trained on from here on."""
     seen: list[Any] = []
-    lay_out = trainer._lay_out
+    original = trainer._generate
 
-    def spy(trajectories: list[Any]) -> Any:
-        seen.extend(trajectories)
-        return lay_out(trajectories)
+    def spy(prompts: list[Any]) -> Any:
+        assert trainer._batch is not None
+        seen.extend(trainer._batch.trajectories)
+        return original(prompts)
 
-    trainer._lay_out = spy  # pyright: ignore[reportAttributeAccessIssue]
+    trainer._generate = spy  # pyright: ignore[reportAttributeAccessIssue]
     return seen
 
 
@@ -137,7 +138,7 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
         trajectories = trajectories_of(trainer)
 
         class Killer(tiny.WrappedEngine):
-            async def generate(self, *arguments: Any) -> Any:
+            async def generate(self, token_ids: Any, images: Any, sampling: Any) -> Any:
                 nonlocal asked
                 asked += 1
                 if (
@@ -145,7 +146,7 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
                 ):  # in the second rollout; dead before this turn is asked for, whatever else is under way
                     await asyncio.to_thread(server.kill)
                     threading.Thread(target=server.start).start()
-                return await super().generate(*arguments)
+                return await super().generate(token_ids, images, sampling)
 
         tiny.wrap_engine(trainer, Killer)
         trainer.train()

@@ -28,7 +28,9 @@ def test_lengths_agree_and_the_mask_marks_what_was_sampled(build: Trainers, tmp_
 
 def test_a_sampled_turn_end_is_trained_and_one_that_was_added_is_not(build: Trainers, tmp_path: Path) -> None:
     model, end, ended, added = FAMILY.model(), FAMILY.protocol().chat.turn_end_id, 0, 0
-    model.get_output_embeddings().weight.data[end] *= LOUDER
+    head = model.get_output_embeddings()
+    assert head is not None
+    head.weight.data[end] *= LOUDER
     trainer = build(FAMILY, tmp_path, tiny.tasks(8), model=model, per_device_train_batch_size=8)
     for trajectory in tiny.rollout_batch(trainer, list(trainer.train_dataset)).trajectories:
         for turn in trajectory.turns:

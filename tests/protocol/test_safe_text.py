@@ -8,8 +8,8 @@ import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from mmsearch_trl.protocol.safe_text import TAGS, WORD_JOINER, SafeText, strip_invisible
 from mmsearch_trl.world.tokenizer import SPECIAL_TOKENS, build_tokenizer
@@ -61,7 +61,8 @@ MARKS = ["\u0301", "\u0338", "\u034f", "\ufe0f"]
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    return (set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+    unknown: Any = tokenizer.unk_token_id
+    return (set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)) - {unknown}
 
 
 def _wide(text: str) -> str:

@@ -1,7 +1,6 @@
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -37,7 +36,12 @@ rollout:
 reward:
   search_penalty: 0.2
 """
-Write = Callable[[str], Path]
+
+
+class Write(Protocol):
+    """Writes the recipe with these lines added."""
+
+    def __call__(self, more: str = "") -> Path: ...
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_flat_keys_and_sections_reach_their_dataclasses(write: Write) -> None:
     recipe = load_recipe(write())
     assert recipe.model.model_name_or_path == "org/model"
     assert recipe.data.train_files == [str(FVQA_MINI)]
-    assert isinstance(recipe.trainer, MMSearchGRPOConfig)
+    assert isinstance(recipe.trainer, MMSearchGRPOConfig) and isinstance(recipe.reward, RewardConfig)
     assert recipe.trainer.learning_rate == 1e-6
     assert (recipe.rollout.max_turns, recipe.reward.search_penalty) == (3, 0.2)
     recipe.validate()
@@ -75,6 +79,7 @@ def test_the_command_line_overrides_the_file(write: Write) -> None:
     arguments = ["--config", str(write()), "--learning_rate", "3e-4", "--rollout.max_turns=2", "--reward.reward_mode"]
     arguments += ["SubEM", "--log-completions", "--train-files", "a.parquet", "b.parquet"]
     recipe = load_recipe(*recipe_arguments(arguments))
+    assert isinstance(recipe.trainer, MMSearchGRPOConfig) and isinstance(recipe.reward, RewardConfig)
     assert recipe.trainer.learning_rate == 3e-4
     assert (recipe.rollout.max_turns, recipe.reward.reward_mode, recipe.reward.search_penalty) == (2, "SubEM", 0.2)
     assert recipe.trainer.log_completions is True
@@ -299,7 +304,8 @@ def test_a_supervised_recipe_has_the_keys_of_sft_and_no_reward(write: Write) -> 
 
 
 def test_the_completion_length_of_trl_follows_the_rollout(write: Write) -> None:
-    assert load_recipe(write(), {"rollout.max_response_tokens": 777}).trainer.max_completion_length == 777
+    trainer = load_recipe(write(), {"rollout.max_response_tokens": 777}).trainer
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.max_completion_length == 777
 
 
 def test_a_library_out_of_range_is_an_error_before_the_recipe_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def roll_out(
 ) -> tuple[Trajectory, ScriptedEngine, tiny.CannedTools]:
     tools = tools or tiny.CannedTools()
     engine = ScriptedEngine([turn(t) if isinstance(t, str) else t for t in turns], [CHAT.turn_end_id])
-    settings = {"max_turn_tokens": 50, "max_response_tokens": 500} | limits
+    settings: dict[str, Any] = {"max_turn_tokens": 50, "max_response_tokens": 500} | limits
     trajectory = asyncio.run(
         run_trajectory(task, engine, PROTOCOL, tools, Limits(**settings), SamplingParams(max_tokens=1, seed=3))
     )

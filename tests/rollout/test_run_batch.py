@@ -221,7 +221,9 @@ def test_cancelling_a_batch_leaves_nothing_behind() -> None:
 )
 def test_every_task_has_an_outcome(plan: list[tuple[int, str]], share: float) -> None:
     """Whatever becomes of the others, and nothing is cut off before the share has finished."""
-    scripts = {f"task{i}": [*([TEXT] * (turns and 1)), end] for i, (turns, end) in enumerate(plan)}
+    scripts: dict[str, Sequence[str | float]] = {
+        f"task{i}": [*([TEXT] * (turns and 1)), end] for i, (turns, end) in enumerate(plan)
+    }
     ends = [end for _, end in plan]
     if plan and set(ends) <= {"defect", "cancelled"}:
         with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):

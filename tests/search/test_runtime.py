@@ -456,7 +456,7 @@ def test_the_tries_of_a_call_are_told_and_counted_once_for_all_that_shared_it() 
     backend = failing(FailureKind.UNAVAILABLE, times=1)
     runtime = text_runtime(backend)
 
-    async def both() -> list[Observation]:
+    async def both() -> tuple[Observation, Observation]:
         return await asyncio.gather(runtime.text_search("who"), runtime.text_search("who"))
 
     observations = asyncio.run(both())

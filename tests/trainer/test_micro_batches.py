@@ -48,8 +48,10 @@ def _cut(trainer: tiny.MMSearchGRPOTrainer, rows: list[Any]) -> list[dict[str, A
     if trainer.beta:
         output["ref_per_token_logps"] = now + 0.3 * torch.randn(now.shape, generator=generator)
     torch.manual_seed(3)
-    batches = split_tensor_dict(shuffle_sequence_dict(split_pixel_values_by_grid(output)), count)
-    return [unsplit_pixel_values_by_grid(batch) for batch in batches]  # pyright: ignore[reportArgumentType]
+    rows_apart: Any = split_pixel_values_by_grid(output)  # TRL's types do not hold each other's results
+    shuffled: Any = shuffle_sequence_dict(rows_apart)
+    batches: Any = split_tensor_dict(shuffled, count)
+    return [unsplit_pixel_values_by_grid(batch) for batch in batches]
 
 
 def _gradients(trainer: tiny.MMSearchGRPOTrainer, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -66,7 +68,7 @@ def _gradients(trainer: tiny.MMSearchGRPOTrainer, batches: list[dict[str, Any]])
 
 
 def _trainer(out: Path, **options: Any) -> tiny.MMSearchGRPOTrainer:
-    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4} | options
+    settings: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4} | options
     return tiny.trainer(FAMILY, out, tiny.tasks(8, images=MIXED), **settings)
 
 
@@ -115,7 +117,7 @@ def _numbered(rows: list[tuple[int, int]], count: int) -> list[dict[str, Any]]:
     """Micro-batches in which everything of row i holds i; rows are (length, images)."""
     size, width = len(rows) // count, max(length for length, _ in rows)
     ids = torch.arange(len(rows))
-    whole = {
+    whole: Any = {
         "prompt_ids": ids[:, None].expand(-1, 2),
         "prompt_mask": torch.ones(len(rows), 2, dtype=torch.long),
         "completion_mask": (torch.arange(width) < torch.tensor([length for length, _ in rows])[:, None]).long(),
@@ -126,7 +128,8 @@ def _numbered(rows: list[tuple[int, int]], count: int) -> list[dict[str, Any]]:
         "image_grid_thw": [torch.tensor([1, 1, 3]).repeat(images, 1) for _, images in rows],
     }
     assert size * count == len(rows)
-    return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(whole, count)]  # pyright: ignore
+    batches: Any = split_tensor_dict(whole, count)
+    return [unsplit_pixel_values_by_grid(batch) for batch in batches]
 
 
 @given(

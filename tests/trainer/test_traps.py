@@ -61,7 +61,7 @@ def test_a_micro_batch_of_text_alone_trains_within_a_batch_of_images(
     family: Any, batch_size: int, tmp_path: Path
 ) -> None:
     given = tiny.tasks(4, images=(0, 0, 1, 2))
-    options = {"per_device_train_batch_size": batch_size, "steps_per_generation": 8 // batch_size}
+    options: dict[str, Any] = {"per_device_train_batch_size": batch_size, "steps_per_generation": 8 // batch_size}
     trainer = tiny.trainer(
         family, tmp_path, given, tools=NO_IMAGES, gradient_accumulation_steps=8 // batch_size, **options
     )
@@ -119,6 +119,7 @@ def test_replies_images_headers_and_padding_move_no_logit(family: Any, beta: flo
     _loss(trainer, batch.output).backward()
     hook.remove()
     [state] = states
+    assert state.grad is not None
     touched = state.grad.abs().sum(-1) > 0
     width = batch.output["prompt_ids"].shape[1]
     used = torch.cat([batch.output["prompt_mask"], batch.output["completion_mask"]], dim=1)
@@ -135,7 +136,11 @@ def test_replies_images_headers_and_padding_move_no_logit(family: Any, beta: flo
 
 def test_the_text_of_replies_does_not_enter_the_loss(tmp_path: Path) -> None:
     """The log-prob of every token that was not sampled is exactly 0, in the old and reference passes too."""
-    options = {"gradient_accumulation_steps": 1, "steps_per_generation": 2, "per_device_train_batch_size": 2}
+    options: dict[str, Any] = {
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 2,
+        "per_device_train_batch_size": 2,
+    }
     trainer = tiny.trainer(FAMILY, tmp_path, beta=0.1, **options)
     output = tiny.rollout_batch(trainer, _rows(trainer)).output
     outside = (output["tool_mask"] * output["completion_mask"]) == 0
@@ -206,7 +211,7 @@ def test_an_option_that_breaks_training_is_refused(option: dict[str, Any], messa
 
 @pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory"])
 def test_trl_s_own_tool_loop_is_refused(name: str, tmp_path: Path) -> None:
-    arguments = {name: [print] if name == "tools" else print}
+    arguments: dict[str, Any] = {name: [print] if name == "tools" else print}
     with pytest.raises(ValueError, match=f"{name} is TRL's own tool loop"):
         tiny.MMSearchGRPOTrainer(
             FAMILY.model(),

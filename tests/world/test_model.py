@@ -2,6 +2,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
 from mmsearch_trl.world.model import build_model
 from mmsearch_trl.world.protocol import build_protocol
@@ -16,6 +17,7 @@ def test_the_model_has_the_documented_size_and_precision() -> None:
     model = build_model(PROCESSOR)
     assert 0.80e6 < sum(p.numel() for p in model.parameters()) < 0.85e6
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert isinstance(model.config.text_config, Qwen2_5_VLTextConfig)
     assert model.config.text_config.vocab_size == len(PROCESSOR.tokenizer)
 
 

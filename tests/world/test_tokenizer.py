@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,8 @@ def test_the_processor_reloads_from_disk_unchanged(tmp_path: Path) -> None:
     reloaded = AutoProcessor.from_pretrained(tmp_path)
     pictures = [draw(Emblem(0, 1, 2, 3)), draw(Emblem(0, 1, 2, 3), 28)]
     text = "<|im_start|>user\n<|image_pad|> what <|image_pad|><reason> Bel Tor</reason>"
-    ours, theirs = (p(text=[text], images=pictures, return_tensors="pt") for p in (processor, reloaded))
+    both: tuple[Any, ...] = (processor, reloaded)
+    ours, theirs = (p(text=[text], images=pictures, return_tensors="pt") for p in both)
     assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
     assert ours["image_grid_thw"].tolist() == theirs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 2]]
     assert (ours["pixel_values"] - theirs["pixel_values"]).abs().max() < 1e-5
@@ -67,9 +69,8 @@ def test_the_processor_reloads_from_disk_unchanged(tmp_path: Path) -> None:
 
 def test_the_template_frames_images_as_qwen_does() -> None:
     content = [{"type": "image"}, {"type": "text", "text": " what is its name?"}]
-    text = build_processor().apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+    messages: list[Any] = [{"role": "user", "content": content}]
+    text = build_processor().apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|> what is its name?<|im_end|>\n"
         "<|im_start|>assistant\n"

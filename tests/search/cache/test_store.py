@@ -8,7 +8,9 @@ import struct
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,7 +86,7 @@ def test_the_first_answer_stays(store: ResultStore) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda e: e[:-1], lambda e: b"", lambda e: e[:20] + b"?" + e[21:], lambda e: "text"]
 )
-def test_a_damaged_entry_is_a_miss_and_dropped(store: ResultStore, damage: object) -> None:
+def test_a_damaged_entry_is_a_miss_and_dropped(store: ResultStore, damage: Callable[[bytes], Any]) -> None:
     store.put("k", (TextHit("title", "text"),))
     with sqlite3.connect(store.path) as connection:
         entry = connection.execute("SELECT entry FROM entries").fetchone()[0]

@@ -93,7 +93,7 @@ def test_any_pickled_state_gives_a_picture_or_a_title_alone(tmp_path: Path, stat
     image.__class__ = type("JpegImageFile", (type(image),), {"__getstate__": lambda self: state})
     type(image).__module__ = "PIL.JpegImagePlugin"
     buffer = io.BytesIO()
-    pickler = pickle._Pickler(buffer, 4)  # type: ignore[attr-defined]
+    pickler: Any = pickle._Pickler(buffer, 4)
     pickler.save_global = lambda obj, name=None: pickler.write(b"cPIL.JpegImagePlugin\nJpegImageFile\n")
     pickler.dump({"x": row(["a"], [image])})
     (tmp_path / "c.pkl").write_bytes(buffer.getvalue())

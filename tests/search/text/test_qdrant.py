@@ -311,7 +311,7 @@ def test_a_recipe_chooses_it(location: str, encoder: TextEncoder) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_named(values: dict[str, Any], message: str, encoder: TextEncoder) -> None:
-    given = {"location": "http://a:6333", "collection": "wiki", "encoder": encoder.name} | values
+    given: dict[str, Any] = {"location": "http://a:6333", "collection": "wiki", "encoder": encoder.name} | values
     with pytest.raises(UserError, match=message):
         build_runtime(SearchConfig(text=QdrantConfig(**given)))
 

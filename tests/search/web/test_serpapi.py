@@ -162,7 +162,7 @@ def test_a_thumbnail_in_the_local_network_is_not_fetched() -> None:
 
 @pytest.mark.parametrize("body", [{}, {"image_id": None}, {"image_id": ""}, []])
 def test_a_picture_without_an_id_is_a_bad_response(body: Any) -> None:
-    assert lens([], **{"/image": answering(body)})[0] is FailureKind.BAD_RESPONSE
+    assert lens([], 3, **{"/image": answering(body)})[0] is FailureKind.BAD_RESPONSE
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4000, 3000), (5000, 20)])

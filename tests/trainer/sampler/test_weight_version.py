@@ -23,18 +23,22 @@ class Others:
         return flag or any(self.others)
 
 
+def weights() -> Any:
+    return Weights()
+
+
 def version(*others: bool) -> WeightVersion:
     ranks: Any = Others(*others)
     return WeightVersion(ranks)
 
 
 def test_what_was_never_sent_has_changed() -> None:
-    sent, policy = version(), Weights()
+    sent, policy = version(), weights()
     assert sent.changed(policy) and sent.changed(policy) and sent.count == 0
 
 
 def test_another_version_shows_until_the_weights_are_sent() -> None:
-    sent, policy = version(), Weights()
+    sent, policy = version(), weights()
     for number in (1, 2):
         sent.sent(policy)
         assert not sent.changed(policy) and sent.count == 2 * number - 1
@@ -46,18 +50,18 @@ def test_another_version_shows_until_the_weights_are_sent() -> None:
 
 @pytest.mark.parametrize("others", [(True, False), (False, True)])
 def test_a_change_on_one_rank_is_every_ranks(others: tuple[bool, ...]) -> None:
-    sent, policy = version(*others), Weights()
+    sent, policy = version(*others), weights()
     sent.sent(policy)
     assert sent.changed(policy)
 
 
 def test_nothing_changes_while_no_rank_writes() -> None:
-    sent, policy = version(False, False), Weights()
+    sent, policy = version(False, False), weights()
     sent.sent(policy)
     assert not sent.changed(policy)
 
 
 def test_another_reason_counts_as_a_change() -> None:
-    sent, policy = version(False), Weights()
+    sent, policy = version(False), weights()
     sent.sent(policy)
     assert sent.changed(policy, also=True) and not sent.changed(policy)
