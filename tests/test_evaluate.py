@@ -6,6 +6,9 @@ from runs import grpo_arguments, write_jsonl
 
 from mmsearch_trl import evaluate as script
 from mmsearch_trl.commands.main import main
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.evaluation.parts import PartWriter
 from mmsearch_trl.traces.files import read_traces
 
 
@@ -34,6 +37,37 @@ def test_a_model_is_evaluated_greedily_from_its_recipe_and_every_row_is_saved(
     assert "first" in printed and "accuracy" in printed and "image search: " in printed
 
 
+def test_a_killed_evaluation_goes_on_with_the_rows_that_it_had_not_written(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_home / "world"
+    rows = [json.loads(line) for line in (world / "known.jsonl").read_text().splitlines()[:5]]
+    file = write_jsonl(tmp_path / "five.jsonl", [row | {"image": str(world / row["image"])} for row in rows])
+    write = PartWriter.write
+    left = [3]  # a header and two rows
+
+    def write_some(self: PartWriter, lines: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(self, lines)
+
+    def arguments(name: str) -> list[str]:
+        return ["eval", *grpo_arguments(world_home, tmp_path / name, eval_files=file, max_trajectories_in_flight=1)]
+
+    assert main(arguments("whole")) == 0
+    monkeypatch.setattr(PartWriter, "write", write_some)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments("killed"))
+    left[0] = 3  # the rows that are left
+    assert main(arguments("killed")) == 0
+    whole, killed = (
+        json.loads((tmp_path / n / "evaluation" / "five_5.json").read_text()) for n in ("whole", "killed")
+    )
+    assert [row | {"seconds": 0} for row in whole] == [row | {"seconds": 0} for row in killed]
+    assert len(list(read_traces(tmp_path / "killed" / "evaluation"))) == 5
+
+
 def test_evaluating_twice_does_not_double_the_traces(world_home: Path, tmp_path: Path) -> None:
     line = json.loads((world_home / "world" / "known.jsonl").read_text().splitlines()[0])
     file = write_jsonl(tmp_path / "one.jsonl", [line | {"image": str(world_home / "world" / line["image"])}])
@@ -58,3 +92,17 @@ def test_two_data_files_of_one_name_are_refused(
     files = f"[{tmp_path}/a/test.jsonl, {tmp_path}/b/test.jsonl]"
     assert main(["eval", *grpo_arguments(world_home, tmp_path / "run", eval_files=files)]) == 1
     assert "two files have one name" in capsys.readouterr().err
+
+
+def test_a_model_that_never_got_to_answer_is_no_result(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(self: TransformersEngine, *given: object) -> None:
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(TransformersEngine, "generate", broken)
+    line = json.loads((world_home / "world" / "known.jsonl").read_text().splitlines()[0])
+    file = write_jsonl(tmp_path / "one.jsonl", [line | {"image": str(world_home / "world" / line["image"])}])
+    assert main(["eval", *grpo_arguments(world_home, tmp_path / "run", eval_files=file)]) == 1
+    assert "none of 1 rollouts could be finished; the first: out of memory" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "evaluation" / "summary.json").exists()

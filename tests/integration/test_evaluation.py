@@ -1,0 +1,117 @@
+"""Every way to evaluate a model gives the rows that its trainer gives: in one process and two, on each engine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from runs import grpo_arguments, write_jsonl
+from servers import ENGINE_ARGS, Servers, environment, post
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmsearch_trl import train
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.recipe.build import load_agent
+from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.recipe import load_recipe
+
+
+pytestmark = pytest.mark.slow
+
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+FAMILY = tiny.qwen25()
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def adapter(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter on the taught model that changes what it says, and that vLLM can apply by itself."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(
+        r=4, lora_alpha=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(AutoModelForImageTextToText.from_pretrained(taught, dtype=torch.float32), config)
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(taught).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = world_home / "world"
+    rows = [
+        json.loads(line)
+        for name, count in (("known", 6), ("held_out", 2))
+        for line in (world / f"{name}.jsonl").read_text().splitlines()[:count]
+    ]
+    rows = [row | {"image": str(world / row["image"])} for row in rows]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "eight.jsonl", rows)
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter"])
+def test_every_path_gives_the_rows_of_the_trainer(
+    kind: str,
+    world_home: Path,
+    taught: Path,
+    adapter: Path,
+    data: Path,
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = {"base": taught, "adapter": adapter}[kind]
+
+    def arguments(name: str, **options: Any) -> list[str]:
+        values: dict[str, Any] = {"model_name_or_path": model, "eval_files": data, "eval_temperature": 0}
+        values |= {"vllm_lora_sync": "adapter"} if kind == "adapter" else {}
+        return grpo_arguments(world_home, tmp_path / name, **(values | options))
+
+    monkeypatch.setattr(train, "load_model", load_agent)  # training starts from a whole model only
+    trainer = train.build_trainer(load_recipe(*recipe_arguments(arguments("trainer"))))
+    metrics = trainer.evaluate()
+    trainer.close()
+    expected = _rows(tmp_path / "trainer" / "evaluation" / "eval_eight_step0_8.json")
+    assert [row["id"] for row in expected] == [json.loads(line)["id"] for line in data.read_text().splitlines()]
+    if kind == "base":
+        assert any("image_search" in row["actions"] for row in expected)
+    else:
+        assert main(["eval", *arguments("base", model_name_or_path=taught)]) == 0
+        assert _rows(tmp_path / "base" / "evaluation" / "eight_8.json") != expected, "the adapter does something"
+
+    assert main(["eval", *arguments("one")]) == 0
+    _launch(arguments("two", ddp_backend="gloo"))
+    with environment():
+        url = servers.url(FAMILY)
+        # An adapter goes to the server alone, and so the server must be one of its base model.
+        post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(taught)}})
+        post(url, "/collective_rpc", {"method": "repack_heads"})
+        vllm = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url}
+        assert main(["eval", *arguments("server", **vllm)]) == 0
+        vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_args": json.dumps(ENGINE_ARGS)}
+        assert main(["eval", *arguments("colocate", **vllm, vllm_enable_sleep_mode=False)]) == 0
+    for name in ("one", "two", "server", "colocate"):
+        assert _rows(tmp_path / name / "evaluation" / "eight_8.json") == expected, name
+        summary = json.loads((tmp_path / name / "evaluation" / "summary.json").read_text())
+        overall = summary["data"]["eight"]["overall"]
+        assert {f"eval_eight_{key}": value for key, value in overall.items()}.items() <= metrics.items(), name
+
+
+def _rows(path: Path) -> list[Row]:
+    """Without what a clock says."""
+    return [row | {"seconds": None} for row in json.loads(path.read_text())]
+
+
+def _launch(arguments: list[str]) -> None:
+    command = [sys.executable, *LAUNCH, "-m", "mmsearch_trl.evaluate", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
