@@ -7,8 +7,8 @@ and the exit status is 1 where one differs. Record with the revision before the 
 one machine: the last bits of a matrix product are the processor's.
 
 Every run is the training command as a user types it. Of each: losses, norms of gradients and rewards of every step as
-logged; a digest of every trajectory (sampled and observed tokens, log-probs, actions, reward and its parts,
-advantage); a digest of the weights saved at the end; every evaluation row. Times are left out.
+logged; a digest of every trajectory (sampled and observed tokens, actions, reward and its parts, advantage); a digest
+of the weights saved at the end; every evaluation row. Times are left out.
 """
 
 import argparse
@@ -154,9 +154,11 @@ def differences(recorded: Any, found: Any, place: str) -> Iterable[str]:
 
 def _trajectory(line: str) -> str:
     record = json.loads(line)
-    turns = [[turn[key] for key in ("text", "action", "action_text", "tokens")] for turn in record["turns"]]
+    # Without log-probs: their last digit depends on which turns happened to share a batch of the engine.
+    tokens = [[[text, mask, count] for text, mask, _, count in turn["tokens"]] for turn in record["turns"]]
+    turns = [[turn[key] for key in ("text", "action", "action_text")] for turn in record["turns"]]
     kept = [record[key] for key in ("id", "step", "prompt", "images", "reward", "rewards", "advantage")]
-    return _digest([kept, record["outcome"]["stop"], turns])
+    return _digest([kept, record["outcome"]["stop"], turns, tokens])
 
 
 def _row(row: dict[str, Any]) -> str:
