@@ -112,7 +112,7 @@ def carry_out(kind: str, out: Path, data: Path) -> tuple[float, list[dict[str, A
     [path] = (folder / "evaluation").glob("data_*.json")
     # The former command's scores were doubles, where the trainer's have always been floats.
     rows = json.loads(path.read_text(encoding="utf-8"))
-    return seconds, [row | {"seconds": None, "score": round(row["score"], 6)} for row in rows]
+    return seconds, [row | {"seconds": None, "score": row["score"] and round(row["score"], 6)} for row in rows]
 
 
 def former(recipe: Recipe) -> float:

@@ -297,6 +297,18 @@ def test_a_defect_is_raised_and_a_failure_of_one_row_is_its_own(tmp_path: Path) 
     assert evaluated.failure == "ZeroDivisionError: row-2"
 
 
+def test_a_row_with_a_defect_does_not_keep_an_evaluation_from_going_on(tmp_path: Path) -> None:
+    """Alone in the first window, it would be taken for a defect of every row."""
+
+    async def broken_last(name: str) -> None:
+        if name == "row-5":
+            raise ZeroDivisionError(name)
+
+    with pytest.raises(Killed):
+        evaluate(tmp_path, rows(6), Engine(broken_last), places=1, scorer=scoring_until(5))
+    assert evaluate(tmp_path, rows(6), Engine(broken_last), scorer=lenient).failure == "ZeroDivisionError: row-5"
+
+
 def test_an_engine_that_fails_says_so_in_the_result(tmp_path: Path) -> None:
     async def down(name: str) -> None:
         raise EngineError("no server")

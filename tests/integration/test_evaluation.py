@@ -40,7 +40,7 @@ def adapter(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_peft_model(AutoModelForImageTextToText.from_pretrained(taught, dtype=torch.float32), config)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     AutoProcessor.from_pretrained(taught).save_pretrained(folder)
     return folder
 
