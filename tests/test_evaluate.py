@@ -12,6 +12,7 @@ from mmsearch_trl.evaluation.parts import PartWriter
 from mmsearch_trl.traces.files import read_traces
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_greedily_from_its_recipe_and_every_row_is_saved(
     world_home: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,8 @@ from mmsearch_trl.world.tokenizer import build_processor
 from mmsearch_trl.world.world import Group, World
 
 
+pytestmark = pytest.mark.slow
+
 PROTOCOL = build_protocol(build_processor())
 TASK = World(0).tasks(Group.KNOWN)[2]
 LOOK = "<reason> it is new</reason><search><img></search>"

@@ -16,6 +16,9 @@ from mmsearch_trl.search.imported import ImportedImageConfig
 from mmsearch_trl.traces.files import read_traces
 
 
+pytestmark = pytest.mark.slow
+
+
 def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """What `mmsearch train` says: one line, exit status 1, and no model was loaded."""
 

@@ -25,6 +25,8 @@ from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.weight_sync import sampler_weights
 
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = [tiny.qwen25(), tiny.qwen3()]
 ARGS = worker.ARGS | {"enable_lora": True, "max_lora_rank": 8}
 
@@ -336,7 +338,6 @@ def test_the_engine_sleeps_between_rollouts_and_wakes_once(
     assert engine._llm.is_sleeping() is False
 
 
-@pytest.mark.slow
 def test_two_ranks_have_an_engine_each_or_share_one(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, str(worker.__file__), str(checkpoints["qwen2.5-vl"]), str(tmp_path)]
@@ -368,7 +369,6 @@ assert worker.difference(family, family.model(), given, worker.rollout(engine, g
 """
 
 
-@pytest.mark.slow
 def test_threads_that_the_process_set_hold_for_the_step_loop_too(checkpoints: dict[str, Path]) -> None:
     """vLLM's CPU kernels count threads when they plan and when they run, and stop where the two differ."""
     command = [sys.executable, "-c", FEWER_THREADS, str(checkpoints["qwen2.5-vl"]), str(Path(__file__).parents[1])]

@@ -26,6 +26,7 @@ def run(world_home: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
+@pytest.mark.slow
 def test_the_quick_start_searches_and_prints_the_answer(run: Path, world_home: Path, tmp_path: Path) -> None:
     world = world_home / "world"
     shutil.copy(world / "images" / "world0-known-000-name.png", tmp_path / "photo.jpg")
@@ -41,6 +42,7 @@ def test_the_quick_start_searches_and_prints_the_answer(run: Path, world_home: P
     assert last == f"Answer: {answer}"
 
 
+@pytest.mark.slow
 def test_the_card_says_how_the_model_searches_and_how_good_it_is(run: Path) -> None:
     card = ModelCard.load(run / "README.md")
     assert card.data.to_dict()["pipeline_tag"] == "image-text-to-text"

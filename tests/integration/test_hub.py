@@ -12,6 +12,8 @@ from runs import QUICK, grpo_arguments
 from safetensors.torch import load
 
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_stand_in"
 COMMANDS = (
     "import json, sys; from mmsearch_trl.commands.main import main; sys.exit(any(map(main, json.load(sys.stdin))))"

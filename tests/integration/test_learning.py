@@ -18,6 +18,8 @@ from mmsearch_trl.world.tokenizer import build_processor
 from mmsearch_trl.world.world import World
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WARM_START = ROOT / "tests" / "fixtures" / "warm_start"
 
@@ -35,7 +37,6 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Gro
     return before, evaluated_groups(trainer.evaluate())
 
 
-@pytest.mark.slow
 def test_the_warm_start_leaves_the_decision_to_search_open(
     evaluations: tuple[dict[str, GroupSummary], dict[str, GroupSummary]],
 ) -> None:
@@ -45,7 +46,6 @@ def test_the_warm_start_leaves_the_decision_to_search_open(
         assert group.format >= 0.97
 
 
-@pytest.mark.slow
 def test_known_emblems_are_answered_without_a_search(
     evaluations: tuple[dict[str, GroupSummary], dict[str, GroupSummary]],
 ) -> None:
@@ -54,7 +54,6 @@ def test_known_emblems_are_answered_without_a_search(
     assert after["known"].search_ratio <= 0.15
 
 
-@pytest.mark.slow
 def test_never_seen_emblems_are_looked_up(
     evaluations: tuple[dict[str, GroupSummary], dict[str, GroupSummary]],
 ) -> None:

@@ -21,6 +21,8 @@ from mmsearch_trl.trainer.demonstrations import collate
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "use_peft": "true",
     "lora_r": 4,

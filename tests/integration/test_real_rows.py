@@ -20,6 +20,8 @@ from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.bm25 import TextIndex
 
 
+pytestmark = pytest.mark.slow
+
 PARQUET = Path(__file__).parent.parent / "fixtures" / "fvqa_mini.parquet"
 LIMITS = Limits(max_turns=3, max_turn_tokens=6, max_response_tokens=2000)
 

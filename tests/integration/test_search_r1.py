@@ -45,6 +45,8 @@ from mmsearch_trl.train import build_trainer
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal")
 CITIES = ("Rome", "Oslo", "Lima", "Kyiv", "Bern", "Cairo", "Quito", "Delhi")
@@ -201,7 +203,7 @@ def _train(recipe: Recipe) -> Run:
 
 @pytest.fixture(
     scope="module",
-    params=["transformers", pytest.param("colocate", marks=pytest.mark.slow)],
+    params=["transformers", "colocate"],
 )
 def run(
     request: pytest.FixtureRequest,

@@ -93,6 +93,7 @@ def test_nothing_is_declared_where_the_operators_load(script: ModuleType, monkey
     assert namespace["_libraries"] == []
 
 
+@pytest.mark.slow
 def test_a_new_process_has_transforms_and_video_processors() -> None:
     imports = "import torchvision.transforms.v2; from transformers import Qwen2VLVideoProcessor as processor"
     done = subprocess.run(

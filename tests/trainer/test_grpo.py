@@ -19,6 +19,8 @@ from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay_factor
 
 
+pytestmark = pytest.mark.slow
+
 FAMILY = tiny.qwen25()
 
 

@@ -26,6 +26,8 @@ from mmsearch_trl.trainer.micro_batches import (
 )
 
 
+pytestmark = pytest.mark.slow
+
 FAMILY = tiny.qwen25()
 MIXED = (0, 3, 1, 2)
 FREE = [{"loss_type": name} for name in ("grpo", "sapo", "luspo", "dr_grpo", "dapo", "cispo", "vespo")]

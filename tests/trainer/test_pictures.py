@@ -19,6 +19,8 @@ from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation
 from mmsearch_trl.distributed import ranks
 
 
+pytestmark = pytest.mark.slow
+
 FAMILY = tiny.qwen25()
 PATCH_CHANNELS = 1176
 

@@ -19,6 +19,9 @@ from mmsearch_trl.train import print_searches
 from mmsearch_trl.trainer.search_calls import SearchCalls
 
 
+pytestmark = pytest.mark.slow
+
+
 def record(**values: Any) -> CallRecord:
     return CallRecord(**{"tool": ActionKind.TEXT_SEARCH, "seconds": 0.1, "cached": False, "coalesced": False} | values)
 

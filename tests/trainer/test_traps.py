@@ -12,6 +12,8 @@ from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.trainer.batch import generation
 
 
+pytestmark = pytest.mark.slow
+
 FAMILY, OTHER = tiny.qwen25(), tiny.qwen3()
 FAMILIES = pytest.mark.parametrize("family", [FAMILY, OTHER], ids=lambda family: family.name)
 NO_IMAGES = tiny.CannedTools(max_images=0)
