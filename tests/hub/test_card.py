@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from huggingface_hub import ModelCard
 from runs import QUICK, grpo_arguments
 
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.hub.card import evaluation_table
+from mmsearch_trl.hub.card import _protocol, evaluation_table
 
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -63,3 +64,8 @@ def test_the_table_shows_the_last_evaluation_of_each_data_set() -> None:
     assert table is not None
     assert table.splitlines()[2:] == ["| known | 4 | 50.0% | 25.0% | - | - | - | - |"]
     assert evaluation_table([{"loss": 1.0}]) is None
+
+
+def test_a_protocol_of_the_user_s_own_is_named_and_left_to_them() -> None:
+    imports, lines = _protocol(tiny.qwen25().restless())
+    assert imports == [] and lines[-1] == "protocol = ...  # your RestlessProtocol"

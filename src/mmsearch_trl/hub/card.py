@@ -210,7 +210,10 @@ def _protocol(protocol: TurnProtocol) -> tuple[list[str], list[str]]:
             "chat = ChatEncoder(processor)",
             f"protocol = SearchR1Protocol(chat, {prompt}, max_observation_tokens={most})",
         ]
-    if not isinstance(protocol, MMSearchProtocol):
+    if not isinstance(protocol, MMSearchProtocol) or type(protocol) not in (
+        MMSearchProtocol,
+        UpstreamMMSearchProtocol,
+    ):
         return [], ["chat = ChatEncoder(processor)", f"protocol = ...  # your {type(protocol).__name__}"]
     if isinstance(protocol, UpstreamMMSearchProtocol):
         name, made = "upstream_mmsearch", "UpstreamMMSearchProtocol(processor"
