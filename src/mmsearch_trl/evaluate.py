@@ -29,6 +29,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.script import run_script
 from mmsearch_trl.data.dataset import row_to_task
@@ -130,7 +131,8 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         searches=gather_totals(search.totals, ranks),
     )
     if ranks.is_main:
-        (_folder(recipe) / "summary.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+        with writing(_folder(recipe)):
+            (_folder(recipe) / "summary.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report
 
 

@@ -29,6 +29,7 @@ from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
+from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
@@ -59,7 +60,8 @@ def train(recipe: Recipe) -> MMSearchSFTTrainer:
     trainer.save_model(args.output_dir, _internal_call=True)
     trainer.save_state()
     if args.push_to_hub:
-        trainer.push_to_hub()
+        with pushing(str(args.output_dir)):
+            trainer.push_to_hub()
     return trainer
 
 
@@ -69,6 +71,7 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     assert isinstance(args, SFTConfig)
     set_seed(args.seed)
     keep_token_out_of_files(args)
+    check_login(args)
     # The length at which TRL would cut; a conversation cut in an image is worth nothing, so it is left out whole.
     max_tokens = args.max_length if "max_length" in recipe.values else None
     args.max_length = None

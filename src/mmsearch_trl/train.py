@@ -21,6 +21,7 @@ from mmsearch_trl.core.script import run_script
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
+from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
@@ -70,7 +71,8 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
             Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
     print_searches(trainer.rollouter.tools, trainer.ranks)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        with pushing(str(args.output_dir)):
+            trainer.push_to_hub()
     else:
         trainer.create_model_card()
     trainer.close()
@@ -83,6 +85,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     assert isinstance(args, MMSearchGRPOConfig)
     set_seed(args.seed)
     keep_token_out_of_files(args)
+    check_login(args)
     search = build_runtime(recipe.search)
     asyncio.run(search.check())
     processor = load_processor(recipe.model)

@@ -10,8 +10,6 @@ from runs import write_jsonl
 from mmsearch_trl import __version__
 from mmsearch_trl.commands import doctor
 from mmsearch_trl.commands import main as cli
-from mmsearch_trl.core.errors import EngineError
-from mmsearch_trl.core.script import run_script
 from mmsearch_trl.engine import vllm_process
 from mmsearch_trl.search.image.index import ImageIndex
 from mmsearch_trl.search.text.bm25 import TextIndex
@@ -63,50 +61,6 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--version") == 0
     assert __version__ in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--config", "gone.yaml"], "recipe not found: gone.yaml"),
-        (["sft"], "--config FILE is missing"),
-        (["eval", "recipe.yaml"], "unexpected 'recipe.yaml'; write --config FILE and then --key value"),
-        (["cache", "prefetch"], "--config FILE is missing"),
-        (["view", "gone"], "gone/traces holds no *.jsonl"),
-        (["plot", "gone"], "gone/traces holds no *.jsonl"),
-        (["index", "text", "gone.jsonl", "--out", "index"], "gone.jsonl"),
-        (["merge", "./gone", "--out", "merged"], "no such folder: ./gone"),
-    ],
-)
-def test_a_users_mistake_is_one_line_and_exits_with_1(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert status(*arguments) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmsearch: error: ")]
-    assert message in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_defect_keeps_its_traceback() -> None:
-    def broken() -> None:
-        int("one")
-
-    def mismatched() -> None:
-        list(zip([1], [], strict=True))
-
-    with pytest.raises(ValueError, match="invalid literal"):
-        run_script(broken)
-    with pytest.raises(ValueError, match="shorter"):
-        run_script(mismatched)
-
-
-def test_an_engine_that_cannot_serve_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def refused() -> None:
-        raise EngineError("http://a:1 gives no adapters: start it with --enable-lora")
-
-    assert run_script(refused) == 1
-    assert capsys.readouterr().err == "mmsearch: error: http://a:1 gives no adapters: start it with --enable-lora\n"
 
 
 def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:

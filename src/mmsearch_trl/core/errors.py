@@ -1,12 +1,17 @@
 """What can go wrong, named after the boundary at which it was noticed.
 
-1. *Vocabulary.* `UserError` is a mistake in what a person gave: a recipe, a data file, an argument. `EngineError`,
-   `SearchError` and `SearchLost` are failures of what the run talks to; `VersionError` is one of the installation.
-   Anything else that is raised is a defect of this package.
+1. *Vocabulary.* `UserError` is a mistake in what a person gave: a recipe, a data file, a folder, a model, an argument
+   of a public class. `VersionError` is one of the installation. `EngineError`, `SearchError`, `SearchLost` and
+   `HubError` are failures of what a run talks to. Anything else that is raised is a defect of this package:
+   `ValueError` for an argument that our own parts should not have given, `RuntimeError` for a call out of turn.
 2. *Classification.* Each is raised where the fact is known: who opens a file knows its name, who reads a row its
-   number, who calls a server its address. Code above adds where it was (a file, a recipe's key) and never guesses.
+   number, who calls a server its address. What the system or a library raises is translated there, around that one
+   call (`core/boundaries.py`). Code above adds where it was (a file, a recipe's key) and never guesses: it catches
+   these types, and not what they are made of.
 3. *Capture.* A failed search is a value (`Observation.failure`), a turn that no engine could write ends its trajectory
-   (`StopReason.FAILED`): a bad rollout is data, not a crash.
+   (`StopReason.FAILED`), a bad row is skipped where the recipe says so (`RowError`): a bad rollout and a bad row are
+   data, not a crash. A defect in one rollout ends that rollout alone, with its traceback in the log; one in all of
+   them ends the run.
 4. *Surfacing.* A script prints one line for what a person can put right, a traceback for a defect (`core/script.py`).
 """
 
@@ -37,7 +42,7 @@ class SearchError(Exception):
     """Raised by a backend that cannot answer; the message must hold no key and no page text.
 
     Args:
-        retry_after: Seconds for which the backend asks not to be asked again.
+        retry_after: Seconds for which the backend asks not to be called again.
     """
 
     def __init__(self, kind: FailureKind, message: str, *, retry_after: float | None = None) -> None:

@@ -14,7 +14,7 @@ from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserErro
 
 
 _NOISY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "asyncio")
-_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
 
 
 def run_script(script: Callable[[], object]) -> int:

@@ -40,7 +40,7 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
             yield row
     seen |= {"answers"} if "golden_answers" in seen else set()
     missing = [key for key in ("question", "answers") if key not in seen]
-    if missing and number:
+    if missing and seen:  # lines that are no objects say so themselves
         raise UserError(
             f"{path}: no line has the key {', '.join(missing)}; keys present: {', '.join(sorted(seen)) or 'none'}. "
             'A line looks like {"question": "...", "image": "photo.jpg", "answers": ["..."]}.'

@@ -16,7 +16,6 @@ from fractions import Fraction
 from typing import Any
 
 from mmsearch_trl.core.action import SEARCHES, ActionKind
-from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
@@ -164,12 +163,12 @@ class Summarizer:
         tools: Names of the tools besides the searches.
 
     Raises:
-        UserError: `max_searches` is below 1.
+        ValueError: `max_searches` is below 1.
     """
 
     def __init__(self, max_searches: int = 2, tools: Sequence[str] = ()) -> None:
         if max_searches < 1:
-            raise UserError(f"max_searches must be at least 1, got {max_searches}")
+            raise ValueError(f"max_searches must be at least 1, got {max_searches}")
         self._max_searches = max_searches
         self._tools = tools
         self._overall = _Group()
@@ -188,10 +187,10 @@ class Summarizer:
     def summary(self) -> EvaluationSummary:
         """
         Raises:
-            UserError: nothing was added.
+            ValueError: nothing was added.
         """
         if not self._overall.n:
-            raise UserError("no trajectory to summarise")
+            raise ValueError("no trajectory to summarise")
 
         def summaries(groups: Mapping[str, _Group]) -> dict[str, GroupSummary]:
             return {name: groups[name].summary(self._max_searches, self._tools) for name in sorted(groups)}

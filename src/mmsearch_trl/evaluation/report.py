@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.evaluation.metrics import GroupSummary
 
 
@@ -50,20 +51,24 @@ def save_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Save rows as one JSON list of objects (pandas: `orient="records"`) and return the path.
 
     Rows are taken one by one. The file appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="ascii") as file:
-            # What `json.dumps(list(rows), indent=1)` writes; a line end within a string is escaped.
-            before, end = "[\n ", "[]\n"
-            for row in rows:
-                file.write(before + json.dumps(row, indent=1, ensure_ascii=True).replace("\n", "\n "))
-                before, end = ",\n ", "\n]\n"
-            file.write(end)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("w", encoding="ascii") as file:
+                # What `json.dumps(list(rows), indent=1)` writes; a line end within a string is escaped.
+                before, end = "[\n ", "[]\n"
+                for row in rows:
+                    file.write(before + json.dumps(row, indent=1, ensure_ascii=True).replace("\n", "\n "))
+                    before, end = ",\n ", "\n]\n"
+                file.write(end)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     return path
 
 

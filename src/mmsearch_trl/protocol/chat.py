@@ -43,7 +43,7 @@ class ChatEncoder:
             MMSearch-R1 does.
 
     Raises:
-        UserError: there is no chat template.
+        UserError: there is no chat template, or the tokenizer is empty.
     """
 
     def __init__(self, processor: Any, *, upstream_framing: bool = False) -> None:
@@ -83,6 +83,11 @@ class ChatEncoder:
         if self.sees_images:
             self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
         frame = self._ids(self._after_assistant(["-"]))
+        if not frame:
+            raise UserError(
+                f"{self.tokenizer.name_or_path or 'the model'}: the tokenizer has no token for the end of a turn, as "
+                "one whose files are missing"
+            )
         self._reply_controls = self._controls(frame)
         self.turn_end_id: int = frame[0]
         """The token with which the template closes an assistant turn."""

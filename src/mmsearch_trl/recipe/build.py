@@ -5,11 +5,13 @@ it computes what it computed in training.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
+from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.base import TurnProtocol
@@ -44,9 +47,11 @@ def load_processor(model: ModelConfig) -> Processor:
     """The processor beside a model or an adapter; the tokenizer where the model is one of language alone.
 
     Raises:
-        OSError: there is none.
+        UserError: there is none, or it cannot be loaded.
     """
-    processor = AutoProcessor.from_pretrained(str(model.model_name_or_path), revision=model.model_revision)
+    name = str(model.model_name_or_path)
+    with loading("the processor", name):
+        processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token is None:  # as TRL does it in training
         tokenizer.pad_token = tokenizer.eos_token
@@ -57,8 +62,7 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     """The model that a recipe trains.
 
     Raises:
-        UserError: the name is that of an adapter.
-        OSError: there is no such model.
+        UserError: the name is that of an adapter, or there is no such model, or it cannot be loaded.
     """
     name = str(model.model_name_or_path)
     if is_adapter(model):
@@ -73,15 +77,17 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     """The model of a finished run: whole, or an adapter on its base model.
 
     Raises:
-        OSError: there is no such model, or the adapter's base is missing.
+        UserError: there is no such model, the adapter's base is missing, or one of them cannot be loaded.
     """
     name = str(model.model_name_or_path)
     if not is_adapter(model):
         return _from_pretrained(name, _options(model))
-    config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    with loading("the adapter", name):
+        config = PeftConfig.from_pretrained(name, revision=model.model_revision)
     options = _options(model) | {"revision": config.revision or "main"}
     base = _from_pretrained(str(config.base_model_name_or_path), options)
-    return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+    with loading("the adapter", name, SafetensorError):
+        return PeftModel.from_pretrained(base, name, revision=model.model_revision)
 
 
 def merge_adapter(name: str, out: Path) -> None:
@@ -90,8 +96,8 @@ def merge_adapter(name: str, out: Path) -> None:
     The merged model computes what base and adapter compute, to the rounding of the weights' type.
 
     Raises:
-        UserError: `name` is not an adapter, or `out` is there already.
-        OSError: the base model or the processor is missing.
+        UserError: `name` is not an adapter, its base model or its processor is missing, or `out` is there already or
+            cannot be written.
     """
     config = ModelConfig(model_name_or_path=name, dtype="auto")
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -103,23 +109,34 @@ def merge_adapter(name: str, out: Path) -> None:
     agent = load_agent(config)
     assert isinstance(agent, PeftModel)
     processor = load_processor(config)
-    agent.merge_and_unload().save_pretrained(out)
-    processor.save_pretrained(out)
+    merged, partial = agent.merge_and_unload(), out.with_name(f".{out.name}.partial")
+    with writing(out, SafetensorError):
+        try:
+            merged.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_adapter(model: ModelConfig) -> bool:
-    """Whether the name, of a folder or on the Hub, is that of a PEFT adapter."""
+    """Whether the name, of a folder or on the Hub, is that of a PEFT adapter.
+
+    Raises:
+        UserError: it can be the name of neither.
+    """
     name = str(model.model_name_or_path)
     if Path(name).is_dir():
         return (Path(name) / _ADAPTER_FILE).is_file()
-    found = cached_file(
-        name,
-        _ADAPTER_FILE,
-        revision=model.model_revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    with loading("the model", name):
+        found = cached_file(
+            name,
+            _ADAPTER_FILE,
+            revision=model.model_revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
     return found is not None
 
 
@@ -168,9 +185,10 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
 
 def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """A vision-language model, or a language model where the configuration knows of no vision."""
-    config = AutoConfig.from_pretrained(name, revision=options["revision"])
-    loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
-    return loader.from_pretrained(name, **options)
+    with loading("the model", name, SafetensorError):
+        config = AutoConfig.from_pretrained(name, revision=options["revision"])
+        loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+        return loader.from_pretrained(name, **options)
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 
 
@@ -90,8 +91,10 @@ class Layers:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"recipe not found: {path}")
+    with reading(path):
+        content = path.read_bytes()
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

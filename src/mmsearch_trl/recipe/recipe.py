@@ -16,15 +16,21 @@ A recipe with a mistake is refused before any work is done.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig
 
+from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
+from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
@@ -71,7 +77,7 @@ class Recipe:
         """Check what no single section can see.
 
         Args:
-            check_files: Also open the prompts and look for the data and for a local model.
+            check_files: Also open the prompts and look for the data, for a local model and for the output's place.
             evaluation: Only evaluation data are needed, and nothing is asked of the training data.
 
         Raises:
@@ -87,10 +93,35 @@ class Recipe:
             raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
+        self._check_packages(reporting=not evaluation)
+        if not evaluation:
+            self._check_resumed()
         self._check_protocol()
         self._check_reference()
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
+
+    def _check_packages(self, *, reporting: bool) -> None:
+        """Optional packages that keys ask for are installed; the trainer would notice when the model is loaded."""
+        args, present = self.trainer, get_available_reporting_integrations()
+        colocated = isinstance(args, MMSearchGRPOConfig) and args.use_vllm and args.vllm_mode == "colocate"
+        if colocated and find_spec("vllm") is None:
+            raise missing("vllm_mode: colocate", *VLLM_EXTRAS, why="No module named 'vllm'")
+        for name in args.report_to or () if reporting else ():
+            if name in present:
+                continue
+            extra = "'mmsearch-trl[wandb]'" if name == "wandb" else name
+            raise UserError(f"{self.path}: report_to: {name} is not installed: pip install {extra}")
+
+    def _check_resumed(self) -> None:
+        """There is a checkpoint to go on from."""
+        resumed, out = self.trainer.resume_from_checkpoint, str(self.trainer.output_dir)
+        if not resumed:
+            return
+        if resumed is True:
+            resumed = get_last_checkpoint(out) if Path(out).is_dir() else None
+        if resumed is None or not (Path(resumed) / TRAINER_STATE_NAME).is_file():
+            raise UserError(f"{self.path}: resume_from_checkpoint: there is no checkpoint in {resumed or out}")
 
     def _check_protocol(self) -> None:
         """Keys that have no meaning under a protocol are not set."""
@@ -129,8 +160,12 @@ class Recipe:
             for file in getattr(self.data, key):
                 try:
                     data_file(file)
-                except ValueError as error:
+                except UserError as error:
                     raise UserError(f"{self.path}: {key}: {error}") from error
+        out = Path(str(self.trainer.output_dir)).absolute()
+        there = next(folder for folder in (out, *out.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"{self.path}: output_dir: {there} is no folder that can be written to")
         for section in (self.search.image, self.search.text):
             try:
                 if section is not None:
@@ -147,7 +182,7 @@ class Recipe:
             prompt = (
                 load_search_r1_prompt(self.data.first_turn_prompt) if search_r1 else self.data.prompts().first_turn
             )
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         rollout = self.rollout
         image = ("image", IMAGE_SEARCH_TAG, rollout.image_search_limit, ImageSection)
@@ -217,12 +252,18 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
         _check_groups(trainer_values, where)
         # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
         trainer_values.setdefault("max_completion_length", built["rollout"].max_response_tokens)
+    # True is the last checkpoint to `Trainer.train`, and no value of the field as transformers declares it.
+    resumed = trainer_values.get("resume_from_checkpoint")
+    if isinstance(resumed, bool):
+        del trainer_values["resume_from_checkpoint"]
+    trainer = build(_TRAINERS[kind], trainer_values, where)
+    trainer.resume_from_checkpoint = trainer.resume_from_checkpoint or resumed
     return Recipe(
         path=path,
         values=values,
         model=build(ModelConfig, model_values, where),
         data=build(DataConfig, data_values, where),
-        trainer=build(_TRAINERS[kind], trainer_values, where),
+        trainer=trainer,
         tools=tools,
         **built,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.recipe.recipe import Recipe
 
 
@@ -23,13 +24,17 @@ def record_run(recipe: Recipe, folder: Path) -> None:
 
     A push takes the whole folder. Traces and evaluation rows hold the questions and images of the data set, which
     nobody agreed to publish with the weights; the Hub leaves out what a `.gitignore` names.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("traces/\nevaluation/\n", encoding="utf-8")
     values = yaml.safe_dump(_without_secrets(recipe.values), sort_keys=False)
     text = f"# Resolved from {recipe.path}, with what it extends and with overrides.\n{values}"
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("traces/\nevaluation/\n", encoding="utf-8")
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
 
 def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: Where, prefix: str = "
     for name, field in settable.items():
         if name not in arguments and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where(prefix + name)}: the key `{prefix}{name}` is missing")
+    # TRL and transformers refuse values, or ask for packages, in several types; our dataclasses by UserError alone.
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    refusals = UserError if ours else (ValueError, TypeError, ImportError)
     try:
         return cls(**arguments)
-    except (ValueError, TypeError, ImportError) as error:
+    except refusals as error:
         # Messages name their keys; where the first of them that was written stands is where the mistake is.
         words = re.findall(r"[\w.]+\w", str(error))
         key = next((word for word in words if word in {f"{prefix}{name}" for name in values}), prefix.rstrip("."))

@@ -9,8 +9,6 @@ from typing import Literal
 
 import torch
 
-from mmsearch_trl.core.errors import UserError
-
 
 RewardScale = Literal["group", "batch", "none"]
 
@@ -29,7 +27,7 @@ def group_advantages(
         `(n,)` in the dtype of `rewards`, or float32 for integers; 0 wherever all rewards of a group are equal.
 
     Raises:
-        UserError: The rewards do not divide into groups, or `scale` is unknown.
+        ValueError: The rewards do not divide into groups, or `scale` is unknown.
     """
     grouped = _grouped(rewards, group_size)
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
@@ -41,7 +39,7 @@ def group_advantages(
     elif scale == "none":
         return centred.nan_to_num(nan=0.0).flatten().to(dtype)
     else:
-        raise UserError(f"scale must be group, batch or none; got {scale!r}")
+        raise ValueError(f"scale must be group, batch or none; got {scale!r}")
     return (centred / (std + eps)).nan_to_num(nan=0.0).flatten().to(dtype)
 
 
@@ -55,7 +53,7 @@ def informative_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
         Bool `(n / group_size,)`. A group of one never differs from itself and is False.
 
     Raises:
-        UserError: The rewards do not divide into groups.
+        ValueError: The rewards do not divide into groups.
     """
     grouped = _grouped(rewards, group_size)
     return grouped.nan_to_num(-torch.inf).amax(dim=1) > grouped.nan_to_num(torch.inf).amin(dim=1)
@@ -70,5 +68,5 @@ def _nanstd(values: torch.Tensor) -> torch.Tensor:
 
 def _grouped(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     if rewards.dim() != 1 or group_size < 1 or rewards.numel() % group_size:
-        raise UserError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of {group_size}")
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of {group_size}")
     return rewards.double().view(-1, group_size)

@@ -107,13 +107,18 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, ImportError) as error:  # how TRL and transformers refuse values
+            raise UserError(str(error)) from error
         if self.log_multimodal:
             raise UserError("log_multimodal must be false: images are written to <output_dir>/traces instead.")
         if self.mask_truncated_completions:
             raise UserError(
                 "mask_truncated_completions hides tokens from attention and breaks image positions; leave it false."
             )
+        if self.scale_rewards not in ("group", "batch", "none"):
+            raise UserError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
         if not self.ds3_gather_for_generation:
             raise UserError(
                 "ds3_gather_for_generation must stay true: ranks roll out different numbers of turns, and with "

@@ -92,6 +92,7 @@ def run_demo(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
+    load_recipe(recipe)  # a wrong one is refused now, and not after the warm start
     started = time.perf_counter()
     world = World(seed)
     write_world(world, out / "world")

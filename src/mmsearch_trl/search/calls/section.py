@@ -83,8 +83,7 @@ class BackendConfig:
         """The backend; the caller names `backend` as the key of an error that names none.
 
         Raises:
-            UserError: it cannot be opened.
-            ImportError: a package that it needs is not installed.
+            UserError: it cannot be opened, or a package that it needs is not installed.
         """
         raise NotImplementedError
 
@@ -126,6 +125,6 @@ def named(key: str) -> Iterator[None]:
     """Puts a recipe's key before whatever is wrong with its value."""
     try:
         yield
-    except (UserError, ImportError) as error:
+    except UserError as error:
         message = str(error)
         raise UserError(message if message.startswith("search.") else f"{key}: {message}") from error
