@@ -20,6 +20,7 @@ from benchmarks.gpu.oracle import oracle
 from benchmarks.gpu.report import failure, machine, table, write
 from benchmarks.gpu.sampler import Load, sampler
 from benchmarks.gpu.throughput import Plan, throughput
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available
 
 
 COLUMNS = (
@@ -55,11 +56,11 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     else:
         config, device, plan = three_billion(), torch.device("cuda"), Plan(repeats=options.repeats)
         load, scale = Load(), 1.0
-    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    kinds = ["sdpa", "flash_attention_2"] if flash else ["sdpa"]
+    found = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_4": is_flash_attn_4_available()}
+    kinds = ["sdpa", *(kind for kind, there in found.items() if there and device.type == "cuda")]
     yield {"what": "LM head", "setting": "TRL's" if importlib.util.find_spec("trl") else "plain PyTorch, in chunks"}
-    if not flash:
-        yield {"what": "flash_attention_2", "note": "skipped: no flash-attn on a GPU"}
+    for kind in [kind for kind in found if kind not in kinds]:
+        yield {"what": kind, "note": "skipped: its package and a GPU are not both here"}
     yield from _guarded("log-probs", oracle(config, device, kinds, scale=scale))
     yield from _guarded("training step", throughput(config, device, kinds, plan))
     yield from _guarded("sampler", sampler(config, device, load))

