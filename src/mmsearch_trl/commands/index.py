@@ -3,10 +3,14 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.search.index_build import Built
 
 
 RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
@@ -16,12 +20,14 @@ RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
 def add_index(index: argparse.ArgumentParser) -> None:
     """Give the `index` subcommand its kinds."""
     kinds = index.add_subparsers(title="kinds", metavar="image|text|dense|info|query", required=True)
-    image = kinds.add_parser("image", help="of images: a folder, or a .jsonl of {image, title, url?, thumbnail?}")
-    image.add_argument("--captions", type=Path, metavar="FILE", help="titles for a folder of images, .jsonl")
+    image = kinds.add_parser("image", help="of images: a folder, or rows of {image, title, url?, thumbnail?}")
+    image.add_argument(
+        "--captions", type=Path, metavar="FILE", help="titles for a folder of images: rows of {image, title}"
+    )
     image.add_argument("--model", metavar="M", help="SigLIP, DINOv2 or CLIP model; default: by pixels, without one")
     image.set_defaults(action=_index_image)
-    text = kinds.add_parser("text", help="of passages: a .jsonl of {title?, text, url?} or {id, contents}")
-    text.add_argument("--language", default="en", metavar="CODE")
+    text = kinds.add_parser("text", help="of passages: rows of {title?, text, url?} or {id, contents}")
+    text.add_argument("--language", default="en", metavar="CODE", help="that of the corpus; und: any (default: en)")
     text.set_defaults(action=_index_text)
     dense = kinds.add_parser("dense", help="of passages, by their meaning; one that was stopped goes on")
     dense.add_argument("--model", required=True, metavar="M", help="the encoder, such as intfloat/e5-base-v2")
@@ -32,6 +38,12 @@ def add_index(index: argparse.ArgumentParser) -> None:
         kind.add_argument("source", type=Path, metavar="SOURCE")
         kind.add_argument("--out", type=Path, required=True, metavar="DIR")
         kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
+        kind.add_argument(
+            "--on_bad_row",
+            choices=("raise", "skip"),
+            default="raise",
+            help="a row that cannot be used ends the build, or is passed over and counted (default: raise)",
+        )
     query = kinds.add_parser("query", help="search an index once, by text or by an image")
     query.add_argument("folder", type=Path, metavar="DIR")
     query.add_argument("query", nargs="?", metavar="TEXT")
@@ -66,31 +78,46 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
 def _index_image(options: argparse.Namespace) -> None:
     from mmsearch_trl.search.index_build import build_image_index
 
-    built = build_image_index(
-        options.source, options.out, captions=options.captions, model=options.model, overwrite=options.overwrite
+    _tell(
+        build_image_index(
+            options.source, options.out, captions=options.captions, model=options.model, **_build_options(options)
+        ),
+        "images",
     )
-    print(f"{built.path}: {built.count} images in {built.seconds:.1f} s")
 
 
 def _index_text(options: argparse.Namespace) -> None:
     from mmsearch_trl.search.index_build import build_text_index
 
-    built = build_text_index(options.source, options.out, language=options.language, overwrite=options.overwrite)
-    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+    _tell(
+        build_text_index(options.source, options.out, language=options.language, **_build_options(options)), "passages"
+    )
 
 
 def _index_dense(options: argparse.Namespace) -> None:
     from mmsearch_trl.search.index_build import build_dense_index
 
-    built = build_dense_index(
-        options.source,
-        options.out,
-        model=options.model,
-        kind=options.kind,
-        device=options.device,
-        overwrite=options.overwrite,
+    _tell(
+        build_dense_index(
+            options.source,
+            options.out,
+            model=options.model,
+            kind=options.kind,
+            device=options.device,
+            **_build_options(options),
+        ),
+        "passages",
     )
-    print(f"{built.path}: {built.count} passages in {built.seconds:.1f} s")
+
+
+def _build_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What all kinds of index are built with."""
+    return {"overwrite": options.overwrite, "on_bad_row": options.on_bad_row}
+
+
+def _tell(built: "Built", what: str) -> None:
+    skipped = f"; {built.skipped} bad rows were passed over" if built.skipped else ""
+    print(f"{built.path}: {built.count} {what} in {built.seconds:.1f} s{skipped}")
 
 
 def _index_info(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.index.folder import Manifest, opening, read_any_manifest
+from mmsearch_trl.search.text.bm25 import check_folding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,8 @@ def describe_index(folder: Path) -> IndexInfo:
     if manifest.kind not in _READERS:
         raise UserError(f"{folder} holds a {manifest.kind!r} index, which this version does not know")
     try:
+        if manifest.kind == "text":
+            check_folding(folder, manifest)
         count, dimension, vectors = _READERS[manifest.kind](folder)
         found = "" if count == manifest.count else f"{manifest.count:,} entries were expected, {count:,} are there"
     except UserError as error:

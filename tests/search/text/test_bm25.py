@@ -106,6 +106,88 @@ def test_chinese_is_found_where_the_language_is_set(tmp_path: Path) -> None:
     assert index.search_now("京", 5) and not index.search_now("狗", 5)
 
 
+def index_of(folder: Path, rows: list[dict[str, str]], language: str = "en") -> TextIndex:
+    folder.mkdir()
+    build_text_index(source(folder / "rows.jsonl", rows), folder / "index", language=language, progress=False)
+    return TextIndex.open(folder / "index")
+
+
+def test_passages_and_questions_are_folded_alike(tmp_path: Path) -> None:
+    names = ["Ame\u0301lie Poulain", "\uff30\uff59\uff34orch library", "Straße", "Sm\u00f8rrebr\u00f8d"]
+    index = index_of(tmp_path / "en", [{"text": name} for name in names])
+    for query, name in zip(["AMÉLIE", "pytorch", "STRASSE", "smorrebrod"], names, strict=True):
+        assert [hit.text for hit in index.search_now(query, 2)] == [name]
+    russian = index_of(tmp_path / "ru", [{"text": "Моско\u0301вский Кремль"}, {"text": "Чаи\u0306ковский"}], "ru")  # noqa: RUF001
+    assert [hit.text for hit in russian.search_now("МОСКОВСКОГО", 2)] == ["Моско\u0301вский Кремль"]  # noqa: RUF001
+    assert len(russian.search_now("чайковского", 2)) == 1
+
+
+def test_latin_words_in_chinese_are_words(tmp_path: Path) -> None:
+    rows = [{"text": "P y T o r c h t h r o c P y t o 字母表"}, {"text": "PyTorch 是一个很长很长的深度学习框架的名字"}]
+    index = index_of(tmp_path / "zh", rows, "zh")
+    assert index.search_now("PyTorch 是什么", 2)[0].text == rows[1]["text"]
+    assert [hit.text for hit in index.search_now("pytorch", 2)] == [rows[1]["text"]]
+
+
+@pytest.mark.parametrize("count", [64, 65, 200])
+def test_of_a_long_question_the_rare_words_count(tmp_path: Path, count: int) -> None:
+    words = [f"w{number}" for number in range(count)]
+    rows = [{"text": " ".join(words)}] * 3 + [{"text": "Zanzibar lies far away"}]
+    index = index_of(tmp_path / "long", rows)
+    assert "Zanzibar lies far away" in [hit.text for hit in index.search_now(" ".join([*words, "Zanzibar"]), 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "fitting"),
+    [
+        ("北京是中国的首都", "en", "zh"),
+        ("東京は日本の首都です", "de", "ja"),
+        ("서울은 대한민국의 수도이다", "zh", "ko"),
+        ("Москва столица России", "en", "ru"),
+        ("Moscow is the capital", "ru", "en"),
+        ("Moscow is the capital", "zh", "en"),
+        ("נחום הוא שם", "ar", "und"),
+    ],
+)
+def test_a_corpus_in_another_script_than_its_language_is_refused(
+    tmp_path: Path, text: str, language: str, fitting: str
+) -> None:
+    path = source(tmp_path / "rows.jsonl", [{"text": text}] * 3)
+    with pytest.raises(ValueError, match=rf"rows.jsonl: .* of language '{language}'.* --language {fitting} "):
+        build_text_index(path, tmp_path / "out" / "index", language=language, progress=False)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert build_text_index(path, tmp_path / "any", language="und", progress=False).count == 3
+
+
+def test_some_words_of_another_script_are_no_other_language(tmp_path: Path) -> None:
+    english = index_of(tmp_path / "en", [{"text": "Beijing, in Chinese 北京, is the capital"}])
+    assert english.search_now("北京", 1) and english.search_now("capitals", 1)
+    assert index_of(tmp_path / "zh", [{"text": "用 Python API 写 search engine 的例子"}], "zh").search_now("python", 1)
+    assert len(index_of(tmp_path / "no", [{"text": "1742 + 3 = 1745"}])) == 1
+
+
+def test_an_index_whose_words_were_folded_otherwise_is_refused(tmp_path: Path) -> None:
+    index_of(tmp_path / "i", ROWS)
+    manifest = tmp_path / "i" / "index" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    del values["folding"]  # as earlier versions wrote it
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="build it again with `mmsearch index text SOURCE"):
+        TextIndex.open(tmp_path / "i" / "index")
+
+
+def test_the_fingerprint_follows_the_folding_and_a_build_of_another_one_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source(tmp_path / "rows.jsonl", ROWS)
+    first = build_text_index(path, tmp_path / "1", progress=False)
+    bm25_build._begin(tmp_path / ".2.partial", path, "en")
+    monkeypatch.setattr(bm25_build, "FOLDING", 99)
+    index = bm25_build._begin(tmp_path / ".2.partial", path, "en")
+    assert index.searcher().num_docs == 0
+    assert build_text_index(path, tmp_path / "2", progress=False).fingerprint != first.fingerprint
+
+
 def test_a_gzipped_source_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode()))

@@ -10,7 +10,7 @@ beyond some 250,000 images an approximate index is worth its trouble.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from mmsearch_trl.search.index.folder import (
     read_manifest,
     write_manifest,
 )
+from mmsearch_trl.search.index.rows import BadRows
 from mmsearch_trl.search.index.vectors import best_rows
 from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, encode_thumbnail, shrink
@@ -39,6 +40,7 @@ from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE, encode_thumbnail
 
 VECTORS, HITS, _THUMBNAILS = "vectors.npy", "hits.jsonl", "thumbnails.bin"
 _BATCH = 32
+_COPIED_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +135,18 @@ def write_image_index(
     *,
     model: str | None = None,
     thumbnail_side: int = THUMBNAIL_SIDE,
+    bad: BadRows | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Manifest:
     """Encode `images` into an index in the existing empty `folder`; `advance` is told of images done.
 
+    Args:
+        bad: Gets the images that cannot be read; by default the first ends the build.
+
     Raises:
-        UserError: an image cannot be read; names its file and line.
+        UserError: an image cannot be read, its file and line are named; or none can.
     """
+    bad, count = bad or BadRows(), 0
     vectors = np.lib.format.open_memmap(
         folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(images), encoder.dim)
     )
@@ -147,10 +154,11 @@ def write_image_index(
     with (folder / HITS).open("w", encoding="utf-8") as hits, (folder / _THUMBNAILS).open("wb") as thumbnails:
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
-            loaded = [source.load() for source in batch]
-            encoded = encoder.encode([image for image, _ in loaded])
-            vectors[start : start + len(batch)] = encoded
-            for source, (_, shown) in zip(batch, loaded, strict=True):
+            loaded = list(_loaded(batch, bad))
+            encoded = encoder.encode([image for _, image, _ in loaded])
+            vectors[count : count + len(loaded)] = encoded
+            count += len(loaded)
+            for source, _, shown in loaded:
                 data = encode_thumbnail(shrink(shown, thumbnail_side))
                 entry = {"title": source.title, "url": source.url, "offset": thumbnails.tell(), "length": len(data)}
                 line = json.dumps(entry)
@@ -160,6 +168,32 @@ def write_image_index(
             digest = digest_of(digest, encoded.tobytes())
             advance(len(batch))
     vectors.flush()
-    manifest = Manifest(kind="image", count=len(images), fingerprint=digest, encoder=encoder.fingerprint, model=model)
+    if not count:
+        raise UserError(f"none of {len(images)} images can be read; the first: {bad.first}")
+    if count < len(images):
+        _cut(folder / VECTORS, count)
+    manifest = Manifest(kind="image", count=count, fingerprint=digest, encoder=encoder.fingerprint, model=model)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _loaded(images: Sequence[ImageRow], bad: BadRows) -> Iterator[tuple[ImageRow, Image.Image, Image.Image]]:
+    """Those that can be read, each with the image to encode and the one to show."""
+    for source in images:
+        try:
+            image, shown = source.load()
+        except UserError as error:
+            bad.add(error)
+            continue
+        yield source, image, shown
+
+
+def _cut(path: Path, count: int) -> None:
+    """Keep the first `count` vectors of a file."""
+    vectors = np.load(path, mmap_mode="r")
+    scratch = path.with_suffix(".new")
+    kept = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=(count, vectors.shape[1]))
+    for start in range(0, count, _COPIED_AT_ONCE):
+        kept[start : start + _COPIED_AT_ONCE] = vectors[start : min(start + _COPIED_AT_ONCE, count)]
+    kept.flush()
+    scratch.replace(path)

@@ -31,6 +31,7 @@ class Manifest:
         encoder: Fingerprint of the encoder that made the vectors.
         model: Path or name of the encoder; None for the model-free descriptor of images.
         language: Text index: which analyzer cut the words.
+        folding: Text index: how words were folded before (`text/folding.py`); 0 in all others.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Manifest:
     encoder: str = ""
     model: str | None = None
     language: str = ""
+    folding: int = 0
     format: int = FORMAT
 
 

@@ -1,13 +1,24 @@
-"""Rows of the JSONL files that indexes are built from; every error names the file and the line."""
+"""Rows of the files that indexes are built from; every error names the file and the line.
 
-import gzip
+A row that cannot be used ends the build, or is passed over and counted, as the caller of the build has it.
+"""
+
 import json
-import zlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.search.index.corpus_file import is_parquet, lines, parquet_rows
+
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["raise", "skip"]
+ResultT = TypeVar("ResultT")
+
+_KEYS_SHOWN = 12
 
 
 class Row(NamedTuple):
@@ -30,24 +41,67 @@ class Row(NamedTuple):
             value = default
         if not isinstance(value, str):
             found = f"is {type(value).__name__}" if self.values.get(key) is not None else "is missing"
-            raise self.error(f"key {key!r} {found}; a string is needed (the row has {sorted(self.values)})")
+            keys = [name[:40] for name in sorted(self.values)[:_KEYS_SHOWN]]
+            raise self.error(f"key {key!r} {found}; a string is needed (the row has {keys})")
         return value
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file (`.gz` is unpacked on the way), blank lines left out.
+class BadRows:
+    """What becomes of rows that cannot be used: the first ends the build, or all are passed over and counted."""
+
+    def __init__(self, on_bad_row: OnBadRow = "raise") -> None:
+        self._skip = on_bad_row == "skip"
+        self.count = 0
+        self.first = ""
+        """What is wrong with the first, with its place."""
+
+    def add(self, error: UserError) -> None:
+        """
+        Raises:
+            UserError: `error`, where none may be passed over.
+        """
+        if not self._skip:
+            raise error
+        self.count += 1
+        self.first = self.first or str(error)
+
+    def log(self) -> None:
+        if self.count:
+            logger.warning("%d bad rows were passed over; the first: %s", self.count, self.first)
+
+
+def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
+    """The rows of a corpus, whichever way it lies there (`corpus_file.py`).
 
     Raises:
-        UserError: the file cannot be read, or a line is not a JSON object.
+        UserError: the file cannot be read; or a row is not an object, and none may be passed over.
     """
-    line = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield Row(path, line, _parse(path, line, raw))
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {line}: {error}") from error
+    if is_parquet(path):
+        for number, values in parquet_rows(path):
+            yield Row(path, number, values)
+        return
+    for number, line in lines(path):
+        try:
+            row = Row(path, number, _parse(path, number, line))
+        except UserError as error:
+            bad.add(error)
+            continue
+        yield row
+
+
+def usable(path: Path, read: Callable[[Row], ResultT], bad: BadRows) -> Iterator[ResultT]:
+    """What `read` makes of each row of a corpus that it can use.
+
+    Raises:
+        UserError: see `read_rows`; or `read` refuses a row, and none may be passed over.
+    """
+    for row in read_rows(path, bad):
+        try:
+            result = read(row)
+        except UserError as error:
+            bad.add(error)
+            continue
+        yield result
 
 
 def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:

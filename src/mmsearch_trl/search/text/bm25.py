@@ -5,7 +5,9 @@ Rules, each learnt from a trap:
   by (-score, ordinal).
 * Text that a model wrote is never parsed as a query language (`C++ [a TO` would raise, `a:b` would pick a field): it
   is analyzed into terms, any of which may match. So no query raises; an empty one finds nothing.
-* The number of terms is capped: a long query costs time in proportion.
+* The number of terms is capped, because a long query costs time in proportion: its rarest are kept, for a name may
+  stand at its end.
+* Passages and queries are folded alike (`folding.py`); an index whose passages were folded otherwise is refused.
 * Title and text are one field: scored apart, a title's rare words drown the text.
 """
 
@@ -23,6 +25,7 @@ from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import Manifest, opening, read_manifest
 from mmsearch_trl.search.index.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
+from mmsearch_trl.search.text.folding import FOLDING, fold
 
 
 ANALYZER = "mmsearch"
@@ -74,10 +77,11 @@ class TextIndex:
         """Open an index without rebuilding anything.
 
         Raises:
-            UserError: there is no index, or it is damaged.
+            UserError: there is no index, it is damaged, or an earlier version folded its words otherwise.
         """
         folder = Path(path)
         manifest = read_manifest(folder, "text")
+        check_folding(folder, manifest)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -89,8 +93,7 @@ class TextIndex:
 
     def search_now(self, query: str, k: int) -> list[TextHit]:
         """As `search`, on the calling thread."""
-        analyzed = self._analyzer.analyze(encodable(query[:_MAX_QUERY_CHARS]))
-        terms = list(dict.fromkeys(analyzed))[:_MAX_TERMS]  # distinct, in order of first appearance
+        terms = self._terms(query)
         if not terms or k <= 0:
             return []
         should = [
@@ -105,6 +108,16 @@ class TextIndex:
             hits.append(TextHit(title=title, text=text, url=url, score=score, id=name))
         return hits
 
+    def _terms(self, query: str) -> list[str]:
+        """The distinct terms of a query that occur in the index, in order; of many the rarest."""
+        terms = list(dict.fromkeys(self._analyzer.analyze(fold(encodable(query[:_MAX_QUERY_CHARS])))))
+        if len(terms) <= _MAX_TERMS:
+            return terms
+        frequencies = {term: self._searcher.doc_freq("words", term) for term in terms}
+        occurring = [term for term in terms if frequencies[term]]
+        rarest = set(sorted(occurring, key=frequencies.__getitem__)[:_MAX_TERMS])
+        return [term for term in occurring if term in rarest]
+
     def _best(self, query: tantivy.Query, k: int) -> list[tuple[Any, tantivy.DocAddress]]:
         """At least the `k` best and all that tie with the last of them, as far as `_MOST_FETCHED`."""
         limit = k + _TIE_MARGIN
@@ -113,6 +126,18 @@ class TextIndex:
             if len(found) < limit or found[-1][0] < found[k - 1][0] or limit >= _MOST_FETCHED:
                 return found
             limit = min(4 * limit, max(_MOST_FETCHED, limit))
+
+
+def check_folding(folder: Path, manifest: Manifest) -> None:
+    """
+    Raises:
+        UserError: the passages of the index were folded otherwise than its queries would be.
+    """
+    if manifest.folding != FOLDING:
+        raise UserError(
+            f"{folder} was built by a version that folded words otherwise ({manifest.folding}, this one: {FOLDING}): "
+            f"build it again with `mmsearch index text SOURCE --out {folder} --overwrite`"
+        )
 
 
 def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
@@ -129,5 +154,5 @@ def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
     if not text.strip() and not title.strip():
         raise row.error("the passage is empty")
     number = row.values.get("id")
-    name = str(number) if isinstance(number, int) else row.text("id", "")
+    name = str(number) if isinstance(number, int) and not isinstance(number, bool) else row.text("id", "")
     return encodable(title), encodable(text), encodable(row.text("url", "")) or None, encodable(name) or None

@@ -8,7 +8,7 @@ answers and the same fingerprint as one that was never stopped.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,15 +25,19 @@ from mmsearch_trl.search.index.folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.index.rows import read_rows
-from mmsearch_trl.search.text.analysis import make_analyzer
+from mmsearch_trl.search.index.rows import BadRows, usable
+from mmsearch_trl.search.text.analysis import foreign_script, make_analyzer
 from mmsearch_trl.search.text.bm25 import ANALYZER, TANTIVY, passage_of
+from mmsearch_trl.search.text.folding import FOLDING, fold
+from mmsearch_trl.search.text.passages import Passage
 
 
 _BEGUN = "begun.json"
 _REPORT_EVERY = 500
 COMMIT_EVERY = 50_000
 """Passages; what is lost when a build is killed."""
+_PASSAGES_LOOKED_AT, _CHARS_LOOKED_AT = 1000, 500
+"""To tell the script of a corpus."""
 
 
 def write_text_index(
@@ -42,13 +46,17 @@ def write_text_index(
     *,
     language: str = "en",
     overwrite: bool = False,
+    bad: BadRows | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Manifest:
-    """Index the passages of a JSONL in the new folder `out`; `advance` is told of passages done.
+    """Index the passages of a corpus in the new folder `out`; `advance` is told of passages done.
+
+    Args:
+        bad: Gets the rows that cannot be used; by default the first ends the build.
 
     Raises:
         UserError: a row is wrong (names file and line), or there is none: then nothing is left behind; or the language
-            is unknown, or `out` exists or cannot be written.
+            is unknown or not that of the corpus, or `out` exists or cannot be written.
     """
     check_replaceable(out, overwrite=overwrite)
     analyzer = make_analyzer(language)
@@ -57,13 +65,14 @@ def write_text_index(
         try:
             index = _begin(folder, source, language)
             index.register_tokenizer(ANALYZER, analyzer)
-            count, digest = _add_passages(source, index, digest_of("bm25", language), advance)
+            passages = _in_language(usable(source, passage_of, bad or BadRows()), source, language)
+            count, digest = _add_passages(passages, index, digest_of("bm25", language, str(FOLDING)), advance)
             if not count:
                 raise UserError(f"{source}: no passage was found")
         except UserError:  # the corpus has to be changed, and then nothing of this build is of use
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        manifest = Manifest(kind="text", count=count, fingerprint=digest, language=language)
+        manifest = Manifest(kind="text", count=count, fingerprint=digest, language=language, folding=FOLDING)
         write_manifest(folder, manifest)
         put_in_place(folder, out)
         (out / _BEGUN).unlink()
@@ -85,7 +94,7 @@ def _begin(folder: Path, source: Path, language: str) -> tantivy.Index:
     Raises:
         UserError: there is no source.
     """
-    begun = {"source": source_stamp(source), "language": language}
+    begun = {"source": source_stamp(source), "language": language, "folding": FOLDING}
     try:
         if json.loads((folder / _BEGUN).read_text(encoding="utf-8")) == begun:
             return tantivy.Index.open(str(folder / TANTIVY))
@@ -99,24 +108,45 @@ def _begin(folder: Path, source: Path, language: str) -> tantivy.Index:
     return index
 
 
+def _in_language(passages: Iterable[Passage], source: Path, language: str) -> Iterator[Passage]:
+    """The passages.
+
+    Raises:
+        UserError: the first of them are not written in the language's script.
+    """
+    texts: list[str] = []
+
+    def check() -> None:
+        if foreign := foreign_script(language, texts):
+            raise UserError(f"{source}: {foreign}")
+
+    for number, passage in enumerate(passages, start=1):
+        if number <= _PASSAGES_LOOKED_AT:
+            texts.append(f"{passage[0]} {passage[1]}"[:_CHARS_LOOKED_AT])
+        if number == _PASSAGES_LOOKED_AT:
+            check()
+        yield passage
+    if len(texts) < _PASSAGES_LOOKED_AT:
+        check()
+
+
 def _add_passages(
-    source: Path, index: tantivy.Index, digest: str, advance: Callable[[int], object]
+    passages: Iterable[Passage], index: tantivy.Index, digest: str, advance: Callable[[int], object]
 ) -> tuple[int, str]:
-    """Add the rows that are not there yet; returns how many there are then, and `digest` continued over all."""
+    """Add the passages that are not there yet; returns how many there are then, and `digest` continued over all."""
     with _tantivy():
         index.reload()
         done = index.searcher().num_docs
         writer = index.writer(num_threads=1)
     count = 0
     try:
-        for row in read_rows(source):
-            passage = passage_of(row)
+        for passage in passages:
             stored = json.dumps(passage)
             digest = digest_of(digest, stored)
             if count >= done:
                 document = tantivy.Document()
                 document.add_integer("ordinal", count)
-                document.add_text("words", f"{passage[0]}\n{passage[1]}")
+                document.add_text("words", fold(f"{passage[0]}\n{passage[1]}"))
                 document.add_bytes("passage", stored.encode())
                 with _tantivy():
                     writer.add_document(document)

@@ -27,7 +27,7 @@ from mmsearch_trl.search.index.folder import (
     unfinished,
     write_manifest,
 )
-from mmsearch_trl.search.index.rows import read_rows
+from mmsearch_trl.search.index.rows import BadRows, usable
 from mmsearch_trl.search.text.bm25 import passage_of
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS, import_faiss
 from mmsearch_trl.search.text.encoder import TextEncoder
@@ -58,12 +58,14 @@ def write_dense_index(
     *,
     kind: str = EXACT,
     overwrite: bool = False,
+    bad: BadRows | None = None,
     advance: Callable[[int, int], object] = lambda done, count: None,
 ) -> Manifest:
-    """Encode the passages of a JSONL into an index in the new folder `out`.
+    """Encode the passages of a corpus into an index in the new folder `out`.
 
     Args:
         kind: `exact`, or what `faiss.index_factory` calls an index: `Flat`, `HNSW64`, `IVF4096,SQ8`.
+        bad: Gets the rows that cannot be used; by default the first ends the build.
         advance: Is told of passages done, and of how many there are.
 
     Raises:
@@ -74,7 +76,7 @@ def write_dense_index(
     index = None if kind == EXACT else _empty_index(kind, encoder.dim)
     folder = unfinished(out)
     with writing(folder):
-        progress = _begin(folder, source, encoder)
+        progress = _begin(folder, source, encoder, bad)
         vectors = np.lib.format.open_memmap(folder / VECTORS, mode="r+")
         _encode(folder, progress, vectors, encoder, advance)
         if index is not None:
@@ -92,7 +94,7 @@ def write_dense_index(
     return manifest
 
 
-def _begin(folder: Path, source: Path, encoder: TextEncoder) -> _Progress:
+def _begin(folder: Path, source: Path, encoder: TextEncoder, bad: BadRows | None = None) -> _Progress:
     """The progress of the build in `folder`, which is begun where it is another's or nobody's."""
     name = source_stamp(source)
     with suppress(OSError, ValueError, TypeError):  # there is none, or a damaged one
@@ -101,7 +103,7 @@ def _begin(folder: Path, source: Path, encoder: TextEncoder) -> _Progress:
             return progress
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    count = write_passages((passage_of(row) for row in read_rows(source)), folder)
+    count = write_passages(usable(source, passage_of, bad or BadRows()), folder)
     if not count:
         raise UserError(f"{source}: no passage was found")
     np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=(count, encoder.dim)).flush()
