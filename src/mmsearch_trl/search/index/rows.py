@@ -70,12 +70,13 @@ class BadRows:
             logger.warning("%d bad rows were passed over; the first: %s", self.count, self.first)
 
 
-def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    """The rows of a corpus, whichever way it lies there (`corpus_file.py`).
+def read_rows(path: Path, bad: BadRows | None = None) -> Iterator[Row]:
+    """The rows of a corpus, whichever way it lies there (`corpus_file.py`); by default the first bad one is an error.
 
     Raises:
         UserError: the file cannot be read; or a row is not an object, and none may be passed over.
     """
+    bad = bad or BadRows()
     if is_parquet(path):
         for number, values in parquet_rows(path):
             yield Row(path, number, values)
