@@ -67,8 +67,11 @@ prompt that offers a search that the limits forbid is an error before any work i
 bare `no` as false: write `eval_strategy: "no"` in a file and `--eval_strategy '"no"'` on a command line. Paths start
 at the working directory.
 
-A supervised recipe (`mmsearch sft`) has the keys of model, data, `transformers.TrainingArguments` and
-`trl.SFTConfig`, and no `search:`, `rollout:` and `reward:`.
+A supervised recipe (`mmsearch sft`) has the keys of model, data, `transformers.TrainingArguments`,
+`trl.SFTConfig` and `overwrite_output_dir`, and no `search:`, `rollout:` and `reward:`.
+
+`resume_from_checkpoint` is a checkpoint's folder; `true`, also with no value behind `--resume_from_checkpoint`, the
+newest complete one in `output_dir`; `auto` the same, and the first step where a run was ended before it saved one.
 """
 
 INHERITED = """\

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import set_seed
-from trl import SFTConfig, get_peft_config
+from trl import get_peft_config
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.script import run_script
@@ -36,7 +36,7 @@ from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
-from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
+from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def train(recipe: Recipe) -> MMSearchSFTTrainer:
 def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     """Load everything that a recipe names and put the trainer together."""
     args = recipe.trainer
-    assert isinstance(args, SFTConfig)
+    assert isinstance(args, MMSearchSFTConfig)
     set_seed(args.seed)
     keep_token_out_of_files(args)
     check_login(args)

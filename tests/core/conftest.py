@@ -51,6 +51,9 @@ def place(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(world_home / "model", place / "adapter", ignore=shutil.ignore_patterns("*.safetensors"))
     config = {"peft_type": "LORA", "base_model_name_or_path": "./gone", "task_type": "CAUSAL_LM"}
     (place / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (place / "used" / "checkpoint-7").mkdir(parents=True)
+    (place / "demo").mkdir()
+    (place / "demo" / "summary.json").write_text("{}")
     (place / "run" / "traces").mkdir(parents=True)
     (place / "run" / "traces" / "train-rank0.jsonl").write_text('{"id": 1}\n')
     (place / "seen" / "traces").mkdir(parents=True)

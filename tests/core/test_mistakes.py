@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from core.command_lines import EVALUATE, SFT, TRAIN, Line, mmsearch, run, run_of, told
 from forks import Forks
-from runs import grpo_arguments
+from runs import QUICK, grpo_arguments
 
 
 def train(message: str, plant: str = "", **overrides: Any) -> Line:
@@ -46,6 +46,23 @@ MISTAKES = {
     "damaged index": train("is damaged: build it again", search__image__path="{place}/image_index"),
     "no checkpoint": train("there is no checkpoint in gone", resume_from_checkpoint="gone"),
     "no last checkpoint": train("there is no checkpoint in out", resume_from_checkpoint="true"),
+    "no checkpoint, bare flag": train("there is no checkpoint in out")._replace(
+        arguments=[*grpo_arguments(Path("{home}"), Path("out"), **QUICK), "--resume_from_checkpoint"]
+    ),
+    "no latest checkpoint": run_of(SFT, "there is no checkpoint in out", resume_from_checkpoint="latest"),
+    "checkpoint cut off": train("its saving was cut off", resume_from_checkpoint="{place}/used/checkpoint-7"),
+    "only a checkpoint cut off": train(
+        "checkpoint-7: it has no whole trainer_state.json",
+        resume_from_checkpoint="true",
+        output_dir="{place}/used",
+    ),
+    "a run's folder": train("is a run's folder: name one of", resume_from_checkpoint="{place}/used"),
+    "output is used": train("holds a run already (checkpoint-7)", output_dir="{place}/used"),
+    "output of lessons is used": run_of(SFT, "holds a run already (checkpoint-7)", output_dir="{place}/used"),
+    "overwriting what it starts from": train(
+        "which the run starts from", output_dir="{home}/model", overwrite_output_dir="true"
+    ),
+    "a demo is there": mmsearch("demo", "--out", "{place}/demo", message="holds a demo already: name another --out"),
     "output in a file": train("output_dir: ", output_dir="{place}/file/out"),
     "no vllm": train("pip install 'mmsearch-trl[vllm]'", gone("vllm"), use_vllm="true"),
     "no wandb": train("pip install 'mmsearch-trl[wandb]'", gone("wandb"), report_to="wandb"),

@@ -16,6 +16,8 @@ def add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--recipe", type=Path, default=recipe, help="GRPO settings: %(default)s")
     demo.add_argument("--warm_start_steps", type=int, metavar="N", help="supervised steps, 900 by default")
     demo.add_argument("--max_steps", type=int, help="GRPO steps; by default the recipe's")
+    overwrite = "remove the demo that the folder holds; without it, it is refused"
+    demo.add_argument("--overwrite_output_dir", action="store_true", help=overwrite)
     demo.set_defaults(action=_demo)
 
 
@@ -30,4 +32,5 @@ def _demo(options: argparse.Namespace) -> None:
         recipe=options.recipe,
         warm_start_steps=options.warm_start_steps or WARM_START_STEPS,
         max_steps=options.max_steps,
+        overwrite=options.overwrite_output_dir,
     )

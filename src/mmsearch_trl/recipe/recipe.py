@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says everything about a training run.
 
 Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
-`trl.SFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
+`MMSearchSFTConfig` in a supervised recipe. The mappings `search:`, `rollout:` and `reward:` hold the keys of
 `SearchConfig`, `Limits` and `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`; the list `tools:`
 names what may be called besides the searches (`recipe/tools.py`). Any key can be overridden on the command line,
 nested ones with a dot:
@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, SFTConfig
+from trl import ModelConfig
 
 from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import UserError
@@ -42,7 +40,10 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
+from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.run_records import check_unused
+from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
 
 Kind = Literal["grpo", "sft"]
@@ -55,7 +56,7 @@ _REWARDS: dict[str, type] = {
     "mmsearch_r1_upstream": RewardConfig,
     "search_r1": SearchR1RewardConfig,
 }
-_TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": SFTConfig}
+_TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": MMSearchSFTConfig}
 _TEXT_SEARCH_TAG = "<text_search>"
 
 
@@ -67,7 +68,7 @@ class Recipe:
     values: Mapping[str, Any]
     model: ModelConfig
     data: DataConfig
-    trainer: MMSearchGRPOConfig | SFTConfig
+    trainer: MMSearchGRPOConfig | MMSearchSFTConfig
     search: SearchConfig
     rollout: Limits
     reward: RewardConfig | SearchR1RewardConfig
@@ -94,8 +95,8 @@ class Recipe:
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
         self._check_packages(reporting=not evaluation)
-        if not evaluation:
-            self._check_resumed()
+        if check_files and not evaluation:
+            self._check_output()
         self._check_protocol()
         self._check_reference()
         if isinstance(self.trainer, MMSearchGRPOConfig):
@@ -113,15 +114,20 @@ class Recipe:
             extra = "'mmsearch-trl[wandb]'" if name == "wandb" else name
             raise UserError(f"{self.path}: report_to: {name} is not installed: pip install {extra}")
 
-    def _check_resumed(self) -> None:
-        """There is a checkpoint to go on from."""
-        resumed, out = self.trainer.resume_from_checkpoint, str(self.trainer.output_dir)
-        if not resumed:
-            return
-        if resumed is True:
-            resumed = get_last_checkpoint(out) if Path(out).is_dir() else None
-        if resumed is None or not (Path(resumed) / TRAINER_STATE_NAME).is_file():
-            raise UserError(f"{self.path}: resume_from_checkpoint: there is no checkpoint in {resumed or out}")
+    def _check_output(self) -> None:
+        """There is a checkpoint to go on from, and the run mixes with no other; looked at again when it begins."""
+        args, out = self.trainer, Path(str(self.trainer.output_dir))
+        try:
+            checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, out)
+            check_unused(
+                out,
+                checkpoint,
+                resume=bool(args.resume_from_checkpoint),
+                overwrite=args.overwrite_output_dir,
+                model=str(self.model.model_name_or_path),
+            )
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
 
     def _check_protocol(self) -> None:
         """Keys that have no meaning under a protocol are not set."""
@@ -213,7 +219,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
     Args:
         path: The file.
         overrides: Values that replace the file's, by dotted key, as `recipe_arguments` reads them.
-        kind: `"sft"` reads the trainer keys of `trl.SFTConfig` and has no `search:`, `rollout:` and `reward:`.
+        kind: `"sft"` reads the trainer keys of `MMSearchSFTConfig` and has no `search:`, `rollout:` and `reward:`.
 
     Raises:
         UserError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
@@ -252,7 +258,7 @@ def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Reci
         _check_groups(trainer_values, where)
         # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
         trainer_values.setdefault("max_completion_length", built["rollout"].max_response_tokens)
-    # True is the last checkpoint to `Trainer.train`, and no value of the field as transformers declares it.
+    # True is the newest checkpoint to `train`, and no value of the field as transformers declares it.
     resumed = trainer_values.get("resume_from_checkpoint")
     if isinstance(resumed, bool):
         del trainer_values["resume_from_checkpoint"]

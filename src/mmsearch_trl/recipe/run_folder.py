@@ -16,6 +16,7 @@ from mmsearch_trl.recipe.recipe import Recipe
 
 
 _SECRET = re.compile(r"token|(.*_)?(key|secret|password|(hub|api|access|auth|bearer)_token)", re.IGNORECASE)
+_HOW_IT_BEGAN = ("overwrite_output_dir", "resume_from_checkpoint")
 _PACKAGES = ("mmsearch-trl", "trl", "transformers", "accelerate", "peft", "torch", "datasets", "deepspeed", "vllm")
 
 
@@ -28,7 +29,9 @@ def record_run(recipe: Recipe, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    values = yaml.safe_dump(_without_secrets(recipe.values), sort_keys=False)
+    # How the run was begun is not what it is: a later one by this file must not overwrite it unasked.
+    what = {key: value for key, value in recipe.values.items() if key not in _HOW_IT_BEGAN}
+    values = yaml.safe_dump(_without_secrets(what), sort_keys=False)
     text = f"# Resolved from {recipe.path}, with what it extends and with overrides.\n{values}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

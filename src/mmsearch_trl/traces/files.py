@@ -20,7 +20,11 @@ from mmsearch_trl.traces.records import TraceRecord
 from mmsearch_trl.traces.tokens import Decoder, TokenSpeller
 
 
+TRAIN = "train"
+"""The split of rollouts that are trained on; all others are evaluations."""
+
 _BLOCK = 1 << 16
+_FILE = re.compile(r"(.+)-rank\d+\.jsonl")
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,14 @@ def forget_traces(run_dir: Path, split: str, step: int) -> None:
             _forget(path, step)
 
 
+def forget_steps_from(run_dir: Path, step: int) -> None:
+    """Drop what a run that goes on from a checkpoint of `step` records again: its rollouts from there on, and what
+    evaluations recorded at later steps; of every process that ever wrote to the folder."""
+    splits = {_FILE.fullmatch(path.name) for path in (run_dir / "traces").glob("*.jsonl")}
+    for split in sorted({match[1] for match in splits if match is not None}):
+        forget_traces(run_dir, split, step if split == TRAIN else step + 1)
+
+
 def cut_traces(path: Path, size: int) -> None:
     """Drop what was appended to a trace file after it had `size` bytes."""
     if path.exists() and path.stat().st_size > size:
@@ -141,8 +153,8 @@ def read_trace_file(path: Path) -> Iterator[TraceRecord]:
 
 
 def _files_of(run_dir: Path, split: str) -> list[Path]:
-    wanted = re.compile(re.escape(split) + r"-rank\d+\.jsonl")
-    return sorted(path for path in (run_dir / "traces").glob("*.jsonl") if wanted.fullmatch(path.name))
+    files = ((path, _FILE.fullmatch(path.name)) for path in (run_dir / "traces").glob("*.jsonl"))
+    return sorted(path for path, match in files if match is not None and match[1] == split)
 
 
 def _forget(path: Path, step: int) -> None:

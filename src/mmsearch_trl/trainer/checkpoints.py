@@ -1,8 +1,9 @@
-"""Checkpoints: their full weights are loaded into a model that is training, and a full disk is told in one line.
+"""Checkpoints: a run goes on from one to the end that it would have come to without the interruption.
 
 transformers 5 saves Qwen-VL models under the names of their first release (`visual.…`, `model.…`) and translates them
 in `from_pretrained`; its trainer's own loading does not, finds no name that it knows, warns, and goes on with the
-weights that the model happened to have. A resumed run would start anew in silence.
+weights that the model happened to have. A resumed run would start anew in silence. It also takes one step too many
+where the checkpoint is that of the last step.
 """
 
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import loading, writing
+from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume
+from mmsearch_trl.trainer.run_records import begin_records, check_unused
 
 
 def load_full_weights(model: Any, folder: str | Path) -> bool:
@@ -33,8 +38,41 @@ class FullCheckpoints(Trainer):
     """Put before a TRL trainer: it resumes from, and goes back to, full checkpoints with `load_full_weights`.
 
     Raises:
-        UserError: from `train` and `save_model`, when the output's folder cannot be written.
+        UserError: from `train`, when there is no such checkpoint, or the output's folder holds another run; from it
+            and `save_model`, when the folder cannot be written.
     """
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`; what `resume_from_checkpoint` may be: `checkpoint_folder.py`."""
+        run_dir, overwrite = Path(str(self.args.output_dir)), bool(getattr(self.args, "overwrite_output_dir", False))
+        model = str(getattr(getattr(self.model, "config", None), "_name_or_path", ""))
+
+        def prepare() -> str | None:
+            checkpoint = checkpoint_to_resume(resume_from_checkpoint, run_dir)
+            resume = bool(resume_from_checkpoint)
+            check_unused(run_dir, checkpoint, resume=resume, overwrite=overwrite, model=model)
+            begin_records(run_dir, checkpoint, overwrite=overwrite)
+            return str(checkpoint) if checkpoint is not None else None
+
+        return super().train(Ranks().on_main(prepare), *args, **kwargs)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Nothing where the checkpoint was that of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """With the file that makes it complete written last, also where a folder of that name is there already."""
+        if self.is_world_process_zero():
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # rank 0 declares the checkpoint complete next
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if model is not None or self.is_fsdp_enabled or not load_full_weights(self.model, resume_from_checkpoint):

@@ -105,6 +105,9 @@ class MMSearchGRPOConfig(GRPOConfig):
     save_traces: bool = field(
         default=True, metadata={"help": "Write every trajectory to <output_dir>/traces, for `mmsearch view`."}
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove the run that output_dir holds; without it, it is refused."}
+    )
 
     def __post_init__(self) -> None:
         try:

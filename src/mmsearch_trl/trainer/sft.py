@@ -1,11 +1,21 @@
 """TRL's `SFTTrainer` with two things put right for Qwen-VL models."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
+
+
+@dataclass
+class MMSearchSFTConfig(SFTConfig):
+    """`trl.SFTConfig`, and what a run does with a folder that is used."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove the run that output_dir holds; without it, it is refused."}
+    )
 
 
 class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):

@@ -5,14 +5,17 @@
 * `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`).
 * `create_scheduler` has its learning rate (`schedules.py`).
 * `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
+* `_save_rng_state` and `_load_rng_state` keep where training stands in a generation batch (`batch_position.py`).
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
 
 from mmsearch_trl.trainer.advantages import RewardScale
+from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.log_probs import VISION_INPUTS, ScoredBatch, score_tokens
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
@@ -104,3 +107,19 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         plain: Any = super()._get_train_sampler(dataset)
         return EpochSampler(plain, epoch=lambda: int((self.state.epoch or 0) + 1e-6))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        position = BatchPosition(self._step, self._buffered_inputs)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # rank 0 may not have been here yet
+        position.save(Path(output_dir), self.args.process_index, BatchLayout.of(self.args))
+        super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        args, layout = self.args, BatchLayout.of(self.args)
+        position = BatchPosition.load(
+            Path(checkpoint), args.process_index, layout, self.state.global_step, self.accelerator.device
+        )
+        self._step, self._buffered_inputs = position.micro_step, position.micro_batches

@@ -17,6 +17,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table
@@ -78,7 +79,14 @@ class DemoSummary:
 
 
 def run_demo(
-    out: Path, *, seed: int, engine: str, recipe: Path, warm_start_steps: int, max_steps: int | None
+    out: Path,
+    *,
+    seed: int,
+    engine: str,
+    recipe: Path,
+    warm_start_steps: int,
+    max_steps: int | None,
+    overwrite: bool = False,
 ) -> DemoSummary:
     """Run every stage in the folder `out`, and print what came of it.
 
@@ -87,7 +95,13 @@ def run_demo(
             `vllm-colocate`, vLLM in this process.
         recipe: GRPO settings.
         max_steps: GRPO steps; None for the recipe's.
+        overwrite: Whether a demo that `out` holds may go.
+
+    Raises:
+        UserError: `out` holds one, and it may not.
     """
+    if not overwrite and ((out / "summary.json").exists() or any((out / "grpo").glob("*"))):
+        raise UserError(f"{out} holds a demo already: name another --out, or give --overwrite_output_dir to remove it")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -99,7 +113,9 @@ def run_demo(
     make_warm_start(world, out / "warm_start", steps=warm_start_steps)
     warm_started = time.perf_counter()
     with rollout_arguments(engine, out) as arguments:
-        trainer = make_trainer(recipe, out, seed=seed, max_steps=max_steps, **arguments)
+        trainer = make_trainer(
+            recipe, out, seed=seed, max_steps=max_steps, overwrite_output_dir=overwrite, **arguments
+        )
         try:
             before = evaluated_groups(trainer.evaluate())
             grpo_started = time.perf_counter()

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import Qwen2_5_VLForConditionalGeneration
-from trl import SFTConfig
 
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.trainer.demonstrations import collate
-from mmsearch_trl.trainer.sft import MMSearchSFTTrainer
+from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 from mmsearch_trl.world.traces import TraceMix, TraceWriter
 from mmsearch_trl.world.world import World
 
@@ -42,10 +41,11 @@ class TraceCollator:
         return collate(traces, self._protocol.chat, self._protocol.chat.tokenizer.pad_token_id)
 
 
-def warm_start_config(out: Path, *, steps: int, seed: int, **overrides: Any) -> SFTConfig:
+def warm_start_config(out: Path, *, steps: int, seed: int, **overrides: Any) -> MMSearchSFTConfig:
     """The settings that the thresholds of `docs/world.md` were reached with."""
     settings: dict[str, Any] = {
         "output_dir": str(out),
+        "overwrite_output_dir": True,  # who writes a world looks whether its folder is used
         "max_steps": steps,
         "seed": seed,
         "per_device_train_batch_size": _TRACES_PER_HALF,
@@ -70,11 +70,11 @@ def warm_start_config(out: Path, *, steps: int, seed: int, **overrides: Any) -> 
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
     }
-    return SFTConfig(**(settings | overrides))
+    return MMSearchSFTConfig(**(settings | overrides))
 
 
 def warm_start(
-    model: Qwen2_5_VLForConditionalGeneration, protocol: MMSearchProtocol, world: World, config: SFTConfig
+    model: Qwen2_5_VLForConditionalGeneration, protocol: MMSearchProtocol, world: World, config: MMSearchSFTConfig
 ) -> MMSearchSFTTrainer:
     """Train `model` in place and return its trainer, with the log in `state.log_history`."""
     halves = config.max_steps * config.gradient_accumulation_steps

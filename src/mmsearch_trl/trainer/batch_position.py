@@ -1,0 +1,103 @@
+"""Where training stands inside a generation batch, as a checkpoint keeps it.
+
+A batch of rollouts serves `steps_per_generation x num_iterations` micro-batches, often several optimizer steps, and a
+checkpoint may fall between these. TRL rolls out again when it resumes there: with newer weights than the rest of the
+batch had, and from then on at other steps than the uninterrupted run. So the checkpoint holds the batch, its old
+log-probs and pictures included; one that falls between two batches holds a number.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from mmsearch_trl.core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """What a batch is cut by; it can be gone on with in no other."""
+
+    per_device_train_batch_size: int
+    steps_per_generation: int
+    num_iterations: int
+    gradient_accumulation_steps: int
+    processes: int
+
+    @classmethod
+    def of(cls, args: GRPOConfig) -> "BatchLayout":
+        return cls(
+            args.per_device_train_batch_size,
+            int(args.steps_per_generation or 1),
+            args.num_iterations,
+            args.gradient_accumulation_steps,
+            args.world_size,
+        )
+
+    @property
+    def generate_every(self) -> int:
+        """Micro-batches that one generation batch serves."""
+        return self.steps_per_generation * self.num_iterations
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPosition:
+    """Of one process.
+
+    Attributes:
+        micro_step: Micro-batches trained on since the run began.
+        micro_batches: Those of the current generation batch; None between two batches.
+    """
+
+    micro_step: int
+    micro_batches: list[dict[str, Any]] | None
+
+    def save(self, checkpoint: Path, rank: int, layout: BatchLayout) -> None:
+        within = self.micro_step % layout.generate_every != 0
+        content = {
+            "layout": asdict(layout),
+            "micro_step": self.micro_step,
+            "micro_batches": self.micro_batches if within else None,
+        }
+        torch.save(content, _file(checkpoint, rank))
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, rank: int, layout: BatchLayout, step: int, device: torch.device
+    ) -> "BatchPosition":
+        """
+        Args:
+            step: Optimizer steps taken, for a checkpoint that tells nothing of batches.
+
+        Raises:
+            UserError: it lies inside a batch that this run cannot go on with.
+        """
+        file = _file(checkpoint, rank)
+        micro_step, micro_batches, cut = step * layout.gradient_accumulation_steps, None, layout
+        if file.is_file():
+            content = torch.load(file, map_location=device, weights_only=True)
+            micro_batches, saved = content["micro_batches"], BatchLayout(**content["layout"])
+            if saved == layout:
+                micro_step = content["micro_step"]
+            elif micro_batches is not None:
+                cut = saved
+        if cut is not layout:
+            changed = (name for name, value in asdict(cut).items() if value != getattr(layout, name))
+            changes = ", ".join(f"{name} was {getattr(cut, name)}" for name in changed)
+            raise UserError(
+                f"resume_from_checkpoint: {checkpoint} lies inside a generation batch, which another layout cannot go "
+                f"on with ({changes}): keep the layout, or name a checkpoint between two batches"
+            )
+        if micro_batches is None and micro_step % layout.generate_every:
+            raise UserError(
+                f"resume_from_checkpoint: {checkpoint} lies inside a generation batch and does not hold it: name one "
+                f"after a multiple of {layout.generate_every} micro-batches "
+                f"({layout.gradient_accumulation_steps} a step)"
+            )
+        return cls(micro_step, micro_batches)
+
+
+def _file(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / f"generation_batch_{rank}.pt"
