@@ -56,7 +56,7 @@ class FullCheckpoints(Trainer):
 
         return super().train(Ranks().on_main(prepare), *args, **kwargs)
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  (always by name)
         """Nothing where the checkpoint was that of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

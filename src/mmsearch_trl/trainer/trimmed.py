@@ -40,6 +40,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     reward_processing_classes: Any
     chat_template_kwargs: Any
     scale_rewards: RewardScale
+    _buffered_inputs: Any
 
     _score_mask: torch.Tensor | None = None
     """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
