@@ -96,12 +96,9 @@ def run_demo(
         recipe: GRPO settings.
         max_steps: GRPO steps; None for the recipe's.
         overwrite: Whether a demo that `out` holds may go.
-
-    Raises:
-        UserError: `out` holds one, and it may not.
     """
-    if not overwrite and ((out / "summary.json").exists() or any((out / "grpo").glob("*"))):
-        raise UserError(f"{out} holds a demo already: name another --out, or give --overwrite_output_dir to remove it")
+    if not overwrite:
+        _check_unused(out)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -113,9 +110,8 @@ def run_demo(
     make_warm_start(world, out / "warm_start", steps=warm_start_steps)
     warm_started = time.perf_counter()
     with rollout_arguments(engine, out) as arguments:
-        trainer = make_trainer(
-            recipe, out, seed=seed, max_steps=max_steps, overwrite_output_dir=overwrite, **arguments
-        )
+        arguments |= {"max_steps": max_steps, "overwrite_output_dir": overwrite}
+        trainer = make_trainer(recipe, out, seed=seed, **arguments)
         try:
             before = evaluated_groups(trainer.evaluate())
             grpo_started = time.perf_counter()
@@ -142,6 +138,12 @@ def run_demo(
     for name, path in (("summary", out / "summary.json"), ("plot", plot), ("trajectories", page)):
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     return summary
+
+
+def _check_unused(out: Path) -> None:
+    """Raises: UserError."""
+    if (out / "summary.json").exists() or any((out / "grpo").glob("*")):
+        raise UserError(f"{out} holds a demo already: name another --out, or give --overwrite_output_dir to remove it")
 
 
 @contextmanager
