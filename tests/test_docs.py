@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmsearch_trl.commands.main import parse
-from mmsearch_trl.commands.search import search_config
+from mmsearch_trl.commands.search_once import search_config
 from mmsearch_trl.recipe.command_line import keys_of, recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmsearch_trl.commands.cache import add, export, verify
+from mmsearch_trl.commands.cache_upkeep import add, export, verify
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.core.observation import ImageHit, TextHit
 from mmsearch_trl.search.cache.store import ResultStore

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.commands.search import _show, half_blocks
+from mmsearch_trl.commands.search_once import _show, half_blocks
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, Observation
 from mmsearch_trl.search.index_build import build_image_index, build_text_index

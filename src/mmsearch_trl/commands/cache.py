@@ -1,125 +1,71 @@
-"""`mmsearch cache`: look after cached results; `prefetch.py` makes them."""
+"""`mmsearch cache`: inspect cached search results, and fill the cache before a run."""
 
-import hashlib
-import sqlite3
-from collections.abc import Iterable
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
+import argparse
 from pathlib import Path
 
-from rich.table import Table
-from tqdm.auto import tqdm
-
-from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import ImageHit
-from mmsearch_trl.search.cache.answer_bytes import DamagedEntry, unpack
-from mmsearch_trl.search.cache.store import ResultStore
+from mmsearch_trl.core.versions import check_versions
+from mmsearch_trl.recipe.command_line import add_config, recipe_of
 
 
-_DAMAGED = "damaged"
+def add_cache(cache: argparse.ArgumentParser) -> None:
+    """Give the subcommand its actions."""
+    actions = cache.add_subparsers(title="actions", metavar="stats|verify|export|import|prefetch", required=True)
+    stats = actions.add_parser("stats", help="what a file holds")
+    verify = actions.add_parser("verify", help="read every answer; exit status 1 where one is damaged")
+    verify.add_argument("--drop", action="store_true", help="remove the damaged ones")
+    export = actions.add_parser("export", help="write all answers into one new file, and tell its SHA-256")
+    add = actions.add_parser("import", help="add the answers of other files")
+    text = "look up every image of a recipe, or texts: --config RECIPE [--queries FILE|questions] [--key value ...]"
+    prefetch = actions.add_parser("prefetch", help=text, description=text, allow_abbrev=False)
+    add_config(prefetch)
+    prefetch.add_argument("--queries", metavar="FILE", help="texts to search for; `questions`: those of the data")
+    prefetch.set_defaults(action=_prefetch)
+    for action, run in ((stats, _stats), (verify, _verify), (export, _export), (add, _import)):
+        action.add_argument("file", type=Path, metavar="FILE", help="a `search.cache`")
+        action.set_defaults(action=run)
+    export.add_argument("out", type=Path, metavar="OUT")
+    add.add_argument("others", type=Path, metavar="OTHER", nargs="+")
 
 
-@dataclass(slots=True)
-class Kind:
-    """The entries of one kind of answer."""
+def _stats(options: argparse.Namespace) -> None:
+    from rich.console import Console
 
-    entries: int = 0
-    bytes: int = 0
-    times: list[float] = field(default_factory=list)
+    from mmsearch_trl.commands.cache_upkeep import stats
 
-
-def stats(file: Path) -> Table:
-    """How many answers of which kind a file holds.
-
-    Raises:
-        UserError: the file is not there, or is no answer cache.
-    """
-    kinds: dict[str, Kind] = {}
-    with closing(_existing(file)) as store:
-        for _, entry, made in store.entries():
-            kind = kinds.setdefault(_kind(entry), Kind())
-            kind.entries += 1
-            kind.bytes += len(entry)
-            kind.times.append(made)
-    table = Table(title=str(file))
-    for heading in ("answers", "entries", "MB", "oldest", "newest"):
-        table.add_column(heading, justify="left" if heading == "answers" else "right")
-    for name, kind in sorted(kinds.items()):
-        when = (
-            datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M") for moment in (min(kind.times), max(kind.times))
-        )
-        table.add_row(name, str(kind.entries), f"{kind.bytes / 1e6:.1f}", *when)
-    entries, size = sum(kind.entries for kind in kinds.values()), sum(kind.bytes for kind in kinds.values())
-    table.add_row("all", str(entries), f"{size / 1e6:.1f}", "", "", style="bold")
-    return table
+    Console().print(stats(options.file))
 
 
-def verify(file: Path, *, drop: bool = False) -> list[str]:
-    """Read every entry; the keys of the damaged ones, which `drop` removes.
+def _verify(options: argparse.Namespace) -> None:
+    from mmsearch_trl.commands.cache_upkeep import verify
 
-    Raises:
-        UserError: the file is not there, or is no answer cache.
-    """
-    damaged = []
-    with closing(_existing(file)) as store:
-        for key, entry, _ in tqdm(store.entries(), total=len(store), desc="Reading", unit="answer"):
-            if _kind(entry) == _DAMAGED:
-                damaged.append(key)
-        for key in damaged if drop else ():
-            store.drop(key)
-    return damaged
+    damaged = verify(options.file, drop=options.drop)
+    if damaged and not options.drop:
+        raise UserError(f"{len(damaged)} answers of {options.file} are damaged: remove them with --drop")
+    print(
+        f"{options.file}: {len(damaged)} damaged answers were removed" if damaged else f"{options.file}: all is well"
+    )
 
 
-def export(file: Path, out: Path) -> str:
-    """Write all answers into one new file that can be copied; its SHA-256, for a run to be told from others.
+def _export(options: argparse.Namespace) -> None:
+    from mmsearch_trl.commands.cache_upkeep import export
 
-    Raises:
-        UserError: `file` is no answer cache or damaged, or `out` is there already or cannot be written.
-    """
-    if out.exists():
-        raise UserError(f"{out} exists: choose another name, or delete it")
-    _existing(file).close()
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with closing(sqlite3.connect(file)) as connection:
-                connection.execute("VACUUM INTO ?", (str(out),))
-        except sqlite3.Error as error:
-            out.unlink(missing_ok=True)
-            raise UserError(f"{file} cannot be written to {out}: {error}") from error
-        with out.open("rb") as written:
-            return hashlib.file_digest(written, "sha256").hexdigest()
+    print(f"{options.out}: sha256 {export(options.file, options.out)}")
 
 
-def add(file: Path, others: Iterable[Path]) -> int:
-    """Add the answers of other files to `file`, where it has none of its own; how many there were.
+def _import(options: argparse.Namespace) -> None:
+    from mmsearch_trl.commands.cache_upkeep import add
 
-    Raises:
-        UserError: one of the files is no answer cache.
-    """
-    with closing(ResultStore(file)) as store:
-        before = len(store)
-        for other in others:
-            with closing(_existing(other)) as source:
-                for entry in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
-                    with suppress(DamagedEntry):  # it is not worth having
-                        store.adopt(*entry)
-        return len(store) - before
+    print(f"{options.file}: {add(options.file, options.others)} answers added")
 
 
-def _existing(file: Path) -> ResultStore:
-    if not file.is_file():
-        raise UserError(f"{file} is not there")
-    return ResultStore(file)
+def _prefetch(options: argparse.Namespace) -> None:
+    check_versions()
+    from mmsearch_trl.commands.prefetch import prefetch
+    from mmsearch_trl.recipe.recipe import load_recipe
+    from mmsearch_trl.search.calls.totals import summary_lines
 
-
-def _kind(entry: bytes) -> str:
-    try:
-        answer = unpack(entry)
-    except DamagedEntry:
-        return _DAMAGED
-    if not answer:
-        return "nothing found"
-    return "image hits" if isinstance(answer[0], ImageHit) else "text hits"
+    outcomes, totals = prefetch(load_recipe(*recipe_of(options, options.rest)), options.queries)
+    print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing to look up was found")
+    for line in summary_lines(totals):
+        print(line)

@@ -3,16 +3,14 @@
 Every check imports the library it looks at: an installation that is there and does not load is the common trouble.
 """
 
+import argparse
 import importlib
+import logging
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mmsearch_trl.core.errors import VersionError
 from mmsearch_trl.core.versions import check_versions
@@ -27,6 +25,16 @@ class Finding:
     found: str
     advice: str = ""
     required: bool = True
+
+
+def add_doctor(doctor: argparse.ArgumentParser) -> None:
+    """Declare that it takes no options."""
+    doctor.set_defaults(action=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    logging.disable(logging.WARNING)  # libraries that find no GPU say so in their own words
+    report(examine())
 
 
 def examine() -> list[Finding]:
@@ -50,6 +58,10 @@ def examine() -> list[Finding]:
 
 def report(findings: list[Finding]) -> None:
     """Print a table, then what to do."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found"):

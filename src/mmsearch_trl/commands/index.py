@@ -1,20 +1,14 @@
-"""`mmsearch index` and `mmsearch serve`: indexes are built, inspected, searched once, and served."""
+"""`mmsearch index`: build, inspect and query search indexes."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
 
 
 if TYPE_CHECKING:
     from mmsearch_trl.search.index_build import Built
-
-
-RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
-"""Search-R1's."""
 
 
 def add_index(index: argparse.ArgumentParser) -> None:
@@ -52,27 +46,6 @@ def add_index(index: argparse.ArgumentParser) -> None:
     info = kinds.add_parser("info", help="what a folder holds, and whether it is whole; exit status 1 where it is not")
     info.add_argument("folder", type=Path, metavar="DIR")
     info.set_defaults(action=_index_info)
-
-
-def add_serve(serve: argparse.ArgumentParser) -> None:
-    """Give the `serve` subcommand its kinds."""
-    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
-    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
-    retriever.add_argument("--bm25", metavar="DIR", help="by words: folder made by `mmsearch index text`")
-    retriever.add_argument("--dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
-    retriever.add_argument("--encoder", metavar="M", help="encoder of --dense, where it has moved")
-    retriever.add_argument(
-        "--reranker", nargs="?", const=RERANKER, metavar="M", help=f"POST /rerank by a cross-encoder: M, or {RERANKER}"
-    )
-    retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
-    images = kinds.add_parser("images", help="an image index: POST /image_search")
-    images.add_argument("--index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
-    images.add_argument("--encoder", metavar="M", help="encoder of --index, where it has moved")
-    retriever.set_defaults(action=_serve_retriever)
-    images.set_defaults(action=_serve_images)
-    for kind, port in ((retriever, 8000), (images, 8001)):
-        kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
-        kind.add_argument("--port", type=int, default=port)
 
 
 def _index_image(options: argparse.Namespace) -> None:
@@ -130,7 +103,7 @@ def _index_info(options: argparse.Namespace) -> None:
 
 
 def _index_query(options: argparse.Namespace) -> None:
-    from mmsearch_trl.commands.search import search
+    from mmsearch_trl.commands.search_once import search
     from mmsearch_trl.search.config import SearchConfig
     from mmsearch_trl.search.image.index import ImageIndexConfig
     from mmsearch_trl.search.index.folder import read_any_manifest
@@ -147,39 +120,3 @@ def _index_query(options: argparse.Namespace) -> None:
     else:
         text = BM25Config(path=path) if kind == "text" else DenseConfig(path=path)
         search(SearchConfig(text=text), options.query)
-
-
-def _serve_retriever(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.text.bm25 import BM25Config
-    from mmsearch_trl.search.text.dense_config import DenseConfig
-    from mmsearch_trl.search.text.hybrid import HybridConfig
-
-    bm25, dense, encoder, top_k = options.bm25, options.dense, options.encoder, options.top_k
-    if encoder and not dense:
-        raise UserError("--encoder is the encoder of --dense, and --dense is not given")
-    if not (bm25 or dense or options.reranker):
-        raise UserError("name the index that is served, such as --bm25 DIR")
-    text = None
-    if bm25 and dense:
-        text = HybridConfig(bm25=bm25, dense=dense, encoder=encoder, top_k=top_k)
-    elif bm25 or dense:
-        text = BM25Config(path=bm25, top_k=top_k) if bm25 else DenseConfig(path=dense, encoder=encoder, top_k=top_k)
-    _serve(options, text=text, reranker=options.reranker)
-
-
-def _serve_images(options: argparse.Namespace) -> None:
-    from mmsearch_trl.search.image.index import ImageIndexConfig
-
-    _serve(options, image=ImageIndexConfig(path=options.index, encoder=options.encoder))
-
-
-def _serve(options: argparse.Namespace, **served: Any) -> None:
-    # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with optional("serving", "serve"):
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    from mmsearch_trl.search.server import serve
-
-    serve(**served, host=options.host, port=options.port)

@@ -1,0 +1,26 @@
+"""`mmsearch data`: write the data files of a published method."""
+
+import argparse
+from pathlib import Path
+
+
+FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
+"""The data set on the Hub from which Search-R1 takes its questions."""
+
+
+def add_data(data: argparse.ArgumentParser) -> None:
+    """Give the subcommand its sets."""
+    sets = data.add_subparsers(title="data", metavar="search-r1", required=True)
+    search_r1 = sets.add_parser("search-r1", help="training data of Search-R1 (NQ, HotpotQA) and its seven test sets")
+    search_r1.add_argument("out", type=Path, metavar="FOLDER")
+    search_r1.add_argument(
+        "--source", default=FLASHRAG, help="data set on the Hub, or a folder with its files (default: %(default)s)"
+    )
+    search_r1.set_defaults(action=_search_r1)
+
+
+def _search_r1(options: argparse.Namespace) -> None:
+    from mmsearch_trl.data.search_r1_sets import write_search_r1_sets
+
+    for name, count in write_search_r1_sets(options.out, options.source).items():
+        print(f"{options.out / name}: {count} rows")

@@ -1,0 +1,69 @@
+"""`mmsearch serve`: serve an index to other processes and machines."""
+
+import argparse
+import os
+from typing import Any
+
+from mmsearch_trl.core.boundaries import optional
+from mmsearch_trl.core.errors import UserError
+
+
+RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
+"""Search-R1's."""
+
+
+def add_serve(serve: argparse.ArgumentParser) -> None:
+    """Give the `serve` subcommand its kinds."""
+    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
+    retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
+    retriever.add_argument("--bm25", metavar="DIR", help="by words: folder made by `mmsearch index text`")
+    retriever.add_argument("--dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
+    retriever.add_argument("--encoder", metavar="M", help="encoder of --dense, where it has moved")
+    retriever.add_argument(
+        "--reranker", nargs="?", const=RERANKER, metavar="M", help=f"POST /rerank by a cross-encoder: M, or {RERANKER}"
+    )
+    retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
+    images = kinds.add_parser("images", help="an image index: POST /image_search")
+    images.add_argument("--index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
+    images.add_argument("--encoder", metavar="M", help="encoder of --index, where it has moved")
+    retriever.set_defaults(action=_serve_retriever)
+    images.set_defaults(action=_serve_images)
+    for kind, port in ((retriever, 8000), (images, 8001)):
+        kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
+        kind.add_argument("--port", type=int, default=port)
+
+
+def _serve_retriever(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.text.bm25 import BM25Config
+    from mmsearch_trl.search.text.dense_config import DenseConfig
+    from mmsearch_trl.search.text.hybrid import HybridConfig
+
+    bm25, dense, encoder, top_k = options.bm25, options.dense, options.encoder, options.top_k
+    if encoder and not dense:
+        raise UserError("--encoder is the encoder of --dense, and --dense is not given")
+    if not (bm25 or dense or options.reranker):
+        raise UserError("name the index that is served, such as --bm25 DIR")
+    text = None
+    if bm25 and dense:
+        text = HybridConfig(bm25=bm25, dense=dense, encoder=encoder, top_k=top_k)
+    elif bm25 or dense:
+        text = BM25Config(path=bm25, top_k=top_k) if bm25 else DenseConfig(path=dense, encoder=encoder, top_k=top_k)
+    _serve(options, text=text, reranker=options.reranker)
+
+
+def _serve_images(options: argparse.Namespace) -> None:
+    from mmsearch_trl.search.image.index import ImageIndexConfig
+
+    _serve(options, image=ImageIndexConfig(path=options.index, encoder=options.encoder))
+
+
+def _serve(options: argparse.Namespace, **served: Any) -> None:
+    # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with optional("serving", "serve"):
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    from mmsearch_trl.search.server import serve
+
+    serve(**served, host=options.host, port=options.port)
