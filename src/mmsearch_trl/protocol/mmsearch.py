@@ -18,6 +18,7 @@ from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, Observation
+from mmsearch_trl.core.tags import enclosed, last_enclosed
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 from mmsearch_trl.protocol.prompt_files import TOOLS_SLOT, Prompts
@@ -27,10 +28,6 @@ from mmsearch_trl.protocol.tool import Tool
 
 
 IMAGE_SEARCH_TAG = "<search><img></search>"
-IMAGE_SEARCH = re.compile(r"<search><img></search>$")
-TEXT_SEARCH = re.compile(r"<text_search>.*</text_search>$")
-QUERY = re.compile(r"<text_search>(.*?)</text_search>")
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Content = list[str | Image.Image]
@@ -92,16 +89,15 @@ class MMSearchProtocol:
     def read(self, text: str) -> Action:
         """What a decoded turn asks for; `text` must hold model-sampled tokens only."""
         end = text.rstrip()
-        if IMAGE_SEARCH.search(end):
+        if end.endswith(IMAGE_SEARCH_TAG):
             return Action(ActionKind.IMAGE_SEARCH)
-        if TEXT_SEARCH.search(end):
-            query = QUERY.findall(end)[-1].strip()
-            return Action(ActionKind.TEXT_SEARCH, query) if query else Action(ActionKind.NONE)
+        if (query := query_at_end(end)) is not None:
+            return Action(ActionKind.TEXT_SEARCH, query.strip()) if query.strip() else Action(ActionKind.NONE)
         for tool in self.tools:
             if (action := tool.read(text)) is not None:
                 return action
-        answers = ANSWER.findall(text)
-        return Action(ActionKind.ANSWER, answers[-1].strip()) if answers else Action(ActionKind.NONE)
+        answer = last_enclosed(text, "answer")
+        return Action(ActionKind.NONE) if answer is None else Action(ActionKind.ANSWER, answer)
 
     def sampled(self, completion: Completion) -> Completion:
         """The completion as it enters the transcript: ids that no model may sample are removed.
@@ -176,6 +172,13 @@ class MMSearchProtocol:
             else:
                 joined.append(part)
         return [self.safe(part) if isinstance(part, str) else part for part in joined]
+
+
+def query_at_end(text: str) -> str | None:
+    """The query of a text search with which the last line of a text ends; None where it ends otherwise."""
+    line = text.rpartition("\n")[2]
+    queries = list(enclosed(line, "text_search"))
+    return queries[-1] if queries and line.endswith("</text_search>") else None
 
 
 def check_tool_names(tools: Sequence[Tool]) -> tuple[str, ...]:

@@ -32,6 +32,17 @@ def strip_invisible(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern for the beginnings of texts. Those that begin alike share that part: Gemma has 6,000 tokens, and a
+    page may hold a `<` at every character."""
+    tails: dict[str, list[str]] = {}
+    for text in texts:
+        if not text:
+            return ""  # what goes on from here begins with this text
+        tails.setdefault(text[0], []).append(text[1:])
+    return f"(?:{'|'.join(re.escape(first) + _any_of(rest) for first, rest in sorted(tails.items()))})"
+
+
 class SafeText:
     """Makes untrusted text inert for one tokenizer: `safe(text) -> str`.
 
@@ -43,12 +54,10 @@ class SafeText:
         literals = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, *_ROLE_MARKS}
         # Tokens of white space alone (Gemma has them) carry no control meaning and occur in every text.
         literals = {token for token in literals if token.replace(_MARKED_BLANK, " ").strip()}
-        names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
-        starts = [rf"<{_BLANKS}/?{_BLANKS}(?:{names})\b", *sorted(map(re.escape, literals), key=len, reverse=True)]
-        # Gemma has 6,000 tokens: they are tried only where one can begin, not at every character of a page.
-        begins = "".join(sorted({"<", *(re.escape(token[0]) for token in literals)}))
+        # Blanks are never given back: two runs of them that may share one are tried in every division.
+        tag = rf"<{_BLANKS}+(?:/{_BLANKS}+)?+(?:{'|'.join(map(re.escape, tags))})\b"
         # A look-ahead visits every position, so tokens that overlap or nest are each broken at their own start.
-        pattern = rf"(?=[{begins}])(?=(?:{'|'.join(starts)}))(.)"
+        pattern = rf"(?={tag}|{_any_of(literals)})(.)"
         self._starts = re.compile(pattern, re.IGNORECASE | re.DOTALL)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalizer = backend.normalizer if backend is not None else None

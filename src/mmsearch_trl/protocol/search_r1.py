@@ -14,14 +14,15 @@ Three things are done otherwise than upstream:
 Sources: paper arXiv 2503.09516 §3; `search_r1/llm_agent/generation.py` of PeterGriffinJin/Search-R1.
 """
 
-import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Hit, Observation, TextHit
+from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.engine.stops import end_of_stop
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
@@ -37,7 +38,8 @@ NOTICE = (
 )
 """Upstream's sentence, which its checkpoints were trained on."""
 
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_MOST_CUT = 3
+"""Tokens at most that are left of a character (of up to four) which is cut; any more of them stood in the page."""
 _KINDS = {"search": ActionKind.TEXT_SEARCH, "answer": ActionKind.ANSWER}
 
 
@@ -77,8 +79,11 @@ class SearchR1Protocol:
 
     def read(self, text: str) -> Action:
         """What a decoded turn asks for: its first pair of tags."""
-        found = _ACTION.search(text)
-        return Action(_KINDS[found[1]], found[2].strip()) if found else Action(ActionKind.NONE)
+        first = [(text.find(f"<{tag}>"), tag, content) for tag in _KINDS for content in islice(enclosed(text, tag), 1)]
+        if not first:
+            return Action(ActionKind.NONE)
+        _, tag, content = min(first)
+        return Action(_KINDS[tag], content.strip())
 
     def sampled(self, completion: Completion) -> Completion:
         """The completion cut behind its action; without one, also without the end of turn, for the turn goes on."""
@@ -110,8 +115,9 @@ class SearchR1Protocol:
             return whole
         closing = self.chat.continuation(CLOSING).token_ids
         kept = self.chat.continuation(OPENING + inert).token_ids[: self.max_observation_tokens - len(closing)]
-        while self.chat.decode(kept).endswith("\N{REPLACEMENT CHARACTER}"):  # a character of several tokens, cut
-            kept = kept[:-1]
+        for _ in range(_MOST_CUT):
+            if self.chat.decode(kept).endswith("\N{REPLACEMENT CHARACTER}"):
+                kept = kept[:-1]
         return Encoded((self.chat.decode(kept) + CLOSING,), (*kept, *closing))
 
 

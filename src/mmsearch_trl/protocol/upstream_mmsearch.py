@@ -11,8 +11,9 @@ from typing import Any
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion
+from mmsearch_trl.core.tags import last_enclosed
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.mmsearch import ANSWER, IMAGE_SEARCH, QUERY, TEXT_SEARCH, MMSearchProtocol
+from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG, MMSearchProtocol, query_at_end
 from mmsearch_trl.protocol.prompt_files import Prompts
 from mmsearch_trl.protocol.reply_templates import UPSTREAM_FAILURE, ReplyTemplates
 
@@ -29,13 +30,13 @@ class UpstreamMMSearchProtocol(MMSearchProtocol):
         super().__init__(chat, prompts, templates or ReplyTemplates(failure=UPSTREAM_FAILURE))
 
     def read(self, text: str) -> Action:
-        if IMAGE_SEARCH.search(text):
+        end = text.removesuffix("\n")  # one line break, as `$` has it
+        if end.endswith(IMAGE_SEARCH_TAG):
             return Action(ActionKind.IMAGE_SEARCH)
-        if TEXT_SEARCH.search(text):
-            query = QUERY.findall(text)[-1]
+        if (query := query_at_end(end)) is not None:
             return Action(ActionKind.TEXT_SEARCH, query) if query else Action(ActionKind.NONE)
-        answers = ANSWER.findall(text)
-        return Action(ActionKind.ANSWER, answers[-1].strip()) if answers else Action(ActionKind.NONE)
+        answer = last_enclosed(text, "answer")
+        return Action(ActionKind.NONE) if answer is None else Action(ActionKind.ANSWER, answer)
 
     def sampled(self, completion: Completion) -> Completion:
         kept = self.chat.sampleable(completion)

@@ -70,7 +70,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: Where, prefix: str = "
         return cls(**arguments)
     except refusals as error:
         # Messages name their keys; where the first of them that was written stands is where the mistake is.
-        words = re.findall(r"[\w.]+\w", str(error))
+        words = [word.rstrip(".") for word in re.findall(r"[\w.]+", str(error))]
         key = next((word for word in words if word in {f"{prefix}{name}" for name in values}), prefix.rstrip("."))
         raise UserError(f"{where(key)}: {error}") from error
 

@@ -8,20 +8,16 @@ A search is *counted* by its tag alone: asked for is asked for, whether or not a
 quoted. The last of several turns never counts, because nothing could have been searched after it.
 """
 
-import re
 from collections.abc import Sequence
 
 from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.tags import enclosed, last_enclosed
 
 
 _REASON = ("<reason>", "</reason>")
 _ANSWER = ("<answer>", "</answer>")
 _TEXT_SEARCH = ("<text_search>", "</text_search>")
 _IMAGE_SEARCH = "<search><img></search>"
-
-_LAST_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_ONE_LINE_REASON = re.compile(r"<reason>.*?</reason>")
-_ONE_LINE_ANSWER = re.compile(r"<answer>.*?</answer>")
 
 _THREE_ROUND_SEQUENCES = frozenset(
     {
@@ -35,8 +31,7 @@ _THREE_ROUND_SEQUENCES = frozenset(
 
 def extract_answer(turn: str) -> str | None:
     """Return the stripped content of the last `<answer>...</answer>` (may span lines), or None without one."""
-    answers = _LAST_ANSWER.findall(turn)
-    return answers[-1].strip() if answers else None
+    return last_enclosed(turn, "answer")
 
 
 def well_formed_action(turn: str, tools: Sequence[str] = ()) -> ActionKind:
@@ -85,8 +80,8 @@ def single_search_valid(transcript: str) -> bool:
 
     Pairs are counted, not ordered, and a pair that spans lines does not count.
     """
-    reasons = len(_ONE_LINE_REASON.findall(transcript))
-    answers = len(_ONE_LINE_ANSWER.findall(transcript))
+    lines = transcript.split("\n")
+    reasons, answers = (sum(1 for line in lines for _ in enclosed(line, tag)) for tag in ("reason", "answer"))
     return answers == 1 and reasons == (2 if asks_search(transcript) else 1)
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mmsearch_trl.core.reward import RewardParts
+from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
 from mmsearch_trl.rewards.rule_reward import Message, assistant_turns
@@ -39,9 +40,6 @@ _VALID = re.compile(
     rf"<answer>{_TEXT}</answer>\s*",
     re.DOTALL,
 )
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_INFORMATION = re.compile(r"<information>(.*?)</information>", re.DOTALL)
-_SEARCH = re.compile(r"<search>.*?</search>", re.DOTALL)
 
 _PROMPT_ANSWERS = ("and", "Beijing")
 """What stands between answer tags in the instructions."""
@@ -104,7 +102,7 @@ class SearchR1RewardConfig:
         transcript = "".join(message["content"] for message in messages)
         right = is_right(answer, answers, self.reward_mode)
         valid = structure_valid(transcript)
-        searches = sum(bool(_SEARCH.search(turn)) for turn in assistant_turns(messages))
+        searches = sum(next(enclosed(turn, "search"), None) is not None for turn in assistant_turns(messages))
         reward = self._reward(answer, right, valid, transcript, answers)
         return RewardParts(reward, float(right), float(valid), searches, answer)
 
@@ -128,7 +126,7 @@ def extract_answer(turns: Sequence[str], *, prompt: bool = False) -> str | None:
         turns: The texts to look in.
         prompt: Take the instructions' answers for the first ones, as upstream does.
     """
-    answers = [found for turn in turns for found in _ANSWER.findall(turn)]
+    answers = [found for turn in turns for found in enclosed(turn, "answer")]
     answers = [*_PROMPT_ANSWERS, *answers] if prompt else answers
     return answers[-1].strip() if answers else None
 
@@ -140,5 +138,5 @@ def structure_valid(transcript: str) -> bool:
 
 def retrieved(transcript: str, answers: Sequence[str]) -> bool:
     """Whether a block of results holds a gold answer, both normalised."""
-    blocks = [normalize_answer(block) for block in _INFORMATION.findall(transcript)]
+    blocks = [normalize_answer(block) for block in enclosed(transcript, "information")]
     return any(normalize_answer(answer) in block for block in blocks for answer in answers)

@@ -30,7 +30,7 @@ from mmsearch_trl.protocol.tool import called
 
 Coordinates = Literal["pixels", "thousandths"]
 
-_CALL = re.compile(r"([0-9]{1,4})\s*\[" + r"\s*,\s*".join([r"\s*([0-9]{1,6})"] * 4) + r"\s*\]")
+_CALL = re.compile(r"([0-9]{1,4})\s*\[\s*" + r"\s*,\s*".join([r"([0-9]{1,6})"] * 4) + r"\s*\]")
 _MOST_ELONGATED = 100
 """Sides of a crop may differ by this factor; Qwen's processors refuse 200."""
 _UNITS: dict[str, str] = {
