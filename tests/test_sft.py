@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,37 @@ def test_what_the_world_command_writes_can_be_learned_from(world_home: Path, tmp
     assert losses[-1] < losses[0] - 1
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["trl"].startswith("1.16")
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_line_that_is_no_object_is_skipped_like_any_bad_row(world_home: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "d.jsonl", [conversation(), conversation()])
+    first, second = file.read_bytes().splitlines()
+    file.write_bytes(b"\xef\xbb\xbf" + first + b'\r\n{"question": \r\n' + second + b"\r\n")
+    recipe = load_recipe(*recipe_arguments(sft_arguments(world_home, tmp_path / "run", train_files=file)), kind="sft")
+    demonstrations = sft.Demonstrations(recipe, PROTOCOL)
+    with pytest.raises(RowError, match=r"d\.jsonl, line 2: not JSON"):
+        demonstrations.usable([str(file)], None, "raise")
+    assert demonstrations.usable([str(file)], None, "skip")["index"] == [0, 2]
+    assert DemonstrationFile(file)[2].task.id == "d-3"
+
+
+def test_a_demonstrations_images_have_the_forms_of_data(world_home: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "box.png")
+    text = base64.b64encode((tmp_path / "box.png").read_bytes()).decode()
+    shown = [{"assistant": LOOK}, {"image_results": [{"title": "x", "image": text}]}, {"assistant": ANSWER}]
+    rows = [
+        conversation(id=None, images=["box.png"]),
+        conversation(id=7, image=f"data:image/png;base64,{text}", question=f"<image>\n{TASK.question}", turns=shown),
+        conversation(picture="box.png"),
+        conversation(image="http://example.org/" + "a" * 20_000),
+    ]
+    file = DemonstrationFile(write_jsonl(tmp_path / "d.jsonl", rows))
+    assert [image.size for image in (*file[0].task.images, *file[1].task.images)] == [(40, 30)] * 2
+    assert (file[0].task.id, file[1].task.id, file[1].task.question) == ("d-1", "7", TASK.question)
+    observation = file[1].observations[0]
+    assert observation is not None and observation.hits[0].thumbnail is not None
+    with pytest.raises(RowError, match="line 3: the row has no image, and 'picture' seems to name one"):
+        file[2]
+    with pytest.raises(RowError, match=r"line 4: .* is an address: download it") as raised:
+        file[3]
+    assert len(str(raised.value)) < 1000

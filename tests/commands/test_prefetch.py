@@ -7,6 +7,7 @@ import runs
 
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.commands.prefetch import read_queries
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.cache.store import ResultStore
 
 
@@ -64,10 +65,10 @@ def test_rows_of_jsonl_name_their_query(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("q.jsonl", b'{"query": "a"}\n{"q": "b"}\n', "q.jsonl, line 2: holds neither"),
-        ("q.jsonl", b'{"query": "a"}\nb\n', "q.jsonl, line 2: no JSON"),
-        ("q.jsonl", b"[1]\n", "q.jsonl, line 1: holds neither"),
-        ("q.txt", b"\xff\xfe\x00", "q.txt: the queries are no UTF-8 text"),
-        ("gone.txt", None, "gone.txt: the queries cannot be read: No such file"),
+        ("q.jsonl", b'{"query": "a"}\nb\n', "q.jsonl, line 2: not JSON"),
+        ("q.jsonl", b"[1]\n", "q.jsonl, line 1: expected a JSON object"),
+        ("q.txt", b"\xff\xfe\x00", "q.txt: no UTF-8 text, but UTF-16 or compressed"),
+        ("gone.txt", None, "gone.txt: cannot be read: No such file"),
     ],
 )
 def test_a_file_of_queries_that_cannot_be_used_is_named_before_anything_is_asked(
@@ -94,3 +95,20 @@ def test_a_prefetch_needs_a_place_and_a_search(
     assert "no image search is configured" in capsys.readouterr().err
     assert main([*arguments(world_home, tmp_path), "--search.text=null", "--queries=questions"]) == 1
     assert "no text search is configured" in capsys.readouterr().err
+
+
+def test_queries_are_read_like_all_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "q.txt").write_bytes(mark + "Amélie\r\n\r\n second \r\n".encode())
+    assert list(read_queries(tmp_path / "q.txt")) == ["Amélie", "second"]
+    (tmp_path / "q.jsonl").write_bytes(mark + b'{"query": null, "question": "<image>\\nb"}\r\n')
+    assert list(read_queries(tmp_path / "q.jsonl")) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "row", ['{"query": "\\ud83c"}', '{"query": " "}', '{"query": 3}', '{"query": "a", "query": "b"}']
+)
+def test_a_query_is_a_text_that_is_not_empty(tmp_path: Path, row: str) -> None:
+    (tmp_path / "q.jsonl").write_text(row)
+    with pytest.raises(UserError, match=r"q\.jsonl, line 1: "):
+        list(read_queries(tmp_path / "q.jsonl"))

@@ -27,7 +27,7 @@ def place(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = json.loads((world / "train.jsonl").read_text().splitlines()[0])
     good = row | {"image": str(world / row["image"])}
     write_jsonl(place / "good.jsonl", [good, good])
-    write_jsonl(place / "bad.jsonl", [good, good | {"answers": 3}])
+    write_jsonl(place / "bad.jsonl", [good, good | {"answers": True}])
     write_jsonl(place / "no_picture.jsonl", [good, good | {"image": "gone.png"}])
     write_jsonl(place / "other.jsonl", [{"text": "a passage"}])
     write_jsonl(place / "bad_lesson.jsonl", [{"question": "?", "turns": []}])

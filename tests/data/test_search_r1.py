@@ -54,8 +54,14 @@ def test_rows_reach_the_training_dataset(tmp_path: Path) -> None:
     [
         ({"reward_model": {"style": "rule", "ground_truth": {"target": []}}}, "the ground truth is empty"),
         ({"prompt": [{"role": "user", "content": "who?"}]}, "no 'Question: ' before its question"),
-        ({"question": " "}, "the question is empty"),
-        ({"prompt": []}, "the question is empty"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "the question is empty"),
+        ({"prompt": [{"role": "user", "content": "Question: "}]}, "the question is empty"),
+        ({"prompt": []}, "no message of the user"),
+        (
+            {"prompt": [{"role": "user", "content": "Question: a?\nAnswer: b\nQuestion: c?\nQuestion: d?"}]},
+            "several lines",
+        ),
+        ({"reward_model": {"style": "rule", "ground_truth": {"target": ["The", "+"]}}}, "cannot be scored"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -78,7 +84,7 @@ def flashrag(tmp_path: Path) -> Path:
             line = {
                 "id": f"{split}_0",
                 "question": f"who {name} {split}",
-                "golden_answers": ["a", "b"],
+                "golden_answers": ["she", "b", 3],
                 "metadata": {},
             }
             (folder / name / f"{split}.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
@@ -95,7 +101,7 @@ def test_the_sets_are_written_each_from_the_split_that_upstream_takes(
     assert [task.id for task in read_tasks(out / "train.jsonl")] == ["nq-train_0", "hotpotqa-train_0"]
     taken = {name: next(read_tasks(out / f"{name}.jsonl")) for name in TEST_SETS}
     assert [taken[name].question.split()[-1] for name in ("nq", "hotpotqa", "bamboogle")] == ["test", "dev", "train"]
-    assert taken["musique"].answers == ("a", "b") and taken["musique"].data_source == "musique"
+    assert taken["musique"].answers == ("she", "b", "3") and taken["musique"].data_source == "musique"
 
 
 def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,4 +125,47 @@ def test_what_is_missing_is_named(tmp_path: Path, flashrag: Path, capsys: pytest
 
 def test_flashrags_own_lines_are_read(flashrag: Path) -> None:
     [task] = read_tasks(flashrag / "nq" / "dev.jsonl")
-    assert (task.question, task.answers) == ("who nq dev", ("a", "b"))
+    assert (task.question, task.answers) == ("who nq dev", ("she", "b", "3"))
+
+
+BRIEF = "Answer with <answer> and </answer>, as in <answer> Beijing </answer>. Question: "
+SYSTEM = {"role": "system", "content": "Answer in <answer> tags."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        (f"{BRIEF}who asked 'Question: why?'", "who asked 'Question: why?'"),
+        (f"{BRIEF}In Hamlet. Question: who dies?", "In Hamlet. Question: who dies?"),
+        ([SYSTEM, {"role": "user", "content": "who wrote it?"}], "who wrote it?"),
+        ([SYSTEM, {"role": "user", "content": "Question: who wrote it?"}], "who wrote it?"),
+        ([SYSTEM, {"role": "user", "content": "He said. Question: who?"}], "He said. Question: who?"),
+        ([{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"{BRIEF}who?"}], "who?"),
+        ([{"role": "user", "content": "hi"}, {"role": "user", "content": f"{BRIEF}who?\n"}], "who?"),
+        ([{"role": "user", "content": [{"type": "text", "text": f"{BRIEF}who?"}]}], "who?"),
+        ("Reason first.\nQuestion: who?", "who?"),
+    ],
+)
+def test_the_question_stands_behind_the_instructions(tmp_path: Path, prompt: Any, question: str) -> None:
+    [task] = read_tasks(write(tmp_path / "t.parquet", row(prompt=prompt)))
+    assert task.question == question
+
+
+def test_a_question_of_extra_info_is_preferred(tmp_path: Path) -> None:
+    extra = {"question": "who wrote it?", "index": 7}
+    [task] = read_tasks(write(tmp_path / "t.parquet", row(extra_info=extra, question=None)))
+    assert (task.question, task.extra) == ("who wrote it?", extra)
+
+
+def test_an_empty_id_is_a_missing_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.parquet", row(id=None), row(id=""), row(id="7"))
+    assert [task.id for task in read_tasks(file)] == ["nq-0", "nq-1", "nq-7"]
+
+
+def test_a_set_keeps_what_cannot_be_scored_for_its_reader(tmp_path: Path, flashrag: Path) -> None:
+    line = '{"id": 3, "question": "which band", "golden_answers": ["The The"]}\r\n'
+    (flashrag / "musique" / "test.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode())
+    assert main(["data", "search-r1", str(tmp_path / "out"), "--source", str(flashrag)]) == 0
+    skipped = SkippedRows()
+    assert list(read_tasks(tmp_path / "out" / "musique.jsonl", on_error="skip", skipped=skipped)) == []
+    assert "'The The' cannot be scored" in skipped.errors[0].reason

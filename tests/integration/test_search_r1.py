@@ -296,8 +296,8 @@ def test_it_was_trained_on_and_logged(run: Run, taught: Path) -> None:
 def test_a_picture_for_a_language_model_is_refused_before_training(taught: Path, rows: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     lines = [
-        {"question": "who?", "answers": ["a"]},
-        {"id": "7", "question": "who?", "answers": ["a"], "image": "a.png"},
+        {"question": "who?", "answers": ["she"]},
+        {"id": "7", "question": "who?", "answers": ["she"], "image": "a.png"},
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -103,3 +103,8 @@ def test_a_first_prompt_without_both_slots_once_is_refused(tmp_path: Path, text:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(UserError, match=r"p\.txt.*exactly once"):
         Prompts.load(first_turn=tmp_path / "p.txt")
+
+
+def test_what_editors_of_windows_write_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfLook.\r\nAnswer.\r\n")
+    assert load_prompt(tmp_path / "p.txt", "forced_answer") == "Look.\nAnswer."

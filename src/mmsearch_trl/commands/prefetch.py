@@ -4,7 +4,6 @@ What is cached already is not searched again, so a prefetch that was stopped goe
 """
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
@@ -15,8 +14,10 @@ from tqdm.auto import tqdm
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchLost, UserError
+from mmsearch_trl.core.json_lines import read_lines
 from mmsearch_trl.core.observation import ImageQuery, Observation
 from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.questions import bare_question
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 from mmsearch_trl.search.calls.totals import SearchTotals
@@ -77,26 +78,19 @@ def read_queries(file: Path) -> Iterator[str]:
     Raises:
         UserError: the file cannot be read, or a line of JSON holds no query; names file and line.
     """
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _query(line, f"{file}, line {number}") if file.suffix == ".jsonl" else line.strip()
-    except OSError as error:
-        raise UserError(f"{file}: the queries cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: the queries are no UTF-8 text") from error
+    for line in read_lines(file):
+        try:
+            yield _query(line.object()) if file.suffix == ".jsonl" else line.text()
+        except UserError as error:
+            raise UserError(f"{file}, line {line.number}: {error}") from error
 
 
-def _query(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: no JSON: {error}") from error
-    found = row.get("query", row.get("question")) if isinstance(row, dict) else None
-    if not isinstance(found, str):
-        raise UserError(f"{where}: holds neither a `query` nor a `question` that is text")
-    return found
+def _query(row: Mapping[str, Any]) -> str:
+    asks = row.get("query") is None
+    found = row.get("question") if asks else row["query"]
+    if not isinstance(found, str) or not found.strip():
+        raise UserError("holds neither a `query` nor a `question` that is text")
+    return bare_question(found, 1) if asks else found
 
 
 async def _prefetch(

@@ -22,6 +22,11 @@ class UserError(ValueError):
     """A mistake in what a person gave; the message says what is wrong, where (file, row, key), and what to do."""
 
 
+def shortened(text: str, longest: int = 600) -> str:
+    """A text for a message, cut in its middle where it is longer: what it begins and ends with says most."""
+    return text if len(text) <= longest else f"{text[: longest - 100]} ... {text[-80:]}"
+
+
 class VersionError(RuntimeError):
     """An installed library is missing or outside the range that works; the message says what to install."""
 

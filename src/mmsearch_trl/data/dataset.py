@@ -25,8 +25,9 @@ from tqdm import tqdm
 from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.image_cells import ImageSource
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
-from mmsearch_trl.data.rows import ImageSource, OnError, Row, RowError, SkippedRows, accepted
+from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.tasks import data_file, read_rows
 
 
@@ -49,7 +50,7 @@ FEATURES = datasets.Features(
 )
 """`images` are encoded, `image_sizes` their `(width, height)` in pixels when decoded, `extra` is JSON."""
 
-_FORMAT = 1  # part of the digest: raise it when rows are written differently
+_FORMAT = 2  # part of the digest: raise it when rows are written differently
 _ROWS_AT_A_TIME = 32
 
 
@@ -105,6 +106,11 @@ def check_without_images(dataset: datasets.Dataset, files: Sequence[str]) -> Non
             )
 
 
+def has_images(dataset: datasets.Dataset) -> bool:
+    """Whether a question has one."""
+    return any(cast("Iterable[list[Any]]", dataset["image_sizes"]))
+
+
 def row_to_task(row: Mapping[str, Any], *, resize: bool = False) -> Task:
     """The task of one dataset row; its images are decoded now, and resized as MMSearch-R1 does if `resize`."""
     images = tuple(load_prompt_image(image) for image in row["images"])
@@ -157,7 +163,8 @@ def _digest(files: Sequence[Path], on_error: OnError) -> str:
         parts = [file]
         if file.suffix == ".jsonl":
             rows = (row for row in read_rows(file) if isinstance(row, Row))
-            parts += [image for row in rows for image in row.images if isinstance(image, Path) and image.exists()]
+            paths = (image for row in rows for image in row.images if isinstance(image, Path))
+            parts += [path for path in paths if os.path.exists(path)]  # `Path.exists` raises where it may not look
         seen += [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
 

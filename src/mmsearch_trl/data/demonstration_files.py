@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.json_lines import Line, read_line, read_lines
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration, read_conversation
 from mmsearch_trl.data.demonstrations_from_traces import TraceReader
-from mmsearch_trl.data.plain import json_object
 from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.traces.records import TraceRecord
 
@@ -26,7 +25,6 @@ class DemonstrationFile:
 
     Raises:
         UserError: the file is missing or holds no usable line.
-        RowError: a line is no JSON object.
     """
 
     def __init__(self, path: Path, original: Callable[[str], Task | None] = lambda task_id: None) -> None:
@@ -51,14 +49,12 @@ class DemonstrationFile:
             RowError: it cannot be used; names file and line.
         """
         number, offset = self._lines[index]
-        with reading(self.path), self.path.open("rb") as file:
-            file.seek(offset)
-            line = file.readline()
+        line = read_line(self.path, number, offset)
         try:
-            row = json_object(line)
+            row = line.object()
             if not _is_trace(row):
                 return read_conversation(row, self.path.parent, f"{self.path.stem}-{number}")
-            record = TraceRecord.from_json(line)
+            record = TraceRecord.from_json(line.raw)
             return self._traces.demonstration(record, self._original(record.id))
         except UserError as error:
             raise self.error(index, str(error)) from error
@@ -68,23 +64,21 @@ class DemonstrationFile:
         return RowError(self.path, f"line {self._lines[index][0]}", reason)
 
     def _scan(self) -> Iterator[tuple[int, int]]:
-        """Number (from 1) and offset of every line that counts."""
-        offset = 0
-        with reading(self.path), self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = self._parsed(line, number)
-                    if not _is_trace(row) or row["outcome"].get("right"):
-                        yield number, offset
-                    else:
-                        self.wrong += 1
-                offset += len(line)
+        """Number (from 1) and offset of every line that counts; what is wrong with one is told when it is read."""
+        for line in read_lines(self.path):
+            if _is_right(line):
+                yield line.number, line.offset
+            else:
+                self.wrong += 1
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            return json_object(line)
-        except UserError as error:
-            raise RowError(self.path, f"line {number}", str(error)) from error
+
+def _is_right(line: Line) -> bool:
+    """Whether a line is anything but a trace whose answer was wrong."""
+    try:
+        row = line.object()
+    except UserError:
+        return True
+    return not _is_trace(row) or bool(row["outcome"].get("right"))
 
 
 def _is_trace(row: dict[str, Any]) -> bool:

@@ -21,6 +21,8 @@ from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.image_cells import image_source, row_images
+from mmsearch_trl.data.questions import bare_question
 from mmsearch_trl.data.rows import text_cell
 from mmsearch_trl.search.media.loading import load_image
 
@@ -76,12 +78,11 @@ def read_conversation(line: Mapping[str, Any], folder: Path, name: str) -> Demon
             observations.append(_observation(_RESULTS[key], value, folder, number))
     if len(turns) % 2 == 0:
         raise UserError("the last turn must be the assistant's")
-    images = line.get("image") or []
-    images = images if isinstance(images, list) else [images]
+    images = row_images(line, folder)
     task = Task(
-        id=str(line.get("id", name)),
-        question=_text(line.get("question"), "'question'"),
-        images=tuple(load_image(folder / _text(image, "'image'")) for image in images),
+        id=text_cell(line.get("id"), "id") or name,
+        question=bare_question(line.get("question"), len(images)),
+        images=tuple(map(load_image, images)),
         data_source="demonstration",
     )
     return Demonstration(task=task, texts=tuple(texts), observations=tuple(observations))
@@ -102,8 +103,8 @@ def _observation(tool: ActionKind, rows: Any, folder: Path, number: int) -> Obse
         if tool == ActionKind.TEXT_SEARCH:
             hits.append(TextHit(title, _text(row["text"], f"turn {number}: text"), url=url))
         else:
-            image = text_cell(row.get("image"), "image")
-            hits.append(ImageHit(title, url=url, thumbnail=load_image(folder / image) if image else None))
+            thumbnail = load_image(image_source(row["image"], folder)) if row.get("image") else None
+            hits.append(ImageHit(title, url=url, thumbnail=thumbnail))
     return Observation(tool=tool, hits=tuple(hits))
 
 

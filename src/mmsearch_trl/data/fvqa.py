@@ -1,8 +1,9 @@
 """Reads the parquet files of MMSearch-R1 and of the FVQA release, a few rows at a time.
 
-Columns: `prompt` (a list of messages, the question alone in the first), `images` (a list of encoded images),
-`reward_model` (`ground_truth` and `candidate_answers`, a JSON-encoded list) and `data_source` must be there;
-`data_id`, `category` and `extra_info` may be missing, and so may `image_urls`, which is null in every released row.
+Columns: `prompt` (a list of messages; the question is the last one of the user's, `data/questions.py`), `images` (a
+list of encoded images), `reward_model` (`ground_truth` and `candidate_answers`, `data/answers.py`) and `data_source`
+must be there; `data_id`, `category` and `extra_info` may be missing, and so may `image_urls`, which is null in every
+released row. A column `question`, or `extra_info.question`, is preferred to the prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.answers import gold_answers
+from mmsearch_trl.data.image_cells import image_source
 from mmsearch_trl.data.parquet import read_cells, read_schema
+from mmsearch_trl.data.plain import keys_of
+from mmsearch_trl.data.questions import asked, bare_question
 from mmsearch_trl.data.rows import (
     Row,
     RowError,
     extra_columns,
-    gold_answers,
-    image_source,
+    first_text_cell,
     mapping_cell,
+    question_cell,
     text_cell,
 )
 
 
 REQUIRED_COLUMNS = ("prompt", "images", "reward_model", "data_source")
-OPTIONAL_COLUMNS = ("data_id", "category", "image_urls", "extra_info")
+OPTIONAL_COLUMNS = ("data_id", "question", "category", "image_urls", "extra_info")
 
 _ROWS_AT_A_TIME = 32
 
@@ -38,7 +43,7 @@ def read_parquet(path: Path) -> Iterator[Row | RowError]:
     missing = [column for column in REQUIRED_COLUMNS if column not in present]
     if missing:
         raise UserError(
-            f"{path}: column {', '.join(missing)} is missing; columns present: {', '.join(present)}. "
+            f"{path}: column {', '.join(missing)} is missing; columns present: {keys_of(present)}. "
             f"An MMSearch-R1 file has {', '.join(REQUIRED_COLUMNS)} (and perhaps {', '.join(OPTIONAL_COLUMNS)})."
         )
     columns = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in present]
@@ -47,30 +52,32 @@ def read_parquet(path: Path) -> Iterator[Row | RowError]:
         yield _row(cells, path, number)
 
 
-def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
+def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row | RowError:
     place = f"row {number} (counted from 0)"
     try:
+        if isinstance(cells, UserError):
+            raise cells
         truth = mapping_cell(cells["reward_model"], "reward_model")
+        extra = extra_columns(cells.get("extra_info"))
+        images = tuple(image_source(image, path.parent) for image in _listed(cells["images"]) or [None])
+        question = question_cell(cells, extra)
         return Row(
             place=place,
             id=text_cell(cells.get("data_id"), "data_id") or f"{path.stem}-{number}",
-            question=_question(cells["prompt"]),
-            images=tuple(image_source(image, path.parent) for image in _listed(cells["images"]) or [None]),
-            answers=gold_answers(truth.get("ground_truth"), truth.get("candidate_answers")),
+            question=bare_question(asked(cells["prompt"]) if question is None else question, len(images)),
+            images=images,
+            answers=gold_answers(
+                truth.get("ground_truth"),
+                truth.get("candidate_answers"),
+                extra.get("options") or extra.get("choices"),
+            ),
             data_source=text_cell(cells["data_source"], "data_source") or path.stem,
-            image_url=text_cell(next((url for url in _listed(cells.get("image_urls")) if url), None), "image_urls"),
+            image_url=first_text_cell(cells.get("image_urls"), "image_urls"),
             category=text_cell(cells.get("category"), "category"),
-            extra=extra_columns(cells.get("extra_info")),
+            extra=extra,
         )
     except UserError as error:
         return RowError(path, place, str(error))
-
-
-def _question(prompt: Any) -> str:
-    question = mapping_cell(prompt[0], "prompt").get("content") if prompt and isinstance(prompt, list) else prompt
-    if not isinstance(question, str) or not question.strip():
-        raise UserError("the question (`content` of the first message of `prompt`) is empty")
-    return question
 
 
 def _listed(value: Any) -> list[Any]:

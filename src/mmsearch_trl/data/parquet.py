@@ -23,8 +23,8 @@ def read_schema(path: Path) -> pa.Schema:
 
 def read_cells(
     path: Path, columns: list[str], *, rows_at_a_time: int, in_one_thread: bool = False
-) -> Iterator[dict[str, Any]]:
-    """The rows of a file in order, as the values of these columns.
+) -> Iterator[dict[str, Any] | UserError]:
+    """The rows of a file in order, as the values of these columns; or why a row cannot be read.
 
     Args:
         in_one_thread: Do not read ahead: of images, a whole row group, hundreds of megabytes, would be held at once.
@@ -38,10 +38,18 @@ def read_cells(
     while True:
         with _readable(path):
             batch = next(batches, None)
-            rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        yield from rows
+        yield from _values(batch)
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | UserError]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:  # a writer that does not check its texts
+        if batch.num_rows == 1:
+            return [UserError(f"a text is not UTF-8: {error}")]
+    return [values for number in range(batch.num_rows) for values in _values(batch.slice(number, 1))]
 
 
 @contextmanager

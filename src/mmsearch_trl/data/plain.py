@@ -2,49 +2,56 @@
 
     {"question": "What is this tower called?", "image": "photos/tower.jpg", "answers": ["Eiffel Tower"]}
 
-`image` is a path from the folder of the file, or a list of such paths; without it the question is text only. `id`,
-`category`, `image_url` and `data_source` may be given; every other key goes to the reward functions (`Task.extra`).
-FlashRAG's `golden_answers` are taken for `answers`.
+`image` is a path from the folder of the file, a data URI or base64, or a list of such; without it the question is text
+only. `id`, `category`, `image_url` and `data_source` may be given; every other key goes to the reward functions
+(`Task.extra`). Other names of images (`IMAGE_KEYS`) and of answers (`ANSWER_KEYS`, FlashRAG's `golden_answers` among
+them) are understood; a key that is nearly one of these names is refused, as what it holds would be missing silently.
 A folder stands for the one `.jsonl` file in it.
 """
 
-import json
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmsearch_trl.core.boundaries import reading
-from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.rows import Row, RowError, gold_answers, image_source, text_cell
+from mmsearch_trl.core.errors import UserError, shortened
+from mmsearch_trl.core.json_lines import Line, read_lines
+from mmsearch_trl.data.answers import ANSWER_KEYS, gold_answers
+from mmsearch_trl.data.image_cells import IMAGE_KEYS, row_images
+from mmsearch_trl.data.questions import bare_question
+from mmsearch_trl.data.rows import Row, RowError, first_text_cell, text_cell
 
 
-_KNOWN_KEYS = frozenset(
-    {"id", "question", "image", "answers", "category", "image_url", "data_source", "golden_answers"}
-)
+_KNOWN_KEYS = ("question", *ANSWER_KEYS, *IMAGE_KEYS, "id", "category", "image_url", "image_urls", "data_source")
+_OPTION_KEYS = ("options", "choices")
+_NEAR = 0.85
+"""Share of letters in common from which a key counts as a known one mistyped: `catgory` does, `image_id` does not."""
 
 
 def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     """Yield every line of a `.jsonl` file, or the reason why it cannot be used, in order; blank lines are passed over.
 
     Raises:
-        UserError: a key that every row needs is in none of the rows, so that the file is of another kind.
+        UserError: the file cannot be read, or a key that every row needs is in none of them, so that it is of another
+            kind.
     """
-    number = 0
-    seen: set[str] = set()
-    with reading(path), path.open("rb") as lines:
-        for line_number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            row = _row(line, path, f"line {line_number}", f"{path.stem}-{number}", seen)
-            number += 1
-            yield row
-    seen |= {"answers"} if "golden_answers" in seen else set()
+    seen: dict[str, None] = {}
+    for number, line in enumerate(read_lines(path)):
+        yield _row(line, path, f"{path.stem}-{number}", seen)
     missing = [key for key in ("question", "answers") if key not in seen]
+    if "answers" in missing and not seen.keys().isdisjoint(ANSWER_KEYS):
+        missing.remove("answers")
     if missing and seen:  # lines that are no objects say so themselves
         raise UserError(
-            f"{path}: no line has the key {', '.join(missing)}; keys present: {', '.join(sorted(seen)) or 'none'}. "
+            f"{path}: no line has the key {', '.join(missing)}; keys present: {keys_of(sorted(seen))}. "
             'A line looks like {"question": "...", "image": "photo.jpg", "answers": ["..."]}.'
         )
+
+
+def keys_of(keys: Iterable[str]) -> str:
+    """Keys or columns, for a message."""
+    return shortened(", ".join(keys), 300) or "none"
 
 
 def jsonl_in_folder(folder: Path) -> Path:
@@ -55,23 +62,27 @@ def jsonl_in_folder(folder: Path) -> Path:
     """
     found = sorted(folder.glob("*.jsonl"))
     if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+        names = keys_of(file.name for file in found)
         raise UserError(f"{folder}: a data folder holds exactly one .jsonl file, found {names}; name the file itself")
     return found[0]
 
 
-def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -> Row | RowError:
+def _row(line: Line, path: Path, default_id: str, seen: dict[str, None]) -> Row | RowError:
+    place = f"line {line.number}"
     try:
-        cells = json_object(line)
-        seen.update(cells)
+        cells = line.object()
+        seen.update(dict.fromkeys(cells))
+        _check_keys(cells)
+        images = row_images(cells, path.parent)
+        given = [cells[key] for key in ANSWER_KEYS if cells.get(key) not in (None, "", [])]
         return Row(
             place=place,
-            id=str(cells.get("id", default_id)),
-            question=_text(cells, "question"),
-            images=tuple(image_source(image, path.parent) for image in _images(cells.get("image"))),
-            answers=gold_answers(cells.get("answers") or cells.get("golden_answers")),
+            id=text_cell(cells.get("id"), "id") or default_id,
+            question=bare_question(cells["question"], len(images)),
+            images=images,
+            answers=gold_answers(given[0] if given else None, given[1:], _options(cells)),
             data_source=text_cell(cells.get("data_source"), "data_source") or path.stem,
-            image_url=text_cell(cells.get("image_url"), "image_url"),
+            image_url=first_text_cell(cells.get("image_url") or cells.get("image_urls"), "image_url"),
             category=text_cell(cells.get("category"), "category"),
             extra={key: value for key, value in cells.items() if key not in _KNOWN_KEYS},
         )
@@ -79,32 +90,33 @@ def _row(line: bytes, path: Path, place: str, default_id: str, seen: set[str]) -
         return RowError(path, place, str(error))
 
 
-def json_object(line: bytes) -> dict[str, Any]:
-    """The object of a line of JSON.
-
-    Raises:
-        UserError: it is not UTF-8, no JSON, or no object.
+def _check_keys(cells: Mapping[str, Any]) -> None:
     """
-    try:
-        cells = json.loads(line.decode("utf-8"))
-        if b"\\u" in line:  # half of a surrogate pair is JSON, and no text
-            json.dumps(cells, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON: {error}") from error
-    if not isinstance(cells, dict):
-        raise UserError(f"expected a JSON object, got a {type(cells).__name__}")
-    return cells
+    Raises:
+        UserError: a row has no question, or holds something under what is nearly a known key.
+    """
+    for key in cells:
+        known = () if key in _KNOWN_KEYS else _nearly(key)
+        if known and cells.keys().isdisjoint(known):
+            raise UserError(f"the key {key!r} is not known; did you mean {known[0]!r}?")
+    if "question" not in cells:
+        raise UserError(f"the key 'question' is missing; keys present: {keys_of(cells)}")
 
 
-def _text(cells: dict[str, Any], key: str) -> str:
-    if key not in cells:
-        raise UserError(f"the key {key!r} is missing; keys present: {', '.join(cells) or 'none'}")
-    if not isinstance(cells[key], str) or not cells[key].strip():
-        raise UserError(f"{key!r} must be a text that is not empty")
-    return cells[key]
+@lru_cache(4096)
+def _nearly(key: str) -> tuple[str, ...]:
+    """The known keys of which `key` is another spelling, or a slip of the hand."""
+    letters = _letters(key)
+    swapped = [known for known in map(_letters, _KNOWN_KEYS) if sorted(known) == sorted(letters)]
+    near = swapped or difflib.get_close_matches(letters, map(_letters, _KNOWN_KEYS), n=1, cutoff=_NEAR)
+    return tuple(known for known in _KNOWN_KEYS if near and _letters(known) == near[0])
 
 
-def _images(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def _letters(key: str) -> str:
+    return "".join(filter(str.isalnum, key.casefold())).removesuffix("s")
+
+
+def _options(cells: Mapping[str, Any]) -> Any:
+    """What a question lets choose from: a list, or a key for each letter."""
+    named = next((cells[key] for key in _OPTION_KEYS if cells.get(key)), None)
+    return named or ([cells[key] for key in "ABCDEFGHIJ" if key in cells] if {"A", "B"} <= cells.keys() else None)

@@ -4,32 +4,30 @@ A reader yields, for every row of a file, either a `Row` or a `RowError`. It nev
 caller decides: `accepted` raises the error, or counts it in a `SkippedRows` and goes on.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import UserError, shortened
+from mmsearch_trl.data.answers import number_text
+from mmsearch_trl.data.image_cells import ImageSource
 
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-ImageSource = bytes | Path | Image.Image
 
 
 class RowError(UserError):
     """One row cannot be used. `place` is the row as a reader finds it: "row 3 (from 0)" or "line 4"."""
 
     def __init__(self, path: Path, place: str, reason: str) -> None:
-        super().__init__(f"{path}, {place}: {reason}")
         self.path = path
         self.place = place
-        self.reason = reason
+        self.reason = shortened(reason)
+        super().__init__(f"{path}, {place}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,60 +78,24 @@ def accepted(rows: Iterable[Row | RowError], on_error: OnError, skipped: Skipped
             skipped.errors.append(row)
 
 
-def gold_answers(truth: Any, candidates: Any = None) -> tuple[str, ...]:
-    """Gold answers, the ground truth first.
-
-    Args:
-        truth: A string or a list of strings.
-        candidates: None, a list, or a JSON-encoded list; what is not a string in it is dropped.
-
-    Raises:
-        UserError: the ground truth is of another kind or no answer is left of it, or the candidates are no list.
-    """
-    if truth and not isinstance(truth, str | list | tuple):
-        raise UserError(f"the ground truth must be a text or a list of texts, got {type(truth).__name__}")
-    golds = [truth] if isinstance(truth, str) else list(truth or ())
-    golds = [gold for gold in golds if isinstance(gold, str) and gold.strip()]
-    if not golds:
-        raise UserError("the ground truth is empty: a row without a right answer can be neither trained nor scored")
-    if isinstance(candidates, str):
-        try:
-            candidates = json.loads(candidates)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"candidate_answers is a string but not a JSON list: {candidates!r:.80}") from error
-    if candidates is not None and not isinstance(candidates, list | tuple):
-        raise UserError(f"candidate_answers must be a list or a JSON list, got {type(candidates).__name__}")
-    return tuple(golds) + tuple(answer for answer in candidates or () if isinstance(answer, str) and answer.strip())
-
-
-def image_source(value: Any, folder: Path) -> ImageSource:
-    """An image cell as something that can be opened: bytes, `{"bytes", "path"}`, a path (from `folder`), or an image.
-
-    Raises:
-        UserError: it is none of these, or holds nothing.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and value:
-        return value
-    if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-        return folder / value
-    if isinstance(value, Image.Image):
-        return value
-    raise UserError(f"no image: expected encoded bytes, a path or an image, got {_described(value)}")
-
-
 def text_cell(value: Any, name: str) -> str | None:
-    """A cell that holds a text or a number, as text; None where it is empty.
+    """A cell that holds a text or a number, as text; None where it is empty (NaN too, as pandas writes it).
 
     Raises:
         UserError: it holds something else; says so by its `name`.
     """
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    text = value if isinstance(value, str) else number_text(value)
+    if text is None:
         raise UserError(f"{name!r} must be a text, got {type(value).__name__}")
-    return str(value)
+    return text
+
+
+def first_text_cell(value: Any, name: str) -> str | None:
+    """Likewise of a cell that may hold a list, of which the first that is not empty counts."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return next((text for item in values if (text := text_cell(item, name)) is not None), None)
 
 
 def mapping_cell(value: Any, name: str) -> Mapping[str, Any]:
@@ -152,5 +114,7 @@ def extra_columns(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {} if value is None else {"extra_info": value}
 
 
-def _described(value: Any) -> str:
-    return "nothing" if value is None or value in ("", b"") else type(value).__name__
+def question_cell(cells: Mapping[str, Any], extra: Mapping[str, Any]) -> str | None:
+    """The question that a row holds beside its prompt, in a column of its own or in `extra_info`; None without one."""
+    found = (cells.get("question"), extra.get("question"))
+    return next((question for question in found if isinstance(question, str) and question.strip()), None)

@@ -1,10 +1,12 @@
 """Reads the parquet files of Search-R1's data preparation, such as `train.parquet` of nq_hotpotqa_train.
 
 Columns: `reward_model` (`ground_truth` with the accepted answers as `target`) and `data_source` must be there, and the
-question: as `question` where the file has that column, else at the end of `prompt`, behind the instructions. `id` and
-`extra_info` may be missing. Which instructions a file holds does not matter: the protocol writes its own.
+question: as `question` or `extra_info.question` where there is one, else at the end of the last message of `prompt` by
+the user, behind the instructions. `id` and `extra_info` may be missing. Which instructions a file holds does not
+matter: the protocol writes its own.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 import pyarrow as pa
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.answers import gold_answers
 from mmsearch_trl.data.parquet import read_cells, read_schema
-from mmsearch_trl.data.rows import Row, RowError, extra_columns, gold_answers, mapping_cell, text_cell
+from mmsearch_trl.data.questions import asked, bare_question, messages_of
+from mmsearch_trl.data.rows import Row, RowError, extra_columns, mapping_cell, question_cell, text_cell
 
 
-_QUESTION_MARK = "Question: "
+_QUESTION_MARK = re.compile(r"(?:^|\n[ \t]*|(?<=[.!?:>])[ \t]+)Question: ")
+"""At the start, at that of a line, or behind a sentence; within one it is a word of the question."""
 _COLUMNS = ("id", "question", "prompt", "reward_model", "data_source", "extra_info")
 _ROWS_AT_A_TIME = 1024
 
@@ -39,33 +44,40 @@ def read_search_r1(path: Path) -> Iterator[Row | RowError]:
         yield _row(cells, path, number)
 
 
-def _row(cells: Mapping[str, Any], path: Path, number: int) -> Row | RowError:
+def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row | RowError:
     place = f"row {number} (counted from 0)"
     try:
+        if isinstance(cells, UserError):
+            raise cells
         model = mapping_cell(cells["reward_model"], "reward_model")
-        truth = mapping_cell(model.get("ground_truth"), "ground_truth")
         source = text_cell(cells.get("data_source"), "data_source") or path.stem
+        extra = extra_columns(cells.get("extra_info"))
+        question = question_cell(cells, extra)
         return Row(
             place=place,
-            id=f"{source}-{number if cells.get('id') is None else cells['id']}",
-            question=_question(cells),
+            id=f"{source}-{text_cell(cells.get('id'), 'id') or number}",
+            question=bare_question(_asked(cells.get("prompt")) if question is None else question, 0).strip(),
             images=(),
-            answers=gold_answers(truth.get("target")),
+            answers=gold_answers(model.get("ground_truth"), model.get("candidate_answers")),
             data_source=source,
-            extra=extra_columns(cells.get("extra_info")),
+            extra=extra,
         )
     except UserError as error:
         return RowError(path, place, str(error))
 
 
-def _question(cells: Mapping[str, Any]) -> str:
-    question = cells.get("question")
-    if question is None and cells.get("prompt"):
-        prompt = cells["prompt"]
-        text = str(mapping_cell(prompt[0], "prompt").get("content")) if isinstance(prompt, list) else str(prompt)
-        _instructions, mark, question = text.rpartition(_QUESTION_MARK)
-        if not mark:
-            raise UserError(f"`prompt` has no {_QUESTION_MARK!r} before its question, and there is no `question`")
-    if not isinstance(question, str) or not question.strip():
-        raise UserError("the question is empty (column `question`, or the end of `prompt`)")
-    return question.strip()
+def _asked(prompt: Any) -> str:
+    """The question behind the instructions; all that the user says, where a system message holds them."""
+    text = asked(prompt)
+    messages = messages_of(prompt)
+    chat = not isinstance(messages, str) and any(message.get("role") == "system" for message in messages)
+    # The instructions show what an answer looks like; whatever the question itself holds stands behind them.
+    _instructions, shown, rest = text.rpartition("</answer>")
+    marks = list(_QUESTION_MARK.finditer(rest))
+    if chat and not shown:
+        return rest[marks[0].end() :] if marks and marks[0].start() == 0 else rest
+    if text.strip() and not marks:
+        raise UserError("`prompt` has no 'Question: ' before its question, and there is no `question`")
+    if len([mark for mark in marks if mark[0].startswith("\n")]) > 1:
+        raise UserError("`prompt` has several lines that begin with 'Question: ': add a column `question`")
+    return rest[marks[0].end() :] if marks else text

@@ -15,10 +15,11 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from tqdm import tqdm
 
-from mmsearch_trl.core.boundaries import reading, writing
+from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.plain import json_object
-from mmsearch_trl.data.rows import gold_answers
+from mmsearch_trl.core.json_lines import read_lines
+from mmsearch_trl.data.answers import listed_answers
+from mmsearch_trl.data.rows import text_cell
 
 
 TRAINING_SETS = ("nq", "hotpotqa")
@@ -93,15 +94,12 @@ def _fetching(source: str) -> Iterator[None]:
 
 
 def _rows(name: str, path: Path) -> Iterator[str]:
-    with reading(path), path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _row(name, json_object(line))
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: not a row of FlashRAG: {error}") from error
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+    for line in read_lines(path):
+        try:
+            row = _row(name, line.object())
+        except UserError as error:
+            raise UserError(f"{path}, line {line.number}: not a row of FlashRAG: {error}") from error
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _row(name: str, cells: dict[str, Any]) -> dict[str, Any]:
@@ -111,5 +109,8 @@ def _row(name: str, cells: dict[str, Any]) -> dict[str, Any]:
     question = cells["question"]
     if not isinstance(question, str) or not question.strip():
         raise UserError("the question is empty")
-    answers = gold_answers(cells["golden_answers"])
-    return {"id": f"{name}-{cells['id']}", "question": question, "answers": answers, "data_source": name}
+    answers = listed_answers(cells["golden_answers"])
+    row_id = text_cell(cells["id"], "id")
+    if row_id is None:
+        raise UserError("the id is empty")
+    return {"id": f"{name}-{row_id}", "question": question, "answers": answers, "data_source": name}

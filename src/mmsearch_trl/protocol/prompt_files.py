@@ -74,7 +74,7 @@ class Prompts:
 def load_prompt(path: str | Path | None, default_name: str) -> str:
     """Read one prompt: a UTF-8 `.txt` file, or a `.pkl` file that holds one `str`; None reads the shipped default.
 
-    The newline that editors put at the end of a text file is no part of the prompt; a pickled prompt is kept as it is.
+    The byte order mark and the last newline that editors write are no part of it; a pickled prompt is kept as it is.
 
     Raises:
         UserError: the file is missing, of another kind, or a pickle of anything but one `str`.
@@ -93,7 +93,7 @@ def load_prompt(path: str | Path | None, default_name: str) -> str:
         return _unpickle_str(path, content)
     try:
         with reading(path):
-            return path.read_text(encoding="utf-8").removesuffix("\n")
+            return path.read_text(encoding="utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 

@@ -1,0 +1,97 @@
+"""The bare question of a row, out of what data sets wrap it in: chats, blocks of content, marks where images stand."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmsearch_trl.core.errors import UserError
+
+
+_MARK = re.compile(
+    r"<image(?:[ _-]?\d{1,3})?>|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"\d+")
+_SILENT_BLOCKS = frozenset({"image", "image_url", "input_image"})
+
+
+def bare_question(text: Any, images: int) -> str:
+    """A question without the marks of images: the protocol says where they stand.
+
+    A mark that stands at either end or on a line of its own is left out; one within a sentence is a word of it and
+    becomes `the image`, or `image 2` where there are several.
+
+    Raises:
+        UserError: it is no text or empty, or begins or ends with a mark and the row has no image.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"'question' must be a text that is not empty, got {type(text).__name__}")
+    marks, pieces = _MARK.findall(text), _MARK.split(text)
+    spoken = [number for number, piece in enumerate(pieces) if piece.strip()]
+    if not spoken:
+        raise UserError("the question is empty: 'question' must be a text that is not empty")
+    if not marks:
+        return text
+    if images == 0:
+        if spoken[0] > 0 or spoken[-1] < len(marks):
+            raise UserError(f"the question has the mark {marks[0]} of an image, and the row has no image")
+        return text
+    said = pieces[spoken[0]]
+    for number in range(spoken[0], spoken[-1]):
+        mark, after = marks[number], pieces[number + 1]
+        own_line = said.rstrip(" \t")[-1:] in ("", "\n") and after.lstrip(" \t")[:1] in ("", "\n")
+        digits = _NUMBER.search(mark)
+        name = "the image" if images == 1 else f"image {int(digits[0]) if digits else number + 1}"
+        said += after.lstrip() if own_line else name + after
+    return said.strip()
+
+
+def asked(prompt: Any) -> str:
+    """What the user asked last in a chat; a prompt that is a plain text is that text.
+
+    Args:
+        prompt: A text, or messages of `role` and `content`, as a list or as JSON; `content` is a text or blocks.
+
+    Raises:
+        UserError: it is neither, or has no message of the user's.
+    """
+    messages = messages_of(prompt)
+    if isinstance(messages, str):
+        return messages
+    told = [message for message in messages if message.get("role") == "user"]
+    if not told and len(messages) == 1 and messages[0].get("role") is None:
+        told = messages
+    if not told:
+        roles = ", ".join(str(message.get("role")) for message in messages) or "none"
+        raise UserError(f"`prompt` holds no question: it has no message of the user (roles: {roles})")
+    return _content(told[-1].get("content"))
+
+
+def messages_of(prompt: Any) -> list[Mapping[str, Any]] | str:
+    """The messages of a prompt, or the text that it is; see `asked`."""
+    if isinstance(prompt, str) and prompt.lstrip().startswith("["):
+        try:
+            prompt = json.loads(prompt)
+        except (ValueError, RecursionError):
+            return prompt
+    if isinstance(prompt, str) or prompt is None:
+        return prompt or ""
+    if not isinstance(prompt, list) or not all(isinstance(message, Mapping) for message in prompt):
+        raise UserError(
+            f"`prompt` must be a text, or a list of messages with `role` and `content`, got {prompt!r:.80}"
+        )
+    return prompt
+
+
+def _content(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    blocks = content if isinstance(content, list) else [content]
+    texts = []
+    for block in blocks:
+        text = block.get("text") if isinstance(block, Mapping) else block
+        if isinstance(text, str):
+            texts.append(text.strip())
+        elif not isinstance(block, Mapping) or block.get("type") not in _SILENT_BLOCKS:
+            raise UserError(f"`prompt` holds a block that is neither text nor image: {block!r:.80}")
+    return "\n".join(filter(None, texts))

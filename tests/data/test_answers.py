@@ -1,0 +1,198 @@
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.answers import gold_answers, listed_answers, number_text
+from mmsearch_trl.rewards.matching import exact_match, normalize_answer, substring_match
+
+
+TRIVIA = {
+    "value": "Sinclair Lewis",
+    "aliases": ["Harry Sinclair Lewis", "Lewis, (Harry) Sinclair"],
+    "normalized_value": "sinclair lewis",
+    "normalized_aliases": ["lewis harry sinclair"],
+    "matched_wiki_entity_name": "",
+    "type": "WikipediaEntity",
+}
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers"),
+    [
+        ("Ann Lee", ("Ann Lee",)),
+        (1969, ("1969",)),
+        (1969.0, ("1969",)),
+        (-2.5, ("-2.5",)),
+        (Decimal("3.10"), ("3.10",)),
+        (1e20, ("1e+20",)),
+        ([1969, "x"], ("1969", "x")),
+        ([0, "zero"], ("0", "zero")),
+        ({"value": "Ann Lee", "aliases": ["A. Lee"]}, ("Ann Lee", "A. Lee")),
+        ({"aliases": ["A. Lee"], "value": "Ann Lee"}, ("Ann Lee", "A. Lee")),
+        ({"target": ["Melville", 7]}, ("Melville", "7")),
+        ({"text": ["Denver", "the Broncos"], "answer_start": [177, 5]}, ("Denver", "the Broncos")),
+        ([{"answer": "net", "answer_confidence": "yes", "answer_id": 1}, {"answer": "a goal"}], ("net", "a goal")),
+        (TRIVIA, ("Sinclair Lewis", *TRIVIA["aliases"], "sinclair lewis", "lewis harry sinclair")),
+        ({"value": 5, "aliases": None, "target": None}, ("5",)),
+        ('["Ann Lee", "A. Lee"]', ("Ann Lee", "A. Lee")),
+        ('  ["Ann Lee", 1969]\n', ("Ann Lee", "1969")),
+        ("['Ann Lee', \"O'Neill\"]", ("Ann Lee", "O'Neill")),
+        ('{"value": "Ann Lee", "aliases": ["A. Lee"]}', ("Ann Lee", "A. Lee")),
+        ({"value": "Ann Lee", "aliases": '["A. Lee"]'}, ("Ann Lee", "A. Lee")),
+        ([["Ann Lee", ["A. Lee"]], [], [[1969]]], ("Ann Lee", "A. Lee", "1969")),
+        (("Ann Lee", None, "", " ", float("nan")), ("Ann Lee",)),
+        ("[Redacted]", ("[Redacted]",)),
+        ("{x | x > 0}", ("{x | x > 0}",)),
+        ("[0, 1)", ("[0, 1)",)),
+    ],
+)
+def test_nothing_of_a_shape_is_dropped_and_nothing_else_becomes_an_answer(
+    truth: Any, answers: tuple[str, ...]
+) -> None:
+    assert gold_answers(truth) == answers
+
+
+@pytest.mark.parametrize(
+    ("truth", "reason"),
+    [
+        (True, "got True"),
+        (["yes", False], "got False"),
+        (float("inf"), "got inf"),
+        (b"Ann", "got a bytes"),
+        ({"x": "y"}, "the key x, and it is not known"),
+        ({"value": "Ann", "nickname": "A"}, "the key nickname"),
+        ({"type": "person"}, "the key type"),
+        ({}, "the key none"),
+        ("['a' 'b']", "neither JSON nor Python"),
+        ('["a", "b" ]]', "neither JSON nor Python"),
+        ('["\\ud83c"]', "surrogate"),
+        (json.loads("[" * 50 + '"a"' + "]" * 50), "more than 16 deep"),
+    ],
+)
+def test_what_may_be_no_answer_is_refused(truth: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as raised:
+        gold_answers(truth)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "candidates", [["box", 3, None, ""], '["box", 3, null, ""]', ("box", 3), {"aliases": ["box", 3]}, [["box"], 3]]
+)
+def test_candidates_may_be_a_list_or_its_json_and_numbers_count(candidates: object) -> None:
+    assert gold_answers("a box", candidates) == ("a box", "box", "3")
+
+
+def test_the_ground_truth_may_be_a_list_and_comes_first() -> None:
+    truth = ["a box", "a case"]
+    assert gold_answers(truth, ["box"]) == ("a box", "a case", "box")
+    assert truth == ["a box", "a case"]
+
+
+@pytest.mark.parametrize("truth", ["", "  ", None, [], [""], [None], "[]", [[]], float("nan"), {"value": ""}])
+def test_an_empty_ground_truth_is_an_error_even_with_candidates(truth: object) -> None:
+    with pytest.raises(UserError, match="ground truth is empty"):
+        gold_answers(truth, ["box"])
+
+
+@pytest.mark.parametrize(("candidates", "message"), [("box", "not a JSON list"), ('"box"', "list"), (3, "int")])
+def test_candidates_of_another_kind_are_an_error(candidates: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gold_answers("a box", candidates)
+
+
+@given(golds=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1))
+def test_every_answer_is_kept_letter_by_letter(golds: list[str]) -> None:
+    golds = [gold for gold in golds if gold.strip()[0] not in "[{"] or ["x"]
+    assert listed_answers(golds) == tuple(golds)
+    assert listed_answers(json.dumps(golds)) == tuple(golds)
+    assert listed_answers([[gold] for gold in golds]) == tuple(golds)
+
+
+@pytest.mark.parametrize("truth", ["A", "The", "+", "an", "(A)", "...", "a.", ["A", "the"], {"value": "$"}])
+def test_an_answer_of_which_nothing_is_compared_is_refused(truth: Any) -> None:
+    with pytest.raises(UserError, match=r"the answer '.*' cannot be scored.*an empty answer would be right"):
+        gold_answers(truth)
+    assert listed_answers(truth)
+
+
+@pytest.mark.parametrize(
+    ("truth", "candidates", "answers"),
+    [
+        ("dollar", ["$", "US dollar"], ("dollar", "US dollar")),
+        ("$", ["dollar"], ("dollar",)),
+        (["The The", "Matt Johnson"], None, ("Matt Johnson",)),
+        ("西班牙", ["🇪🇸", "、"], ("西班牙", "🇪🇸", "、")),
+        ("A Ä", None, ("A Ä",)),
+    ],
+)
+def test_beside_others_such_an_answer_counts_for_nothing(
+    truth: Any, candidates: Any, answers: tuple[str, ...]
+) -> None:
+    golds = gold_answers(truth, candidates)
+    assert golds == answers
+    assert not exact_match("", golds) and not substring_match("something else", golds)
+
+
+@given(truth=st.lists(st.text("aAnthe .+-x", max_size=4), min_size=1, max_size=4))
+def test_no_gold_answer_equals_an_empty_one(truth: list[str]) -> None:
+    try:
+        golds = gold_answers(truth)
+    except UserError:
+        assert not any(map(normalize_answer, truth))
+    else:
+        assert all(map(normalize_answer, golds))
+
+
+CITIES = ["Paris", "Rome", "Oslo"]
+
+
+@pytest.mark.parametrize(
+    ("truth", "options"),
+    [
+        ("A", CITIES),
+        ("B", CITIES),
+        ("c", CITIES),
+        ("(B)", CITIES),
+        ("B.", json.dumps(CITIES)),
+        ("B", "['Paris', 'Rome', 'Oslo']"),
+        ("B", {"A": "Paris", "B": "Rome"}),
+        ("B", {"label": ["A", "B"], "text": ["Paris", "Rome"]}),
+        (1, CITIES),
+        ("1", CITIES),
+        (2, [1, 2, 3]),
+        ([0], CITIES),
+        ("B", ["C", "A", "D"]),
+    ],
+)
+def test_the_letter_or_number_of_an_option_is_no_answer(truth: Any, options: Any) -> None:
+    with pytest.raises(UserError, match=r"stands for one of the [23] options: write the option's text"):
+        gold_answers(truth, options=options)
+
+
+@pytest.mark.parametrize(
+    ("truth", "options", "answers"),
+    [
+        ("Rome", CITIES, ("Rome",)),
+        ("B", ["A", "B", "AB", "O"], ("B",)),
+        (20, [10, 20, 30], ("20",)),
+        ("2", ["1", "2", "3"], ("2",)),
+        ("B", None, ("B",)),
+        ("B", [], ("B",)),
+        ("X", CITIES, ("X",)),
+        (1969, CITIES, ("1969",)),
+    ],
+)
+def test_an_option_is_an_answer_by_its_text(truth: Any, options: Any, answers: tuple[str, ...]) -> None:
+    assert gold_answers(truth, options=options) == answers
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(7, "7"), (7.0, "7"), (0.1, "0.1"), (True, None), ("7", None), (float("nan"), None)]
+)
+def test_a_number_is_written_as_a_person_writes_it(value: Any, text: str | None) -> None:
+    assert number_text(value) == text
