@@ -122,6 +122,9 @@ def test_image_is_preferred_and_two_other_names_are_refused() -> None:
         {"pic_url": "https://example.org/a"},
         {"file_name": "0001.JPG"},
         {"path": "x/y.webp"},
+        {"attachments": ["a.png"]},
+        {"media": {"path": "a.gif"}},
+        {"file": "data:image/png;base64,AAAA"},
     ],
 )
 def test_a_row_without_image_in_which_another_key_seems_to_name_one_is_refused(cells: dict[str, Any]) -> None:
@@ -133,7 +136,16 @@ def test_a_row_without_image_in_which_another_key_seems_to_name_one_is_refused(c
 
 
 @pytest.mark.parametrize(
-    "cells", [{}, {"photographer": "Ann"}, {"imagery": "x"}, {"picture": None}, {"num_images": 0}, {"note": "a.png?"}]
+    "cells",
+    [
+        {},
+        {"photographer": "Ann"},
+        {"imagery": "x"},
+        {"picture": None},
+        {"num_images": 0},
+        {"note": "a.png?"},
+        {"answers": "a.png"},
+    ],
 )
 def test_a_question_of_text_alone_needs_no_key(cells: dict[str, Any]) -> None:
     assert row_images(cells, FOLDER) == ()

@@ -6,6 +6,7 @@ caller may leave it out; a file in another encoding, or a compressed one, is an 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Line(NamedTuple):
         """
         text = self.text()
         try:
-            cells = json.loads(text, object_pairs_hook=_object)
+            cells = _DECODER.decode(text)
             if "\\u" in text:  # half of a surrogate pair is JSON, and no text
                 json.dumps(cells, ensure_ascii=False).encode("utf-8")
         except UserError:
@@ -79,6 +80,9 @@ def read_line(path: Path, number: int, offset: int) -> Line:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     cells = dict(pairs)
     if len(cells) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise UserError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise UserError(f"the key {twice!r:.80} stands there twice")
     return cells
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -6,16 +6,20 @@ written as a text, in JSON or as Python prints a list. None, NaN and blank texts
 
 Answers are compared after a normalisation that is fixed by the published rewards (`rewards/matching.py`) and of which
 articles and ASCII punctuation do not remain. What is nothing after it would equal an empty answer, and be contained in
-every one; such an answer counts for nothing beside others, and a row that has no other is refused. Option letters are
-a case of their own: of A to D, the A is an article, so that such a set could be scored in part only, and is refused.
+every one; such an answer counts for nothing beside others, and a row that has no other is refused.
+
+Option letters are a case of their own. Where the row lists options that its question does not show, nobody could
+answer with a letter: the option's text is the answer. Where the question shows them, a letter is an answer like any
+other, but for the A, which is an article. The number of an option is refused: it may count from 0 or from 1.
 """
 
 import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from string import ascii_uppercase
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError
@@ -36,26 +40,31 @@ _ABOUT = frozenset(
 )
 """Keys of an object that say something about an answer, and are none."""
 _DEEPEST = 16
+_HALF = re.compile("[\ud800-\udfff]")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_BULLET = re.compile(r"(?:^|\s)\(?[A-Z][).:]\s+")
 
 
-def gold_answers(truth: Any, candidates: Any = None, options: Any = None) -> tuple[str, ...]:
+def gold_answers(truth: Any, candidates: Any = None, options: Any = None, question: str = "") -> tuple[str, ...]:
     """Gold answers that can be compared, the ground truth first.
 
     Args:
         candidates: More of them: None, a list, an object, or either as JSON.
-        options: Of a multiple-choice question, in any form; None of another one.
+        options: What the question lets choose from, a list or an object by letter; None where it is open.
 
     Raises:
         UserError: something in it is of another kind, the ground truth is empty, or nothing of it can be compared.
     """
     golds = listed_answers(truth, candidates)
-    _check_option(truth, golds[0].strip(), [] if options is None else list(_options(options)))
+    if options is not None:
+        golds = _by_text(golds, truth, _options(options), question)
     comparable = tuple(gold for gold in golds if normalize_answer(gold))
-    if not comparable:
+    lost = [gold for gold in golds if not normalize_answer(gold)]
+    # Of several letters none is left out: the others are no other way to say it.
+    if not comparable or (_is_letter(lost) and _is_letter(comparable)):
         raise UserError(
-            f"the answer {golds[0]!r:.80} cannot be scored: articles and punctuation do not count, so that of it "
-            "nothing remains, and an empty answer would be right. Write it in words; of an option, its text"
+            f"the answer {(lost or golds)[0]!r:.80} cannot be scored: articles and punctuation do not count, so that "
+            "nothing of it remains, and an empty answer would be right. Write it in words; of an option, its text"
         )
     return comparable
 
@@ -82,7 +91,7 @@ def _texts(value: Any, name: str, depth: int = 0) -> Iterator[str]:
         raise UserError(f"{name}: lists in lists, more than {_DEEPEST} deep")
     value = _parsed(value) if isinstance(value, str) else value
     if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if _HALF.search(value):
             raise UserError(f"{name} holds half of a surrogate pair, which is no text: {value!r:.80}")
         if value.strip():
             yield value
@@ -142,30 +151,45 @@ def _parsed(text: str) -> Any:
     return text
 
 
-def _options(value: Any) -> Iterator[str]:
+def _options(value: Any) -> dict[str, str]:
+    """The text of each option by its letter or label."""
     value = _parsed(value) if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        value = value.get("text", list(value.values()))
-    for option in value if isinstance(value, list | tuple) else [value]:
-        if (text := number_text(option) or option) and isinstance(text, str):
-            yield text.strip()
+    if isinstance(value, str):
+        value = [part for part in _BULLET.split(value) if part.strip()]
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+        value = dict(zip(value["label"], value["text"], strict=False))  # ARC
+    if isinstance(value, list | tuple):
+        value = dict(zip(ascii_uppercase, value, strict=False))
+    texts = value.items() if isinstance(value, Mapping) else ()
+    texts = ((str(label).upper(), number_text(text) or text) for label, text in texts)
+    return {label: _BULLET.sub("", text, count=1).strip() for label, text in texts if isinstance(text, str)}
 
 
-def _check_option(truth: Any, gold: str, options: list[str]) -> None:
-    """
+def _by_text(golds: tuple[str, ...], truth: Any, options: Mapping[str, str], question: str) -> tuple[str, ...]:
+    """The answers with letters of options that the question does not show replaced by their texts.
+
     Raises:
-        UserError: the answer is the letter or the number of an option, and not an option.
+        UserError: an answer is the number of an option, or may be.
     """
+    texts = [text.casefold() for text in options.values()]
     while isinstance(truth, list | tuple) and truth:
         truth = truth[0]
-    letter = _LETTER.fullmatch(gold)
-    place = int(gold) if gold.isdecimal() else ord(letter[1].lower()) - ord("a") if letter else len(options)
-    if place >= len(options):
-        return
+    gold = golds[0].strip()
+    place = int(gold) if gold.isdecimal() and gold not in options else len(texts) + 1
     # A text that is an option's is that option; a bare number among numbers may be its place as well.
-    named = gold.casefold() in [option.casefold() for option in options]
-    if not named or (isinstance(truth, int) and options[truth] != gold):
-        raise UserError(
-            f"the answer {gold!r} stands for one of the {len(options)} options: write the option's text. A letter or "
-            "number cannot be scored alike for all of them (the letter A is an article, and does not count)"
-        )
+    meant = gold.casefold() in texts and not (isinstance(truth, int) and texts[place : place + 1] not in ([], [gold]))
+    if place <= len(texts) and not meant:
+        raise UserError(f"the answer {gold!r} may be the number of one of {len(texts)} options: write its text")
+    if all(text in question.casefold() for text in texts):
+        return golds
+    return tuple(_option(gold, options, texts) for gold in golds)
+
+
+def _option(gold: str, options: Mapping[str, str], texts: list[str]) -> str:
+    letter = _LETTER.fullmatch(gold.strip())
+    label = letter[1].upper() if letter else gold.strip()
+    return gold if gold.strip().casefold() in texts else options.get(label, gold)
+
+
+def _is_letter(golds: Sequence[str]) -> bool:
+    return bool(golds) and all(_LETTER.fullmatch(gold.strip()) for gold in golds)

@@ -61,15 +61,17 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
         extra = extra_columns(cells.get("extra_info"))
         images = tuple(image_source(image, path.parent) for image in _listed(cells["images"]) or [None])
         question = question_cell(cells, extra)
+        question = bare_question(asked(cells["prompt"]) if question is None else question, len(images))
         return Row(
             place=place,
             id=text_cell(cells.get("data_id"), "data_id") or f"{path.stem}-{number}",
-            question=bare_question(asked(cells["prompt"]) if question is None else question, len(images)),
+            question=question,
             images=images,
             answers=gold_answers(
                 truth.get("ground_truth"),
                 truth.get("candidate_answers"),
                 extra.get("options") or extra.get("choices"),
+                question,
             ),
             data_source=text_cell(cells["data_source"], "data_source") or path.stem,
             image_url=first_text_cell(cells.get("image_urls"), "image_urls"),

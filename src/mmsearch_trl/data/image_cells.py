@@ -16,6 +16,7 @@ from urllib.request import url2pathname
 from PIL import Image
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.answers import ANSWER_KEYS
 
 
 ImageSource = bytes | Path | Image.Image
@@ -27,7 +28,8 @@ IMAGE_KEYS = (
 """Under one of these a row holds its images."""
 
 _WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"))
-_SUFFIX = re.compile(r"\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_NAMES_ONE = re.compile(r"^data:image/|\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|heic|avif)$", re.IGNORECASE)
+_TEXT_KEYS = frozenset(("question", "turns", *ANSWER_KEYS))
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF")
 _BASE64_OF_THEM = ("iVBORw0KGg", "/9j/", "_9j_", "R0lGOD", "UklGR")
@@ -41,9 +43,10 @@ def row_images(cells: Mapping[str, Any], folder: Path) -> tuple[ImageSource, ...
         UserError: a cell holds no image, or the row has none where one is looked for and has another key that seems
             to hold one. `"image": null` says that there is none.
     """
-    given = [key for key in IMAGE_KEYS if cells.get(key) not in (None, [])]
+    known = [key for key in IMAGE_KEYS if key in cells]
+    given = [key for key in known if cells[key] not in (None, [])]
     if not given:
-        if not any(key in cells for key in IMAGE_KEYS):
+        if not known:
             _check_forgotten(cells)
         return ()
     if len(given) > 1 and "image" not in given:
@@ -115,11 +118,16 @@ def _of_base64(text: str) -> bytes | None:
 
 def _check_forgotten(cells: Mapping[str, Any]) -> None:
     for key, value in cells.items():
-        if value and (_seems_image(key) or (isinstance(value, str) and _SUFFIX.search(value))):
+        if value and key not in _TEXT_KEYS and (_seems_image(key) or _names_image(value)):
             raise UserError(
                 f"the row has no image, and {key!r} seems to name one: an image stands under 'image' "
                 "('image': null for a question without one)"
             )
+
+
+def _names_image(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    return any(isinstance(part, str) and _NAMES_ONE.search(part) for part in parts)
 
 
 @lru_cache(1024)

@@ -74,13 +74,14 @@ def _row(line: Line, path: Path, default_id: str, seen: dict[str, None]) -> Row 
         seen.update(dict.fromkeys(cells))
         _check_keys(cells)
         images = row_images(cells, path.parent)
+        question = bare_question(cells["question"], len(images))
         given = [cells[key] for key in ANSWER_KEYS if cells.get(key) not in (None, "", [])]
         return Row(
             place=place,
             id=text_cell(cells.get("id"), "id") or default_id,
-            question=bare_question(cells["question"], len(images)),
+            question=question,
             images=images,
-            answers=gold_answers(given[0] if given else None, given[1:], _options(cells)),
+            answers=gold_answers(given[0] if given else None, given[1:], _options(cells), question),
             data_source=text_cell(cells.get("data_source"), "data_source") or path.stem,
             image_url=first_text_cell(cells.get("image_url") or cells.get("image_urls"), "image_url"),
             category=text_cell(cells.get("category"), "category"),
@@ -119,4 +120,4 @@ def _letters(key: str) -> str:
 def _options(cells: Mapping[str, Any]) -> Any:
     """What a question lets choose from: a list, or a key for each letter."""
     named = next((cells[key] for key in _OPTION_KEYS if cells.get(key)), None)
-    return named or ([cells[key] for key in "ABCDEFGHIJ" if key in cells] if {"A", "B"} <= cells.keys() else None)
+    return named or ({key: cells[key] for key in "ABCDEFGHIJ" if key in cells} if {"A", "B"} <= cells.keys() else None)

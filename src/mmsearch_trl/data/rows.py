@@ -84,7 +84,7 @@ def text_cell(value: Any, name: str) -> str | None:
     Raises:
         UserError: it holds something else; says so by its `name`.
     """
-    if value is None or value == "" or value != value:
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     text = value if isinstance(value, str) else number_text(value)
     if text is None:
