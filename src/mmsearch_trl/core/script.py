@@ -10,10 +10,12 @@ import logging
 import sys
 from collections.abc import Callable
 
-from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserError, VersionError
+from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserError, VersionError, shortened
 
 
 _NOISY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "asyncio")
+_LONGEST_LINE = 2000
+"""Characters of the one line: what a library says may hold a whole file."""
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
 
 
@@ -31,7 +33,7 @@ def run_script(script: Callable[[], object]) -> int:
     except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
             raise
-        line = " ".join(str(error).split()) or type(error).__name__
+        line = shortened(" ".join(str(error).split()), _LONGEST_LINE) or type(error).__name__
         print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
