@@ -256,6 +256,30 @@ def test_our_client_and_our_server_understand_each_other(url: str, tmp_path: Pat
     assert (hits[0].title, hits[0].text, hits[0].id) == ('"Velm"', "Velm is a town with a tower.", "0")
 
 
+def test_passages_over_http_are_those_of_the_index(tmp_path: Path) -> None:
+    rows = [
+        {"text": "velm first\nsecond line"},
+        {"text": "velm one line"},
+        {"contents": "velm alone"},
+        {"contents": '"velm"\r\nwith\r\nbreaks'},
+        {"title": "velm\nof two lines", "text": "x\r\ny"},
+        {"title": '"velm"', "text": 'says "no"', "url": "https://a.example", "id": 7},
+        {"title": "velm title alone", "text": ""},
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_text_index(tmp_path / "c.jsonl", tmp_path / "index", progress=False)
+    index = TextIndex.open(tmp_path / "index")
+    with served(index) as url:
+        over_http = at_once(url, lambda retriever: retriever.search("velm", 10))
+    direct = index.search_now("velm", 10)
+    assert over_http == direct and len(direct) == len(rows)
+    assert {(hit.title, hit.text) for hit in direct} >= {
+        ("", "velm first\nsecond line"),
+        ('"velm"', "with\r\nbreaks"),
+        ("velm of two lines", "x\r\ny"),
+    }
+
+
 def test_the_command_serves_an_index_until_it_is_told_to_end(index: TextIndex, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
     build_text_index(tmp_path / "corpus.jsonl", tmp_path / "index", progress=False)

@@ -29,9 +29,25 @@ def test_what_both_rank_high_comes_first() -> None:
     assert hits[0].score == pytest.approx(2 / 62) and hits[1].score == pytest.approx(1 / 61)
 
 
-def test_passages_are_told_apart_by_id_where_they_have_one() -> None:
-    one, same, other = TextHit("t", "x", id="1"), TextHit("t2", "y", id="1"), TextHit("t", "x", id="2")
-    assert [hit.id for hit in fused([[one, other], [same]])] == ["1", "2"]
+def test_parts_of_one_article_are_passages_of_their_own() -> None:
+    parts = [TextHit("t", text, id="1", score=1.0) for text in "xyz"]
+    hits = fused([parts, list(reversed(parts))])
+    assert sorted(hit.text for hit in hits) == ["x", "y", "z"]
+    assert all(hit.score is not None and hit.score <= 2 / 61 for hit in hits)
+
+
+@pytest.mark.parametrize(
+    "other", [TextHit("t", "x", id="2"), TextHit("u", "x", id="1"), TextHit("t", "x", "http://a", id="1")]
+)
+def test_passages_that_differ_in_anything_are_not_one(other: TextHit) -> None:
+    one = TextHit("t", "x", id="1", score=9.0)
+    assert len(fused([[one, other], [other, one]])) == 2
+
+
+def test_a_passage_that_a_ranking_holds_twice_counts_by_its_better_rank() -> None:
+    [first, second] = fused([[A, A, B], [A, B, B]])
+    assert (first.title, second.title) == ("a", "b")
+    assert first.score == pytest.approx(2 / 61) and second.score == pytest.approx(2 / 62)
 
 
 def test_each_backend_is_asked_for_more_than_is_wanted() -> None:

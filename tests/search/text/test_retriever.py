@@ -53,6 +53,16 @@ def test_the_shapes_of_search_r1_s_other_servers_are_understood(row: Any) -> Non
     assert (hit.title, hit.text) == ('"Velm"', "A town.")
 
 
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [("One line.", "", "One line."), ("\nfirst\nsecond", "", "first\nsecond"), ("T\r\na\r\nb", "T", "a\r\nb")],
+)
+def test_the_first_line_is_the_title_where_it_is_not_the_only_one(contents: str, title: str, text: str) -> None:
+    for document in (contents, {"contents": contents}):
+        [hit] = retrieve({"result": [[{"document": document}]]})
+        assert (hit.title, hit.text) == (title, text)
+
+
 def test_nothing_found_is_an_empty_list() -> None:
     assert retrieve({"result": [[]]}) == []
 

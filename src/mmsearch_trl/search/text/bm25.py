@@ -26,6 +26,7 @@ from mmsearch_trl.search.index.folder import Manifest, opening, read_manifest
 from mmsearch_trl.search.index.rows import Row
 from mmsearch_trl.search.text.analysis import encodable, make_analyzer
 from mmsearch_trl.search.text.folding import FOLDING, fold
+from mmsearch_trl.search.text.passages import Passage, one_line, title_and_text
 
 
 ANALYZER = "mmsearch"
@@ -140,17 +141,16 @@ def check_folding(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def passage_of(row: Row) -> tuple[str, str, str | None, str | None]:
-    """Title, text, address and id of a row. `contents` of one line is a text without a title.
+def passage_of(row: Row) -> Passage:
+    """The passage of a row. `contents` of one line is a text without a title.
 
     Raises:
         UserError: the row holds no text.
     """
     if "contents" in row.values:
-        first, newline, rest = row.text("contents").partition("\n")
-        title, text = (first, rest) if newline else ("", first)
+        title, text = title_and_text(row.text("contents"))
     else:
-        title, text = row.text("title", ""), row.text("text")
+        title, text = one_line(row.text("title", "")), row.text("text")
     if not text.strip() and not title.strip():
         raise row.error("the passage is empty")
     number = row.values.get("id")

@@ -123,7 +123,7 @@ def _encode(
     advance(progress.done, progress.count)
     for start in range(progress.done, progress.count, _BATCH):
         numbers = range(start, min(start + _BATCH, progress.count))
-        texts = [contents(title, text) for title, text, *_ in passages.read(numbers)]
+        texts = [contents(title, text).lstrip("\n") for title, text, *_ in passages.read(numbers)]
         vectors[start : start + len(texts)] = encoder.passages(texts)
         vectors.flush()
         _write_progress(folder, _Progress(progress.source, progress.encoder, progress.count, numbers[-1] + 1))

@@ -2,10 +2,13 @@
 
 A passage's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher, 2009).
 What one of the two cannot find, a rare name or a paraphrase, the other may.
+
+Two passages are one where all that is stored of them is the same: a corpus's `id` may name an article of which each
+is a part. One that a ranking holds twice counts by its better rank.
 """
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +21,8 @@ from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.bm25 import TextIndex
 
 
+_METHOD = "2"
+"""Another number, other answers from the same rankings."""
 _RANK_OFFSET = 60
 _DEPTH = 4
 """Passages that each backend is asked for, per passage wanted: one may stand low in both and high in their sum."""
@@ -54,7 +59,7 @@ class Hybrid:
 
     def __init__(self, *backends: SearchBackend[str]) -> None:
         self._backends = backends
-        self.fingerprint = digest_of(self.name, *(backend.fingerprint for backend in backends))
+        self.fingerprint = digest_of(self.name, _METHOD, *(backend.fingerprint for backend in backends))
 
     async def search(self, query: str, k: int) -> list[TextHit]:
         """The `k` passages that rank best over all backends.
@@ -68,12 +73,9 @@ class Hybrid:
 
 def fused(rankings: Sequence[Sequence[TextHit]]) -> list[TextHit]:
     """One ranking of all passages, best first; equal scores keep the order of the first ranking that holds them."""
-    scores: dict[Hashable, float] = {}
-    hits: dict[Hashable, TextHit] = {}
+    scores: dict[TextHit, float] = {}
     for ranking in rankings:
-        for rank, hit in enumerate(ranking, start=1):
-            key = hit.id or (hit.title, hit.text)
-            hits.setdefault(key, hit)
-            scores[key] = scores.get(key, 0.0) + 1.0 / (_RANK_OFFSET + rank)
-    best = sorted(scores, key=lambda key: -scores[key])
-    return [replace(hits[key], score=scores[key]) for key in best]
+        passages = dict.fromkeys(replace(hit, score=None) for hit in ranking)
+        for rank, passage in enumerate(passages, start=1):
+            scores[passage] = scores.get(passage, 0.0) + 1.0 / (_RANK_OFFSET + rank)
+    return [replace(passage, score=scores[passage]) for passage in sorted(scores, key=lambda each: -scores[each])]

@@ -1,6 +1,7 @@
 """The passages of an index beside their vectors: lines of a file that is read where they are asked for."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,25 @@ Passage = tuple[str, str, str | None, str | None]
 
 
 def contents(title: str, text: str) -> str:
-    """Title and text as one, as Search-R1's corpora hold them: the title is the first line."""
-    return f"{title}\n{text}" if title else text
+    """Title and text as one, as Search-R1's corpora hold them: the title is the first line.
+
+    A text of one line without title stands alone, a longer one under an empty line: its first line is no title.
+    """
+    if not title and "\n" not in text:
+        return text
+    newline = "\r\n" if "\r\n" in text else "\n"
+    return f"{one_line(title)}{newline}{text}"
+
+
+def title_and_text(contents: str) -> tuple[str, str]:
+    """The two of which `contents` made one; a single line is a text."""
+    title, newline, text = contents.partition("\n")
+    return (one_line(title), text) if newline else ("", contents)
+
+
+def one_line(title: str) -> str:
+    """The title without line breaks, which would end it."""
+    return " ".join(line for line in re.split("[\r\n]+", title) if line)
 
 
 class Passages:

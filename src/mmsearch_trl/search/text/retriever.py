@@ -1,9 +1,9 @@
 """Text search by a retrieval server with Search-R1's contract: `POST /retrieve`.
 
 Asked with `{"queries": [...], "topk": k, "return_scores": true}`, it answers `{"result": [[{"document": {"id",
-"contents"}, "score"}]]}`, one list per query, best first; the first line of `contents` is the title. Scores are always
-asked for: Search-R1's own server fails without, and for two queries gives the wrong documents. Its web variants leave
-scores out, and rerankers give a document as bare text; both are understood.
+"contents"}, "score"}]]}`, one list per query, best first; the first of several lines of `contents` is the title.
+Scores are always asked for: Search-R1's own server fails without, and for two queries gives the wrong documents. Its
+web variants leave scores out, and rerankers give a document as bare text; both are understood.
 """
 
 import os
@@ -15,7 +15,12 @@ from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig
 from mmsearch_trl.search.index.folder import digest_of
+from mmsearch_trl.search.text.passages import title_and_text
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
+
+
+_READING = "2"
+"""Another number, other hits from the same answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Retriever:
     def __init__(self, url: str, *, token: str | None = None, corpus: str = "") -> None:
         server = url.rstrip("/").removesuffix("/retrieve")
         self._service = Service(server, token=token)
-        self.fingerprint = digest_of(self.name, server, corpus)
+        self.fingerprint = digest_of(self.name, _READING, server, corpus)
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:
         """The `k` best passages, best first.
@@ -74,7 +79,7 @@ def _hit(row: Any) -> TextHit:
         (row["document"], row.get("score")) if isinstance(row, dict) and "document" in row else (row, None)
     )
     contents = document if isinstance(document, str) else document["contents"]
-    title, _, text = contents.partition("\n")
+    title, text = title_and_text(contents)
     more = document if isinstance(document, dict) else {}
     return TextHit(
         title=title,

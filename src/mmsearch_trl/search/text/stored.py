@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
+from mmsearch_trl.search.text.passages import title_and_text
 
 
 def check_address(url: str) -> None:
@@ -29,8 +30,7 @@ def hit_of(fields: Mapping[str, Any], score: float | None, name: str | int) -> T
         TypeError: one of them is no text.
     """
     if "contents" in fields:
-        title, newline, text = fields["contents"].partition("\n")
-        title, text = (title, text) if newline else ("", title)
+        title, text = title_and_text(fields["contents"])
     else:
         title, text = fields.get("title") or "", fields["text"]
     if not isinstance(title, str) or not isinstance(text, str):
