@@ -27,6 +27,10 @@ def add_index(index: argparse.ArgumentParser) -> None:
     dense.add_argument("--model", required=True, metavar="M", help="the encoder, such as intfloat/e5-base-v2")
     dense.add_argument("--kind", default="exact", help="exact, or a FAISS index such as HNSW64 or IVF4096,SQ8")
     dense.add_argument("--device", default="cpu", help="where the encoder runs")
+    for what in ("query", "passage"):
+        dense.add_argument(
+            f"--{what}_prefix", metavar="TEXT", help=f"what goes before a {what}; default: what the model says"
+        )
     dense.set_defaults(action=_index_dense)
     for kind in (image, text, dense):
         kind.add_argument("source", type=Path, metavar="SOURCE")
@@ -77,6 +81,8 @@ def _index_dense(options: argparse.Namespace) -> None:
             model=options.model,
             kind=options.kind,
             device=options.device,
+            query_prefix=options.query_prefix,
+            passage_prefix=options.passage_prefix,
             **_build_options(options),
         ),
         "passages",

@@ -74,6 +74,8 @@ def build_dense_index(
     model: str,
     kind: str = "exact",
     device: str = "cpu",
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
     overwrite: bool = False,
     on_bad_row: OnBadRow = "raise",
     progress: bool = True,
@@ -85,6 +87,8 @@ def build_dense_index(
         model: Path or name of the encoder, such as `intfloat/e5-base-v2`.
         kind: `exact`, or what FAISS calls an index, such as `HNSW64` or `IVF4096,SQ8`.
         device: Where the encoder runs.
+        query_prefix: What goes before a question, in place of what the model says; the index remembers it.
+        passage_prefix: Likewise before a passage.
         on_bad_row: As for `build_image_index`.
 
     Raises:
@@ -101,7 +105,7 @@ def build_dense_index(
             bar.total = count
             bar.update(done)
 
-        encoder = TextEncoder(model, device=device)
+        encoder = TextEncoder(model, device=device, query_prefix=query_prefix, passage_prefix=passage_prefix)
         manifest = write_dense_index(
             Path(source), Path(out), encoder, kind=kind, overwrite=overwrite, bad=bad, advance=advance
         )

@@ -1,5 +1,7 @@
 """A tiny encoder and a tiny cross-encoder with random weights, as checkpoints."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,30 @@ def save_encoder(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     BertModel(_config()).eval().save_pretrained(folder)
     return folder
+
+
+E5_PROMPTS = {"query": "query : ", "passage": "passage : "}
+
+
+def describe(folder: Path, *, pooling: str = "mean", steps: Sequence[str] = ("Normalize",), **settings: Any) -> Path:
+    """Say how an encoder's vectors are made, as sentence-transformers does; `settings` such as `prompts`."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for number, step in enumerate(["Pooling", *steps], start=1):
+        place = {"path": f"{number}_{step}", "type": f"sentence_transformers.models.{step}"}
+        modules.append({"idx": number, "name": str(number), **place})
+    write(folder / "modules.json", modules)
+    flags = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+    names = {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens"} | flags
+    of_mode = {f"pooling_mode_{name}": mode in pooling.split("+") for mode, name in names.items()}
+    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32} | of_mode)
+    if settings:
+        write(folder / "config_sentence_transformers.json", settings)
+    return folder
+
+
+def write(file: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(values))
 
 
 def save_cross_encoder(folder: Path, *, labels: int = 1) -> Path:

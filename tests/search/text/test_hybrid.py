@@ -50,6 +50,22 @@ def test_a_passage_that_a_ranking_holds_twice_counts_by_its_better_rank() -> Non
     assert first.score == pytest.approx(2 / 61) and second.score == pytest.approx(2 / 62)
 
 
+def test_a_ranking_that_is_sure_outweighs_one_that_guesses() -> None:
+    def ranking(**scores: float) -> list[TextHit]:
+        return [TextHit(name, "text", score=score) for name, score in scores.items()]
+
+    sure = ranking(right=0.9, wrong=0.31, other=0.3)
+    guess = ranking(wrong=5.02, other=5.01, more=5.0, right=4.99, last=1.0)
+    assert fused([guess, sure])[0].title == "right"
+    assert fused([sure, guess])[0].title == "right"
+
+
+@pytest.mark.parametrize("score", [None, 0.0, 3.0])
+def test_without_scores_that_tell_anything_ranks_alone_count(score: float | None) -> None:
+    hits = fused([[TextHit(name, "", score=score) for name in "abc"]])
+    assert [hit.score for hit in hits] == [pytest.approx(1 / (60 + rank)) for rank in (1, 2, 3)]
+
+
 def test_each_backend_is_asked_for_more_than_is_wanted() -> None:
     words, meaning = Fixed(A, B), Fixed(B, C)
     hits = asyncio.run(Hybrid(words, meaning).search("q", 2))  # pyright: ignore[reportArgumentType]

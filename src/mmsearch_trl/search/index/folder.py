@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ class Manifest:
         fingerprint: SHA-256 over everything the answers depend on; part of the key of cached answers.
         encoder: Fingerprint of the encoder that made the vectors.
         model: Path or name of the encoder; None for the model-free descriptor of images.
+        prefixes: Dense index: what went before a question and before a passage; None where the model says it.
         language: Text index: which analyzer cut the words.
         folding: Text index: how words were folded before (`text/folding.py`); 0 in all others.
     """
@@ -39,6 +40,7 @@ class Manifest:
     fingerprint: str
     encoder: str = ""
     model: str | None = None
+    prefixes: Sequence[str] | None = None
     language: str = ""
     folding: int = 0
     format: int = FORMAT

@@ -2,7 +2,7 @@
 
     manifest.json                   what it is and which encoder made it
     passages.jsonl, places.npy      the passages (`passages.py`)
-    vectors.npy                     unit vectors, float32 (n, d), memory-mapped, shared by the processes of a machine
+    vectors.npy                     vectors, float32 (n, d), memory-mapped, shared by the processes of a machine
     faiss.index                     only where the index is not exact
 
 Exact search is a matrix product: ties by row, about 13 ms for 100,000 x 768 on two cores. FAISS's indexes trade some
@@ -81,7 +81,8 @@ class DenseIndex:
         """
         folder = Path(path)
         manifest = read_manifest(folder, "dense")
-        encoder = TextEncoder(model or manifest.model or "")
+        query, passage = manifest.prefixes or (None, None)
+        encoder = TextEncoder(model or manifest.model or "", query_prefix=query, passage_prefix=passage)
         check_encoder(folder, manifest, encoder.fingerprint)
         return cls(folder, manifest, encoder)
 
@@ -89,7 +90,7 @@ class DenseIndex:
         return len(self._passages)
 
     async def search(self, query: str, k: int) -> list[TextHit]:
-        """The `k` nearest passages, best first, scored by cosine; fewer where FAISS finds fewer."""
+        """The `k` nearest passages, best first, scored by inner product; fewer where FAISS finds fewer."""
         return await self._search((await self._encode(query), k))
 
     def search_now(self, queries: Sequence[str], k: int) -> list[list[TextHit]]:

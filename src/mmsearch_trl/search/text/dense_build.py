@@ -83,7 +83,12 @@ def write_dense_index(
             _fill(index, vectors, folder / FAISS)
         digest = digest_of("dense", kind, encoder.fingerprint, progress.source, str(progress.count))
         manifest = Manifest(
-            kind="dense", count=progress.count, fingerprint=digest, encoder=encoder.fingerprint, model=encoder.name
+            kind="dense",
+            count=progress.count,
+            fingerprint=digest,
+            encoder=encoder.fingerprint,
+            model=encoder.name,
+            prefixes=(encoder.recipe.query, encoder.recipe.passage),
         )
         write_manifest(folder, manifest)
         put_in_place(folder, out)

@@ -1,7 +1,9 @@
-"""Text search by words and by meaning at once: two rankings joined by reciprocal ranks.
+"""Text search by words and by meaning at once: two rankings joined.
 
-A passage's score is the sum of 1 / (60 + rank) over the rankings that hold it (Cormack, Clarke and Büttcher, 2009).
-What one of the two cannot find, a rare name or a paraphrase, the other may.
+Each ranking gives a passage 1 / (60 + rank) (Cormack, Clarke and Büttcher, 2009) times the share of the way that its
+score is above the last candidate's. Ranks alone say nothing of how sure a ranking is: where one finds the passage at
+once and the other guesses, the guesses would win by standing in both. A ranking without scores, or with equal ones,
+counts by its ranks. What one of the two cannot find, a rare name or a paraphrase, the other may.
 
 Two passages are one where all that is stored of them is the same: a corpus's `id` may name an article of which each
 is a part. One that a ranking holds twice counts by its better rank.
@@ -75,7 +77,17 @@ def fused(rankings: Sequence[Sequence[TextHit]]) -> list[TextHit]:
     """One ranking of all passages, best first; equal scores keep the order of the first ranking that holds them."""
     scores: dict[TextHit, float] = {}
     for ranking in rankings:
-        passages = dict.fromkeys(replace(hit, score=None) for hit in ranking)
-        for rank, passage in enumerate(passages, start=1):
-            scores[passage] = scores.get(passage, 0.0) + 1.0 / (_RANK_OFFSET + rank)
+        best: dict[TextHit, float] = {}
+        for hit, share in zip(ranking, _shares(ranking), strict=True):
+            best.setdefault(replace(hit, score=None), share)
+        for rank, (passage, share) in enumerate(best.items(), start=1):
+            scores[passage] = scores.get(passage, 0.0) + share / (_RANK_OFFSET + rank)
     return [replace(passage, score=scores[passage]) for passage in sorted(scores, key=lambda each: -scores[each])]
+
+
+def _shares(ranking: Sequence[TextHit]) -> list[float]:
+    """How far each score lies above the lowest, from 0 to 1 for the highest; 1 for all where they tell nothing."""
+    scores = [hit.score for hit in ranking if hit.score is not None]
+    if len(scores) < len(ranking) or not scores or max(scores) == min(scores):
+        return [1.0] * len(ranking)
+    return [(score - min(scores)) / (max(scores) - min(scores)) for score in scores]

@@ -52,13 +52,16 @@ class QdrantConfig(TextConfig):
     )
     collection: str = field(metadata={"help": "The collection there."})
     encoder: str = field(metadata={"help": "The model that made its vectors."})
+    query_prefix: str | None = field(
+        default=None, metadata={"help": "What goes before a question; default: what the encoder's own files say."}
+    )
     corpus: str = field(default="", metadata={"help": "Name of what it holds: another name, other cached results."})
 
     def open(self, shared: Shared) -> "QdrantSearch":
         from mmsearch_trl.search.text.encoder import TextEncoder  # imports torch
 
         with named("search.text.encoder"):
-            encoder = TextEncoder(self.encoder)
+            encoder = TextEncoder(self.encoder, query_prefix=self.query_prefix)
         with named("search.text.location"):
             return QdrantSearch(self.location, self.collection, encoder, corpus=self.corpus)
 
