@@ -1,8 +1,9 @@
 """`mmsearch train`, `sft` and `eval`: carry out a recipe."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.recipe.command_line import add_config, recipe_of
 
 
@@ -25,21 +26,30 @@ def add_eval(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    check_versions()  # before TRL is touched: a version out of range may not even import
+    recipe = _checked(options, "grpo")
     from mmsearch_trl.train import main
 
-    main(*recipe_of(options, options.rest))
+    main(*recipe)
 
 
 def _sft(options: argparse.Namespace) -> None:
-    check_versions()
+    recipe = _checked(options, "sft")
     from mmsearch_trl.sft import main
 
-    main(*recipe_of(options, options.rest))
+    main(*recipe)
 
 
 def _eval(options: argparse.Namespace) -> None:
-    check_versions()
+    recipe = _checked(options, "grpo")
     from mmsearch_trl.evaluate import main
 
-    main(*recipe_of(options, options.rest))
+    main(*recipe)
+
+
+def _checked(options: argparse.Namespace, kind: Any) -> tuple[Path, dict[str, Any]]:
+    """The recipe and what replaces its values; what can be told without TRL, whose import takes long, is told now."""
+    from mmsearch_trl.recipe.written import read_written
+
+    recipe, overrides = recipe_of(options, options.rest)
+    read_written(recipe, overrides, kind=kind)
+    return recipe, overrides

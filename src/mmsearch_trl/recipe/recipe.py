@@ -18,27 +18,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig
 
 from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
-from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.tools import build_tools
-from mmsearch_trl.recipe.validation import Where, build, unknown_key
+from mmsearch_trl.recipe.validation import Where, build
+from mmsearch_trl.recipe.written import RESUME, Kind, read_written
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -46,16 +44,6 @@ from mmsearch_trl.trainer.run_records import check_unused
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
 
-Kind = Literal["grpo", "sft"]
-
-_SECTIONS: dict[str, type] = {"search": SearchConfig, "rollout": Limits}
-_LIMITS: dict[str, type] = {"mmsearch_r1_upstream": UpstreamLimits}
-"""Of protocols with limits of their own."""
-_REWARDS: dict[str, type] = {
-    "mmsearch_r1": RewardConfig,
-    "mmsearch_r1_upstream": RewardConfig,
-    "search_r1": SearchR1RewardConfig,
-}
 _TRAINERS: dict[str, type] = {"grpo": MMSearchGRPOConfig, "sft": MMSearchSFTConfig}
 _TEXT_SEARCH_TAG = "<text_search>"
 
@@ -225,73 +213,29 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
         UserError: the file is missing or is no mapping, a key is unknown, or a value is wrong.
         VersionError: an installed library is out of range.
     """
-    check_versions()
-    layers = Layers()
-    layers.add_file(Path(path))
-    layers.add_keys(overrides or {})
-    return _build(Path(path), layers.values, kind, lambda key: layers.place(key) or str(path))
-
-
-def _build(path: Path, values: dict[str, Any], kind: Kind, where: Where) -> Recipe:
-    classes = (ModelConfig, DataConfig, _TRAINERS[kind])
-    names = [{field.name for field in fields(cls) if field.init} for cls in classes]
-    # A protocol that is not known is refused by `DataConfig`, with the ones that are.
-    protocol = str(values.get("protocol", "mmsearch_r1"))
-    of_protocol = {"rollout": _LIMITS.get(protocol, Limits), "reward": _REWARDS.get(protocol, RewardConfig)}
-    known_sections = _SECTIONS | of_protocol
-    _check_reward_keys(values.get("reward"), protocol, where)
-    sections = known_sections if kind == "grpo" else {}
-    for key in values:
-        if key not in ("tools", *sections) and not any(key in known for known in names):
-            raise unknown_key(key, sorted({"tools"}.union(*names, sections)), where)
-    built = {name: _section(cls, values.get(name), name, where) for name, cls in known_sections.items()}
-    tools = build_tools(values.get("tools"), where)
-    if isinstance(built["reward"], RewardConfig):
-        names_of_tools = (tool.name for tool in tools)
-        built["reward"] = replace(
-            built["reward"], tools=tuple(dict.fromkeys([*built["reward"].tools, *names_of_tools]))
-        )
-    model_values, data_values, trainer_values = (
-        {key: values[key] for key in values if key in known} for known in names
-    )
+    written = read_written(path, overrides, kind=kind)
+    tools, reward, where = build_tools(written.values.get("tools"), written.where), written.reward, written.where
+    if isinstance(reward, RewardConfig):
+        reward = replace(reward, tools=tuple(dict.fromkeys([*reward.tools, *(tool.name for tool in tools)])))
+    trainer_values = dict(written.trainer)
     if kind == "grpo":
         _check_groups(trainer_values, where)
         # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
-        trainer_values.setdefault("max_completion_length", built["rollout"].max_response_tokens)
-    # True is the newest checkpoint to `train`, and no value of the field as transformers declares it.
-    resumed = trainer_values.get("resume_from_checkpoint")
-    if isinstance(resumed, bool):
-        del trainer_values["resume_from_checkpoint"]
+        trainer_values.setdefault("max_completion_length", written.rollout.max_response_tokens)
+    resumed = trainer_values.pop(RESUME) if isinstance(trainer_values.get(RESUME), bool) else None
     trainer = build(_TRAINERS[kind], trainer_values, where)
     trainer.resume_from_checkpoint = trainer.resume_from_checkpoint or resumed
     return Recipe(
-        path=path,
-        values=values,
-        model=build(ModelConfig, model_values, where),
-        data=build(DataConfig, data_values, where),
+        path=written.path,
+        values=written.values,
+        model=build(ModelConfig, written.model, where),
+        data=written.data,
         trainer=trainer,
+        search=written.search,
+        rollout=written.rollout,
+        reward=reward,
         tools=tools,
-        **built,
     )
-
-
-def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:
-    """Say of a key that the reward of another protocol has whose it is."""
-    keys = {name: {field.name for field in fields(cls)} for name, cls in _REWARDS.items()}
-    if protocol not in keys:
-        return
-    for key in values if isinstance(values, dict) else ():
-        others = [name for name, known in keys.items() if key in known]
-        if key not in keys[protocol] and others:
-            raise UserError(
-                f"{where(f'reward.{key}')}: reward.{key} is a key of protocol {others[0]}, and protocol is {protocol}"
-            )
-
-
-def _section(cls: type, values: Any, name: str, where: Where) -> Any:
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{where(name)}: `{name}` must be a mapping of keys to values, got {values!r}")
-    return build(cls, values or {}, where, f"{name}.")
 
 
 def _check_groups(values: Mapping[str, Any], where: Where) -> None:

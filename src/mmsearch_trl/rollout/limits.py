@@ -9,13 +9,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
-from mmsearch_trl.protocol.chat import ChatEncoder
+
+
+if TYPE_CHECKING:  # it imports torch, and a recipe's keys are checked without
+    from mmsearch_trl.protocol.chat import ChatEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,7 @@ class Limits:
         """Whether a reply can follow the newest turn (not yet in `trajectory`) with room left to react to it."""
         return turn_tokens + reply_tokens < self.remaining_tokens(trajectory, final=final)
 
-    def finish(self, trajectory: Trajectory, chat: ChatEncoder) -> Trajectory:
+    def finish(self, trajectory: Trajectory, chat: "ChatEncoder") -> Trajectory:
         """A trajectory that came to its end, as it is scored and trained; limits that were kept leave it as it is."""
         return trajectory
 

@@ -11,13 +11,17 @@ Source: `vllm_rollout_spmd.py` and `dp_actor.py` of EvolvingLMMs-Lab/multimodal-
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import Trajectory, Turn
-from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.rollout.limits import Limits
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.protocol.chat import ChatEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class UpstreamLimits(Limits):
             return True
         return Limits.fits(self, trajectory, turn_tokens, reply_tokens, final=final)
 
-    def finish(self, trajectory: Trajectory, chat: ChatEncoder) -> Trajectory:
+    def finish(self, trajectory: Trajectory, chat: "ChatEncoder") -> Trajectory:
         """The trajectory with its response cut to `max_response_tokens`."""
         return cut_response(trajectory, self.max_response_tokens, chat)
 
@@ -51,7 +55,7 @@ class UpstreamLimits(Limits):
         return [int(i <= last) for i in range(len(ids))]
 
 
-def cut_response(trajectory: Trajectory, length: int, chat: ChatEncoder) -> Trajectory:
+def cut_response(trajectory: Trajectory, length: int, chat: "ChatEncoder") -> Trajectory:
     """The trajectory with its response cut to at most `length` tokens, from the right, images never split.
 
     A turn's text becomes what upstream scores: the tokens that are left, but for the last.
