@@ -65,8 +65,19 @@ def printed(table: Table) -> list[list[str]]:
 
 def test_before_stands_over_after_for_each_group():
     lines = printed(comparison_table({"known": group(0.95, 0.53)}, {"known": group(1.0, 0.01)}))
-    assert lines[3] == ["known", "before", "180", "95.0%", "±", "1.2%", "53.0%", "53.0%", "25.0%", "99.0%", "0.888"]
-    assert lines[4][:4] == ["after", "180", "100.0%", "±"]
+    assert lines[3] == [
+        "known",
+        "before",
+        "180",
+        "95.0%",
+        "(0.0%-100.0%)",
+        "53.0%",
+        "53.0%",
+        "25.0%",
+        "99.0%",
+        "0.888",
+    ]
+    assert lines[4][:4] == ["after", "180", "100.0%", "(0.0%-100.0%)"]
 
 
 def test_a_group_of_one_side_only_gets_one_line():

@@ -21,7 +21,7 @@ _COLUMNS: tuple[tuple[str, Callable[[GroupSummary], float], bool], ...] = (
     ("format", lambda group: group.format, True),
     ("reward", lambda group: group.reward, False),
 )
-"""Heading, value, and whether it is a share; accuracy stands before them, with its standard error."""
+"""Heading, value, and whether it is a share; accuracy stands before them, with its 95 % interval."""
 
 
 def summary_table(groups: Mapping[str, GroupSummary], title: str = "Evaluation") -> Table:
@@ -83,13 +83,14 @@ def _table(title: str, *labels: str) -> Table:
     )
     for heading in ("group", *labels):
         table.add_column(heading)
-    for heading in ("n", "accuracy", *(heading for heading, _, _ in _COLUMNS)):
+    for heading in ("n", "accuracy (95 %)", *(heading for heading, _, _ in _COLUMNS)):
         table.add_column(heading, justify="right")
     return table
 
 
 def _cells(group: GroupSummary, style: str = "") -> list[Text]:
-    accuracy = f"{group.accuracy:.1%} ± {group.accuracy_stderr:.1%}"
+    # Wilson's interval, and no standard error: of all right, or all wrong, that would be 0.
+    accuracy = f"{group.accuracy:.1%} ({group.accuracy_low:.1%}-{group.accuracy_high:.1%})"
     values = (f"{value(group):.1%}" if share else f"{value(group):.3f}" for _, value, share in _COLUMNS)
     return [Text(cell, style=style) for cell in (accuracy, *values)]
 

@@ -1,15 +1,17 @@
 """The learning curve of a run: how often it is right and how often it searches, by group, over the steps.
 
 Curves are read from the training traces (per-step means, drawn faintly, and a centred moving average over them);
-evaluations are points with a 95 % interval. Groups that exist only in an evaluation, such as held-out questions, are
-points joined by a dashed line: nothing was measured between them.
+evaluations are points with a 95 % interval. Where nothing was measured there is no line: points of evaluations are not
+joined, and a curve is broken where its group did not come up for longer than the average reaches.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ from mmsearch_trl.traces.records import TraceRecord
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 SMOOTHING_STEPS = 7
-"""Width of the moving average: a group has few rollouts per step, and one step's mean is mostly noise."""
+"""Width of the moving average, in steps with rollouts: a group has few in each, and one's mean is mostly noise."""
 _BLUE, _VERMILLION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _COLOURS = {
     "known": _BLUE,
@@ -69,6 +71,17 @@ class LearningCurves:
     train: Mapping[str, GroupCurve]
     evaluation: Mapping[str, GroupCurve]
 
+    @property
+    def steps(self) -> list[int]:
+        """Those with rollouts of training, in order."""
+        return sorted({step for curve in self.train.values() for step in curve.searched})
+
+    @property
+    def spacing(self) -> int:
+        """Steps from one batch of rollouts to the next, as a rule: a batch may serve several steps."""
+        gaps = [after - before for before, after in pairwise(self.steps)]
+        return int(median(gaps)) if gaps else 1
+
 
 def learning_curves(records: Iterable[TraceRecord]) -> LearningCurves:
     """Count right answers and searches by step and group; records of every split but `train` are evaluations.
@@ -97,26 +110,35 @@ def plot_learning(curves: LearningCurves, out: Path) -> Path:
         raise UserError(f"{out}: a plot is written as one of {', '.join(_SUFFIXES)}")
     figure = Figure(figsize=(9.6, 3.7), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    _panel(left, "Right answers", _series(curves.train, "right"), _series(curves.evaluation, "right"))
-    _panel(
-        right, "Trajectories that search", _series(curves.train, "searched"), _series(curves.evaluation, "searched")
-    )
+    for axes, title, name in ((left, "Right answers", "right"), (right, "Trajectories that search", "searched")):
+        _panel(axes, title, _series(curves.train, name), _series(curves.evaluation, name), curves.spacing)
     if curves.train and curves.evaluation:
-        figure.supxlabel(
-            f"line: training, mean of {SMOOTHING_STEPS} steps    ring: evaluation, 95 % interval",
-            fontsize=8, color=_GREY,
-        )  # fmt: skip
+        width = min(SMOOTHING_STEPS, len(curves.steps))
+        mean = f", mean of {width} steps" if width > 1 else ""
+        figure.supxlabel(f"line: training{mean}    ring: evaluation, 95 % interval", fontsize=8, color=_GREY)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
     return out
 
 
-def smoothed(shares: Sequence[Share], width: int = SMOOTHING_STEPS) -> list[float]:
-    """Centred moving average, every trajectory weighing the same, `(n,)` to `(n,)`; at the ends over what there is."""
-    half = width // 2
-    windows = (shares[max(0, at - half) : at + half + 1] for at in range(len(shares)))
-    return [sum(share.hits for share in window) / sum(share.n for share in window) for window in windows]
+def smoothed(series: Mapping[int, Share], spacing: int = 1, width: int = SMOOTHING_STEPS) -> dict[int, float]:
+    """Centred moving average by step, every trajectory weighing the same; at the ends over what there is.
+
+    NaN stands between two steps that are further apart than the average is wide: a line drawn through it is broken.
+
+    Args:
+        spacing: Steps from one batch of rollouts to the next.
+        width: Of the window, in batches.
+    """
+    reach, line, before = width // 2 * spacing, {}, None
+    for step in series:
+        if before is not None and step - before > width * spacing:
+            line[before + 1] = math.nan
+        window = [share for other, share in series.items() if abs(other - step) <= reach]
+        line[step] = sum(share.hits for share in window) / sum(share.n for share in window)
+        before = step
+    return line
 
 
 def _series(curves: Mapping[str, GroupCurve], name: str) -> dict[str, dict[int, Share]]:
@@ -125,29 +147,31 @@ def _series(curves: Mapping[str, GroupCurve], name: str) -> dict[str, dict[int, 
 
 
 def _panel(
-    axes: Axes, title: str, train: Mapping[str, dict[int, Share]], evaluation: Mapping[str, dict[int, Share]]
+    axes: Axes,
+    title: str,
+    train: Mapping[str, dict[int, Share]],
+    evaluation: Mapping[str, dict[int, Share]],
+    spacing: int,
 ) -> None:
     colours = _colours([*train, *evaluation])
-    ends = {group: _draw_training(axes, series, colours[group]) for group, series in train.items()}
+    ends = {group: _draw_training(axes, series, spacing, colours[group]) for group, series in train.items()}
     # The label's value is the evaluation's where there is one: it is what a reader will quote.
     for group, series in evaluation.items():
-        ends[group] = _draw_evaluation(axes, series, colours[group], joined=group not in train)
+        ends[group] = _draw_evaluation(axes, series, colours[group])
     _frame(axes, title)
     _label_ends(axes, ends, colours)
 
 
-def _draw_training(axes: Axes, series: Mapping[int, Share], colour: str) -> float:
+def _draw_training(axes: Axes, series: Mapping[int, Share], spacing: int, colour: str) -> float:
     steps, means = list(series), [share.mean for share in series.values()]
     axes.plot(steps, means, ".", color=colour, alpha=0.25, markersize=4, markeredgewidth=0, clip_on=False)
-    line = smoothed(list(series.values()))
-    axes.plot(steps, line, color=colour, linewidth=2, solid_capstyle="round", clip_on=False)
-    return line[-1]
+    line = smoothed(series, spacing)
+    axes.plot(list(line), list(line.values()), color=colour, linewidth=2, solid_capstyle="round", clip_on=False)
+    return line[steps[-1]]
 
 
-def _draw_evaluation(axes: Axes, series: Mapping[int, Share], colour: str, *, joined: bool) -> float:
+def _draw_evaluation(axes: Axes, series: Mapping[int, Share], colour: str) -> float:
     steps, means = list(series), [share.mean for share in series.values()]
-    if joined:
-        axes.plot(steps, means, "--", color=colour, linewidth=1.2, dashes=(4, 3), clip_on=False)
     for step, share in series.items():
         axes.plot([step, step], wilson_interval(share.mean, share.n), color=colour, linewidth=1.2, clip_on=False)
     axes.plot(

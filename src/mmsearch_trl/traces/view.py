@@ -14,7 +14,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
     Raises:
         UserError: the run has no traces, or a trace line is broken (names file and line); or `out` cannot be written.
     """
-    total, ids = _kept_ids(run_dir, max_records)
+    counts = Counter(record.id for record in read_traces(run_dir))
+    ids, total = _kept_ids(counts, max_records), sum(counts.values())
     records = [record for record in read_traces(run_dir) if record.id in ids]
     if len(records) < total:
         logger.info("%s: %d of %d trajectories fit into the page", run_dir, len(records), total)
     images = dict(_inlined(image_store(run_dir), records))
-    page = _render(run_dir.resolve().name, [_entry(record) for record in records], images, total)
+    run = {"run": run_dir.resolve().name, "total": total, "questions": len(counts)}
+    page = _render(run | {"records": [_entry(record) for record in records]}, images)
     out = out or run_dir / "trajectories.html"
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,16 +56,15 @@ def write_page(run_dir: Path, out: Path | None = None, *, max_records: int = MAX
     return out
 
 
-def _kept_ids(run_dir: Path, max_records: int) -> tuple[int, set[str]]:
-    """Number of records, and the questions to show: whole questions, so that rollouts can be compared over steps.
+def _kept_ids(counts: Mapping[str, int], max_records: int) -> set[str]:
+    """The questions to show, of those with so many records each: whole ones, to compare their rollouts over steps.
 
     Questions are drawn by a hash of their id, since ids often alternate or run through one group after the other.
     """
-    counts = Counter(record.id for record in read_traces(run_dir))
     drawn = sorted(counts, key=lambda task_id: zlib.crc32(task_id.encode()))
     room = accumulate(counts[task_id] for task_id in drawn)
     kept = {task_id for task_id, used in zip(drawn, room, strict=True) if used <= max_records}
-    return sum(counts.values()), kept or set(drawn[:1])
+    return kept or set(drawn[:1])
 
 
 def _entry(record: TraceRecord) -> dict[str, Any]:
@@ -105,13 +106,13 @@ def _digests(record: TraceRecord) -> Iterator[str]:
             yield from (hit.thumbnail for hit in turn.observation.hits if hit.thumbnail)
 
 
-def _render(title: str, entries: list[dict[str, Any]], images: dict[str, str], total: int) -> str:
+def _render(run: dict[str, Any], images: dict[str, str]) -> str:
     template = _TEMPLATE.read_text(encoding="utf-8")
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     slots = {
-        "title": html.escape(title),
+        "title": html.escape(run["run"]),
         "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        "records": _inert_json({"run": title, "total": total, "records": entries}),
+        "records": _inert_json(run),
         "images": _inert_json(images),
     }
     # One pass over the template: what is put in is never searched for slots.
