@@ -1,6 +1,7 @@
 """The training script: a wrong input is one line before any model is loaded, and a run leaves what it promises."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -163,3 +164,20 @@ def test_a_run_folder_holds_no_token_and_keeps_the_data_from_the_hub(run: Path) 
     files = [file for file in run.rglob("*") if file.is_file()]
     assert not [file for file in files if b"hf_secret" in file.read_bytes()]
     assert (run / ".gitignore").read_text().split() == ["traces/", "evaluation/"]
+
+
+def test_a_run_ends_with_what_to_type_next_and_that_works(
+    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = write_jsonl(tmp_path / "known.jsonl", some_rows(world_home, 2, "known"))
+    out = tmp_path / "my run"
+    assert main(["train", *grpo_arguments(world_home, out, **(QUICK | {"eval_files": known}))]) == 0
+    printed = capsys.readouterr()
+    assert f"saved: {out}\n" in printed.out and "eval_known" in printed.err, "a bar over the evaluation"
+    commands = [line.partition(": mmsearch ")[2] for line in printed.out.splitlines() if ": mmsearch " in line]
+    assert [command.split()[0] for command in commands] == ["view", "eval"]
+    for command in commands:
+        assert main(shlex.split(command)) == 0, command
+    assert (out / "trajectories.html").is_file() and (out / "evaluation" / "summary.json").is_file()
+    [then] = [line for line in capsys.readouterr().out.splitlines() if "to read what it did: mmsearch " in line]
+    assert main(shlex.split(then.partition(": mmsearch ")[2])) == 0

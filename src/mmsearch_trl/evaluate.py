@@ -13,6 +13,7 @@ goes on with an evaluation that was interrupted. What it leaves:
 
 import asyncio
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,10 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
         console.print(summary_table(_groups(summary), title=name))
     for line in summary_lines(report.searches):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"rows and summary: {_folder(recipe)}", highlight=False, soft_wrap=True)
+    console.print(f"rows and summary: {_folder(recipe)}", highlight=False, markup=False, soft_wrap=True)
+    if getattr(recipe.trainer, "save_traces", False):
+        view = f"to read what it did: mmsearch view {shlex.quote(str(_folder(recipe)))}"
+        console.print(view, highlight=False, markup=False, soft_wrap=True)
 
 
 def evaluate(recipe: Recipe) -> EvaluationReport:

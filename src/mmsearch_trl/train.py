@@ -26,7 +26,7 @@ from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, l
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
-from mmsearch_trl.recipe.run_folder import record_run
+from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
@@ -76,6 +76,9 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     else:
         trainer.create_model_card()
     trainer.close()
+    if PartialState().is_main_process:
+        for line in next_steps(recipe, Path(str(args.output_dir))):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
     return trainer
 
 

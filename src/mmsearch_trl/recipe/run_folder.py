@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +39,17 @@ def record_run(recipe: Recipe, folder: Path) -> None:
         (folder / ".gitignore").write_text("traces/\nevaluation/\n", encoding="utf-8")
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+
+def next_steps(recipe: Recipe, folder: Path) -> list[str]:
+    """Where a finished run lies, and what a person may type next."""
+    name = shlex.quote(str(folder))
+    lines = [f"saved: {folder}"]
+    if getattr(recipe.trainer, "save_traces", False):
+        lines.append(f"to read what it did: mmsearch view {name}")
+    files = "" if recipe.data.eval_files else " --eval_files FILE"
+    lines.append(f"to evaluate it: mmsearch eval --config {name}/recipe.yaml --model_name_or_path {name}{files}")
+    return lines
 
 
 def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:

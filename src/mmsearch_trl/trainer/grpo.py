@@ -201,7 +201,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             self.rollouter,
             self.reward_functions.scorer(self.state),
             self.ranks,
-            self.args.evaluation_options(self.run_dir),
+            self.args.evaluation_options(self.run_dir, progress=not self.args.disable_tqdm),
         )
         step = self.state.global_step
         evaluation = Evaluation(

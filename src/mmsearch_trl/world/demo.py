@@ -21,7 +21,8 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table
-from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.traces.files import read_traces
 from mmsearch_trl.traces.plot import learning_curves, plot_learning
 from mmsearch_trl.traces.view import write_page
@@ -99,10 +100,7 @@ def run_demo(
     """
     if not overwrite:
         _check_unused(out)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
+    _be_quiet()
     load_recipe(recipe)  # a wrong one is refused now, and not after the warm start
     started = time.perf_counter()
     world = World(seed)
@@ -111,7 +109,9 @@ def run_demo(
     warm_started = time.perf_counter()
     with rollout_arguments(engine, out) as arguments:
         arguments |= {"max_steps": max_steps, "overwrite_output_dir": overwrite}
-        trainer = make_trainer(recipe, out, seed=seed, **arguments)
+        settings = demo_recipe(recipe, out, seed=seed, **arguments)
+        trainer = build_trainer(settings)
+        record_run(settings, trainer.run_dir)
         try:
             before = evaluated_groups(trainer.evaluate())
             grpo_started = time.perf_counter()
@@ -119,6 +119,7 @@ def run_demo(
             trainer.save_model()
             grpo_ended = time.perf_counter()
             after = evaluated_groups(trainer.evaluate())
+            trainer.create_model_card()
         finally:
             trainer.close()
     run = trainer.run_dir
@@ -132,12 +133,19 @@ def run_demo(
     )
     summary = DemoSummary(seed=seed, engine=engine, before=results(before), after=results(after), seconds=seconds)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
-    console = Console()
-    console.print(comparison_table(before, after))
-    console.print(f"[bold]{seconds.total:.0f} s[/bold]: warm start {seconds.warm_start:.0f}, GRPO {seconds.grpo:.0f}")
-    for name, path in (("summary", out / "summary.json"), ("plot", plot), ("trajectories", page)):
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    times = f"{seconds.total:.0f} s: warm start {seconds.warm_start:.0f}, GRPO {seconds.grpo:.0f}"
+    files = (f"summary: {out / 'summary.json'}", f"plot: {plot}", f"trajectories: {page}")
+    Console().print(comparison_table(before, after))
+    for line in (times, *files, *next_steps(settings, run)):
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
     return summary
+
+
+def _be_quiet() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # the model is tiny: two threads on two cores wait for each other longer than they work
 
 
 def _check_unused(out: Path) -> None:
@@ -175,7 +183,12 @@ def make_warm_start(world: World, folder: Path, *, steps: int) -> None:
 
 
 def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMSearchGRPOTrainer:
-    """The recipe's trainer, on the world and the warm start that lie in `out`."""
+    """The trainer of `demo_recipe`."""
+    return build_trainer(demo_recipe(recipe, out, seed=seed, **overrides))
+
+
+def demo_recipe(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> Recipe:
+    """The recipe, on the world and the warm start that lie in `out`; checked."""
     world = out / "world"
     paths: dict[str, Any] = {
         "model_name_or_path": str(out / "warm_start"),
@@ -192,7 +205,7 @@ def make_trainer(recipe: Path, out: Path, *, seed: int, **overrides: Any) -> MMS
     given = {key: value for key, value in overrides.items() if value is not None}
     loaded = load_recipe(recipe, paths | given)
     loaded.validate()
-    return build_trainer(loaded)
+    return loaded
 
 
 def evaluated_groups(metrics: Mapping[str, float]) -> dict[str, GroupSummary]:
