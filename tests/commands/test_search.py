@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.commands.search_once import _show, half_blocks
+from mmsearch_trl.commands.search_once import half_blocks, show_observation
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.observation import ImageHit, Observation
 from mmsearch_trl.search.index_build import build_image_index, build_text_index
@@ -156,6 +156,8 @@ def test_a_terminal_with_colours_shows_pictures() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system="truecolor", width=80)
     red = Image.new("RGB", (20, 20), "red")
-    _show(Observation(tool=ActionKind.IMAGE_SEARCH, hits=(ImageHit("a", thumbnail=red), ImageHit("b"))), console)
+    show_observation(
+        Observation(tool=ActionKind.IMAGE_SEARCH, hits=(ImageHit("a", thumbnail=red), ImageHit("b"))), console
+    )
     assert out.getvalue().count("\u2580") == 28 * 14
     assert "its image could not be had" in out.getvalue()

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mmsearch_trl import __version__
+from mmsearch_trl.commands.ask import add_ask
 from mmsearch_trl.commands.cache import add_cache
 from mmsearch_trl.commands.data import add_data
 from mmsearch_trl.commands.demo import add_demo
 from mmsearch_trl.commands.doctor import add_doctor
 from mmsearch_trl.commands.index import add_index
 from mmsearch_trl.commands.merge import add_merge
+from mmsearch_trl.commands.recipes import add_recipes
 from mmsearch_trl.commands.runs import add_eval, add_sft, add_train
 from mmsearch_trl.commands.search import add_search
 from mmsearch_trl.commands.serve import add_serve
@@ -28,6 +30,8 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...]
     ("train", add_train, "train with GRPO: --config RECIPE [--key value ...]"),
     ("sft", add_sft, "supervised cold start on demonstrations: --config RECIPE [--key value ...]"),
     ("eval", add_eval, "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]"),
+    ("ask", add_ask, "ask a trained agent, and watch it search: QUESTION --model RUN [--image FILE]"),
+    ("recipes", add_recipes, "list, show and copy the recipes that come with the package"),
     ("search", add_search, "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--key ...]"),
     ("vllm", add_vllm, "serve a model to rollouts: MODEL [--port 8000] [any flag of vllm serve]"),
     ("demo", add_demo, "build a world, train in it, show what came of it"),

@@ -1,55 +1,38 @@
-"""`mmsearch train`, `sft` and `eval`: carry out a recipe."""
+"""`mmsearch train`, `sft` and `eval`: carry out a recipe, in as many processes as there are GPUs."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+from functools import partial
+from importlib import import_module
 
+from mmsearch_trl.commands.launch import add_launch, launch
 from mmsearch_trl.recipe.command_line import add_config, recipe_of
 
 
 def add_train(train: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_config(train)
-    train.set_defaults(action=_train)
+    _add(train, "train", "grpo")
 
 
 def add_sft(sft: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_config(sft)
-    sft.set_defaults(action=_sft)
+    _add(sft, "sft", "sft")
 
 
 def add_eval(evaluate: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_config(evaluate)
-    evaluate.set_defaults(action=_eval)
+    _add(evaluate, "evaluate", "grpo")
 
 
-def _train(options: argparse.Namespace) -> None:
-    recipe = _checked(options, "grpo")
-    from mmsearch_trl.train import main
-
-    main(*recipe)
-
-
-def _sft(options: argparse.Namespace) -> None:
-    recipe = _checked(options, "sft")
-    from mmsearch_trl.sft import main
-
-    main(*recipe)
+def _add(command: argparse.ArgumentParser, module: str, kind: str) -> None:
+    add_config(command)
+    add_launch(command)
+    command.set_defaults(action=partial(_run, f"mmsearch_trl.{module}", kind))
 
 
-def _eval(options: argparse.Namespace) -> None:
-    recipe = _checked(options, "grpo")
-    from mmsearch_trl.evaluate import main
-
-    main(*recipe)
-
-
-def _checked(options: argparse.Namespace, kind: Any) -> tuple[Path, dict[str, Any]]:
-    """The recipe and what replaces its values; what can be told without TRL, whose import takes long, is told now."""
+def _run(module: str, kind: str, options: argparse.Namespace) -> None:
     from mmsearch_trl.recipe.written import read_written
 
-    recipe, overrides = recipe_of(options, options.rest)
-    read_written(recipe, overrides, kind=kind)
-    return recipe, overrides
+    recipe, keys = recipe_of(options, options.rest)
+    read_written(recipe, keys, kind=kind)  # what can be told without TRL, whose import takes long, is told now
+    if not launch(module, options, ["--config", str(recipe), *options.rest]):
+        import_module(module).main(recipe, keys)

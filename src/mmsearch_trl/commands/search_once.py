@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.style import Style
 from rich.text import Text
 
-from mmsearch_trl.core.errors import SearchLost
+from mmsearch_trl.core.errors import SearchLost, UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation
+from mmsearch_trl.core.text import printable
 from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.validation import build
 from mmsearch_trl.search.config import SearchConfig
@@ -56,19 +57,36 @@ def search(config: SearchConfig, what: str | Path) -> None:
         runtime.close()
     if observation.failure is not None:
         raise SearchLost(f"the search failed ({observation.failure.kind.value}): {observation.failure.message}")
-    _show(observation, Console())
+    show_observation(observation, Console())
+
+
+def image_file(file: Path) -> Image.Image:
+    """The image that a person named.
+
+    Raises:
+        UserError: it cannot be opened; names the file.
+    """
+    try:
+        return load_image(file)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 async def _search(runtime: SearchRuntime, what: str | Path) -> Observation:
     try:
         if isinstance(what, Path):
-            return await runtime.image_search(ImageQuery(load_image(what)))
+            return await runtime.image_search(ImageQuery(image_file(what)))
         return await runtime.text_search(what)
     finally:
         await runtime.disconnect()
 
 
-def _show(observation: Observation, console: Console) -> None:
+def show_observation(observation: Observation, console: Console) -> None:
+    """Print what a tool found, or why it found nothing."""
+    if observation.failure is not None:
+        failure = observation.failure
+        console.print(f"failed ({failure.kind.value}): {printable(failure.message)}", style="red", markup=False)
+        return
     how = "cached result" if observation.cached else f"{observation.tries} tries" if observation.tries > 1 else "asked"
     line = f"{escape(observation.backend)}, {how}, {observation.seconds:.2f} s"
     console.print(f"[dim]{line}[/dim]", highlight=False)
@@ -80,17 +98,18 @@ def _show(observation: Observation, console: Console) -> None:
 
 def _show_hit(number: int, hit: Hit, console: Console) -> None:
     score = "" if hit.score is None else f"  [dim]{hit.score:.3g}[/dim]"
-    console.print(f"\n[bold]{number}. {escape(hit.title or '(no title)')}[/bold]{score}", highlight=False)
+    console.print(f"\n[bold]{number}. {escape(printable(hit.title) or '(no title)')}[/bold]{score}", highlight=False)
     if hit.url:
-        console.print(f"   [blue]{escape(hit.url)}[/blue]", highlight=False)
+        console.print(f"   [blue]{escape(printable(hit.url))}[/blue]", highlight=False)
     if not isinstance(hit, ImageHit):
         more = " ..." if len(hit.text) > _TEXT_CHARS else ""
-        console.print(f"   {escape(hit.text[:_TEXT_CHARS])}{more}", highlight=False)
+        console.print(f"   {escape(printable(hit.text[:_TEXT_CHARS]))}{more}", highlight=False)
     elif hit.thumbnail is None:
         console.print("   (its image could not be had)")
     else:
         image, in_colour = hit.thumbnail, console.is_terminal and console.color_system in ("truecolor", "256")
-        console.print(half_blocks(image) if in_colour else f"   (an image of {image.width} x {image.height} pixels)")
+        shown = half_blocks(image) if in_colour else f"   (an image of {image.width} x {image.height} pixels)"
+        console.print(shown, highlight=False)
 
 
 def half_blocks(image: Image.Image, columns: int = _IMAGE_COLUMNS) -> Text:

@@ -6,16 +6,24 @@ who opens one that a person named says so in a `UserError` (`core/boundaries.py`
 """
 
 import errno
+import hashlib
 import logging
+import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserError, VersionError, shortened
+from mmsearch_trl.core.text import printable
 
 
 _NOISY = ("httpx", "datasets", "filelock", "fsspec", "urllib3", "asyncio")
 _LONGEST_LINE = 2000
 """Characters of the one line: what a library says may hold a whole file."""
+_SAID_SECONDS = 600.0
+"""An older note is of another launch, whose process had the number that ours has."""
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
 
 
@@ -33,7 +41,23 @@ def run_script(script: Callable[[], object]) -> int:
     except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
             raise
-        line = shortened(" ".join(str(error).split()), _LONGEST_LINE) or type(error).__name__
-        print(f"mmsearch: error: {line}", file=sys.stderr)
+        line = printable(shortened(" ".join(str(error).split()), _LONGEST_LINE)) or type(error).__name__
+        if _first_to_say(line):
+            print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _first_to_say(line: str) -> bool:
+    """False where another process of the same launch on this machine has said it: all find the same mistake."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        return True
+    digest = hashlib.sha256(line.encode(errors="replace")).hexdigest()[:16]
+    said = Path(tempfile.gettempdir()) / f"mmsearch-said-{os.getppid()}-{os.environ.get('MASTER_PORT')}-{digest}"
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return time.time() - said.stat().st_mtime > _SAID_SECONDS
+    except OSError:
+        pass  # where nothing can be written, saying it twice is better than not at all
+    return True

@@ -12,9 +12,12 @@ from typing import Any
 import yaml
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.shipped import find_recipe
 
 
-def add_config(command: argparse.ArgumentParser, what: str = "the recipe, a YAML file") -> None:
+def add_config(
+    command: argparse.ArgumentParser, what: str = "the recipe, a YAML file or the name of a shipped one"
+) -> None:
     """Declare `--config`, and that keys may follow."""
     command.add_argument("--config", type=Path, metavar="RECIPE", help=f"{what}; any key of it may follow")
     command.set_defaults(takes_rest=True)
@@ -24,7 +27,7 @@ def recipe_arguments(arguments: Sequence[str] | None = None) -> tuple[Path, dict
     """The recipe of a script's command line, and the values that replace its own, by dotted key.
 
     Raises:
-        UserError: there is no `--config`, or a value is no YAML.
+        UserError: there is no `--config`, no such recipe, or a value is no YAML.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_config(parser)
@@ -36,6 +39,7 @@ def recipe_of(options: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, d
     overrides = keys_of(rest)
     if options.config is None:
         raise UserError("command line: --config FILE is missing, the recipe to run")
+    find_recipe(options.config)
     return options.config, overrides
 
 

@@ -12,10 +12,11 @@ import yaml
 
 from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.shipped import find_recipe
 
 
 EXTENDS = "extends"
-"""Names the file that a recipe changes, relative to the recipe's own folder."""
+"""Names the recipe that a recipe changes: a file, relative to the recipe's own folder, or one that is shipped."""
 
 
 class Layers:
@@ -27,29 +28,12 @@ class Layers:
         """Where the value under a dotted key was written, and a mapping first."""
 
     def add_file(self, path: Path) -> None:
-        """Add a recipe's file, and before it those that it extends.
+        """Add a recipe, a file or the name of a shipped one, and before it those that it extends.
 
         Raises:
-            UserError: a file is missing or is no mapping, or files extend each other in a circle.
+            UserError: a recipe is missing or is no mapping, or recipes extend each other in a circle.
         """
-        chain: list[tuple[Path, dict[str, Any]]] = []
-        while True:
-            values = _read(path)
-            chain.append((path, values))
-            base = values.pop(EXTENDS, None)
-            if base is None:
-                break
-            if not isinstance(base, str):
-                raise UserError(f"{path}: `{EXTENDS}` names one other recipe, got {base!r}")
-            # Not resolved: a message names the file as the user would.
-            extended = path.parent / base
-            if not extended.is_file():
-                raise UserError(f"{path}: {EXTENDS}: recipe not found: {extended}")
-            if extended.resolve() in [file.resolve() for file, _ in chain]:
-                circle = " -> ".join(str(file) for file in [*(file for file, _ in chain), extended])
-                raise UserError(f"{path}: {EXTENDS}: recipes extend each other in a circle: {circle}")
-            path = extended
-        for file, values in reversed(chain):
+        for file, values in reversed(recipe_chain(path)):
             self.add(str(file), values)
 
     def add_keys(self, overrides: Mapping[str, Any], section: str = "") -> None:
@@ -88,9 +72,41 @@ class Layers:
             del self._places[key]
 
 
+def recipe_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A recipe's file and what it holds, then the one that it extends, and so on.
+
+    Raises:
+        UserError: as for `Layers.add_file`.
+    """
+    path = find_recipe(path)
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        values = _read(path)
+        chain.append((path, values))
+        base = values.pop(EXTENDS, None)
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UserError(f"{path}: `{EXTENDS}` names one other recipe, got {base!r}")
+        extended = _extended(path, base)
+        if extended.resolve() in [file.resolve() for file, _ in chain]:
+            circle = " -> ".join(str(file) for file in [*(file for file, _ in chain), extended])
+            raise UserError(f"{path}: {EXTENDS}: recipes extend each other in a circle: {circle}")
+        path = extended
+
+
+def _extended(path: Path, base: str) -> Path:
+    """The file beside `path`, or a shipped recipe; not resolved, since a message names the file as the user would."""
+    beside = path.parent / base
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(base)
+    except UserError as error:
+        raise UserError(f"{path}: {EXTENDS}: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"recipe not found: {path}")
     with reading(path):
         content = path.read_bytes()
     try:

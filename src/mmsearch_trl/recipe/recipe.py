@@ -205,7 +205,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
     """Read a recipe and build its sections; `Recipe.validate` then checks them against each other and the disk.
 
     Args:
-        path: The file.
+        path: The file, or the name of a shipped recipe.
         overrides: Values that replace the file's, by dotted key, as `recipe_arguments` reads them.
         kind: `"sft"` reads the trainer keys of `MMSearchSFTConfig` and has no `search:`, `rollout:` and `reward:`.
 

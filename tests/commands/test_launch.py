@@ -1,0 +1,72 @@
+"""`mmsearch train` in several processes, which it starts itself."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import QUICK, grpo_arguments
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from mmsearch_trl.commands import launch
+from mmsearch_trl.commands.main import main
+
+
+def _mmsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    command = [sys.executable, "-m", "mmsearch_trl.commands.main", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
+    done = _mmsearch(tmp_path, "train", "--num_processes", "2", "--config", "world/grpo", "--learning_rat", "1")
+    assert done.returncode == 1
+    line = "command line (--learning_rat): unknown key `learning_rat`; did you mean `learning_rate`?"
+    assert done.stderr == f"mmsearch: error: {line}\n"
+
+
+@pytest.mark.slow
+def test_several_processes_train(world_home: Path, tmp_path: Path) -> None:
+    arguments = grpo_arguments(world_home, tmp_path / "run", **QUICK, ddp_backend="gloo")
+    done = _mmsearch(tmp_path, "train", "--num_processes", "2", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "run" / "traces").glob("train*.jsonl*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_processes", "0"], "--num_processes: 0 is no number of processes"),
+        (["--num_processes", "2", "--accelerate", "zero9"], "accelerate configuration not found: zero9; shipped are"),
+        (["--accelerate", "gone.yaml"], "accelerate configuration not found: gone.yaml"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main(["train", "--config", "world/grpo", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "ends"), [(3, 3), (-signal.SIGKILL, "mmsearch: error: process 1 was ended by SIGKILL")]
+)
+def test_what_ends_a_process_ends_the_command(status: int, ends: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(arguments: object) -> None:
+        failure = ProcessFailure(local_rank=1, pid=1, exitcode=status, error_file="<none>")
+        raise ChildFailedError("train", {1: failure})
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", failing)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--config", "world/grpo", "--num_processes", "2"])
+    assert end.value.code == ends
+
+
+def test_a_process_of_a_launch_launches_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not launch.launch("never.imported", None, [])  # pyright: ignore[reportArgumentType]
