@@ -28,6 +28,12 @@ from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.engine.vllm_client import ServerUnavailable
 
 
+NO_RECIPE = (
+    "mmsearch: error: recipe not found: gone.yaml: there is no such file, and none is shipped under this name; "
+    "`mmsearch recipes` lists those that are shipped\n"
+)
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def script() -> None:
         raise error
@@ -126,8 +132,8 @@ PLANT = "import mmsearch_trl.recipe.layers as m; m._read = lambda _: list(zip([1
 
 def test_the_installed_command_tells_them_apart(tmp_path: Path) -> None:
     command = ("-m", "mmsearch_trl.commands.main", "search", "tower", "--config", "gone.yaml")
-    assert real(tmp_path, *command) == (1, "mmsearch: error: recipe not found: gone.yaml\n")
-    status, told = real(tmp_path, *command, plant=PLANT)
+    assert real(tmp_path, *command) == (1, NO_RECIPE)
+    status, told = real(tmp_path, *command[:-1], "world/grpo", plant=PLANT)
     assert status == 1 and told.startswith("Traceback") and "mmsearch: error" not in told
     assert told.splitlines()[-1] == "ValueError: zip() argument 2 is shorter than argument 1"
 
@@ -135,7 +141,7 @@ def test_the_installed_command_tells_them_apart(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_training_script_tells_them_apart(tmp_path: Path) -> None:
     command = ("-m", "mmsearch_trl.train", "--config", "gone.yaml")
-    assert real(tmp_path, *command) == (1, "mmsearch: error: recipe not found: gone.yaml\n")
-    status, told = real(tmp_path, *command, plant=PLANT)
+    assert real(tmp_path, *command) == (1, NO_RECIPE)
+    status, told = real(tmp_path, *command[:-1], "world/grpo", plant=PLANT)
     assert status == 1 and told.startswith("Traceback") and "mmsearch: error" not in told
     assert told.splitlines()[-1] == "ValueError: zip() argument 2 is shorter than argument 1"

@@ -92,8 +92,8 @@ def test_overrides_may_be_given_as_values(write: Write) -> None:
 
 
 def test_dashes_in_a_value_are_kept() -> None:
-    assert recipe_arguments(["--config", "a.yaml", "--run-name=my-run", "--learning_rate", "-1"]) == (
-        Path("a.yaml"),
+    assert recipe_arguments(["--config", "world/grpo", "--run-name=my-run", "--learning_rate", "-1"]) == (
+        Path("world/grpo"),
         {"run_name": "my-run", "learning_rate": -1},
     )
 
