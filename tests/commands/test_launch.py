@@ -22,10 +22,11 @@ def _mmsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
-    done = _mmsearch(tmp_path, "train", "--num_processes", "2", "--config", "world/grpo", "--learning_rat", "1")
+    keys = grpo_arguments(tmp_path, tmp_path / "run", model_name_or_path=tmp_path)
+    done = _mmsearch(tmp_path, "train", "--num_processes", "2", *keys)
     assert done.returncode == 1
-    line = "command line (--learning_rat): unknown key `learning_rat`; did you mean `learning_rate`?"
-    assert done.stderr == f"mmsearch: error: {line}\n"
+    assert done.stderr.count("mmsearch: error: ") == len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(tmp_path / "world" / "train.jsonl") in done.stderr
 
 
 @pytest.mark.slow

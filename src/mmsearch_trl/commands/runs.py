@@ -3,6 +3,7 @@
 import argparse
 from functools import partial
 from importlib import import_module
+from typing import Literal
 
 from mmsearch_trl.commands.launch import add_launch, launch
 from mmsearch_trl.recipe.command_line import add_config, recipe_of
@@ -23,13 +24,13 @@ def add_eval(evaluate: argparse.ArgumentParser) -> None:
     _add(evaluate, "evaluate", "grpo")
 
 
-def _add(command: argparse.ArgumentParser, module: str, kind: str) -> None:
+def _add(command: argparse.ArgumentParser, module: str, kind: Literal["grpo", "sft"]) -> None:
     add_config(command)
     add_launch(command)
     command.set_defaults(action=partial(_run, f"mmsearch_trl.{module}", kind))
 
 
-def _run(module: str, kind: str, options: argparse.Namespace) -> None:
+def _run(module: str, kind: Literal["grpo", "sft"], options: argparse.Namespace) -> None:
     from mmsearch_trl.recipe.written import read_written
 
     recipe, keys = recipe_of(options, options.rest)
