@@ -46,7 +46,7 @@ def some_rows(home: Path, count: int, name: str = "train") -> list[dict[str, Any
         ({"learning_rat": 1e-5}, "unknown key `learning_rat`; did you mean `learning_rate`?"),
         ({"rollout.max_turn": 2}, "unknown key `rollout.max_turn`; did you mean `rollout.max_turns`?"),
         ({"train_files": "gone.jsonl"}, "train_files: data file not found: gone.jsonl"),
-        ({"model_name_or_path": "./gone"}, "model_name_or_path: no such folder: ./gone"),
+        ({"model_name_or_path": "./gone"}, "model_name_or_path: there is no folder ./gone"),
         ({"search.image.path": "gone"}, "search.image.path: gone does not exist"),
         ({"num_generations": 7}, "num_generations 7 does not divide the generation batch of 128"),
         ({"rollout.max_turns": 0}, "rollout.max_turns must be at least 1, got 0"),

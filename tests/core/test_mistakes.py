@@ -35,8 +35,8 @@ MISTAKES = {
     "data of another kind": train("no line has the key question", train_files="{place}/other.jsonl"),
     "no UTF-8": train("bytes.jsonl, line 1: not UTF-8 text", train_files="{place}/bytes.jsonl"),
     "no parquet": train("a.parquet: not a readable parquet file", train_files="{place}/a.parquet"),
-    "no model": train("no such folder: ./gone", model_name_or_path="./gone"),
-    "empty model": train("empty' cannot be loaded", model_name_or_path="{place}/empty"),
+    "no model": train("there is no folder ./gone", model_name_or_path="./gone"),
+    "empty model": train("empty holds no config.json", model_name_or_path="{place}/empty"),
     "torn model": train("the model '", model_name_or_path="{place}/torn_model"),
     "no tokenizer": train("no_tokenizer: the tokenizer has no token", model_name_or_path="{place}/no_tokenizer"),
     "an adapter": train("is a LoRA adapter, and training starts from", model_name_or_path="{place}/adapter"),
@@ -71,14 +71,14 @@ MISTAKES = {
     "bad lesson": run_of(SFT, "bad_lesson.jsonl, line 1: 'turns'", train_files="{place}/bad_lesson.jsonl"),
     "nothing to evaluate": run_of(EVALUATE, "eval_files is missing"),
     "evaluating no model": run_of(
-        EVALUATE, "empty' cannot be loaded", eval_files="{place}/good.jsonl", model_name_or_path="{place}/empty"
+        EVALUATE, "empty holds no config.json", eval_files="{place}/good.jsonl", model_name_or_path="{place}/empty"
     ),
     "evaluating in a file": run_of(
         EVALUATE, "output_dir: ", eval_files="{place}/good.jsonl", output_dir="{place}/file/out"
     ),
     "evaluating an adapter without base": run_of(
         EVALUATE,
-        "the model './gone' cannot be loaded",
+        "needs the model that it was trained on",
         eval_files="{place}/good.jsonl",
         model_name_or_path="{place}/adapter",
     ),
@@ -147,8 +147,10 @@ MISTAKES = {
     "no run to view": mmsearch("view", "gone", message="gone/traces holds no *.jsonl"),
     "broken trace": mmsearch("view", "{place}/run", message="train-rank0.jsonl, line 1: not a trace record"),
     "no run to plot": mmsearch("plot", "gone", message="gone/traces holds no *.jsonl"),
-    "no adapter": mmsearch("merge", "./gone", "--out", "m", message="no such folder: ./gone"),
-    "adapter without base": mmsearch("merge", "{place}/adapter", "--out", "m", message="the model './gone' cannot be"),
+    "no adapter": mmsearch("merge", "./gone", "--out", "m", message="there is no folder ./gone"),
+    "adapter without base": mmsearch(
+        "merge", "{place}/adapter", "--out", "m", message="needs the model that it was trained on"
+    ),
     "merge is there": mmsearch("merge", "{place}/adapter", "--out", "{place}/empty", message="empty is there already"),
     "no sets": mmsearch("data", "search-r1", "d", "--source", "{place}/empty", message="empty has no nq/train.jsonl"),
     "world in a file": mmsearch("world", "--out", "{place}/file/w", message="file/w"),

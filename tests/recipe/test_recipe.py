@@ -213,7 +213,7 @@ def test_a_group_that_does_not_divide_the_batch_is_explained_with_numbers(
         ({"eval_files": "gone.jsonl"}, r"eval_files: data file not found: gone\.jsonl"),
         ({"train_files": []}, "train_files is missing"),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
-        ({"model_name_or_path": "./gone"}, r"no such folder: \./gone"),
+        ({"model_name_or_path": "./gone"}, r"there is no folder \./gone"),
         ({"first_turn_prompt": "gone.txt"}, r"prompt file not found: gone\.txt"),
         ({"forced_answer_prompt": "gone.pkl"}, r"prompt file not found: gone\.pkl"),
         ({"rollout.max_observation_tokens": 500}, r"max_observation_tokens is a key of protocol search_r1"),

@@ -28,6 +28,7 @@ from trl import ModelConfig, get_quantization_config
 from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.models.location import ADAPTER, find_base, find_model
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -40,8 +41,6 @@ from mmsearch_trl.recipe.recipe import Recipe
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 """Of a vision-language model, or the tokenizer of a language model."""
 
-_ADAPTER_FILE = "adapter_config.json"
-
 
 def load_processor(model: ModelConfig) -> Processor:
     """The processor beside a model or an adapter; the tokenizer where the model is one of language alone.
@@ -50,6 +49,7 @@ def load_processor(model: ModelConfig) -> Processor:
         UserError: there is none, or it cannot be loaded.
     """
     name = str(model.model_name_or_path)
+    find_model("the model", name, revision=model.model_revision, weights=False)
     with loading("the processor", name):
         processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -84,6 +84,7 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
         return _from_pretrained(name, _options(model))
     with loading("the adapter", name):
         config = PeftConfig.from_pretrained(name, revision=model.model_revision)
+    find_base(name, config.base_model_name_or_path)
     options = _options(model) | {"revision": config.revision or "main"}
     base = _from_pretrained(str(config.base_model_name_or_path), options)
     with loading("the adapter", name, SafetensorError):
@@ -100,10 +101,9 @@ def merge_adapter(name: str, out: Path) -> None:
             cannot be written.
     """
     config = ModelConfig(model_name_or_path=name, dtype="auto")
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise UserError(f"no such folder: {name}")
+    find_model("the adapter", name, weights=False)
     if not is_adapter(config):
-        raise UserError(f"{name} is no LoRA adapter: it has no {_ADAPTER_FILE}")
+        raise UserError(f"{name} is no LoRA adapter: it has no {ADAPTER}")
     if out.exists():
         raise UserError(f"{out} is there already: name a new folder")
     agent = load_agent(config)
@@ -127,11 +127,12 @@ def is_adapter(model: ModelConfig) -> bool:
     """
     name = str(model.model_name_or_path)
     if Path(name).is_dir():
-        return (Path(name) / _ADAPTER_FILE).is_file()
+        return (Path(name) / ADAPTER).is_file()
+    find_model("the model", name, revision=model.model_revision)
     with loading("the model", name):
         found = cached_file(
             name,
-            _ADAPTER_FILE,
+            ADAPTER,
             revision=model.model_revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
@@ -185,6 +186,7 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
 
 def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """A vision-language model, or a language model where the configuration knows of no vision."""
+    find_model("the model", name, revision=options["revision"])
     with loading("the model", name, SafetensorError):
         config = AutoConfig.from_pretrained(name, revision=options["revision"])
         loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText

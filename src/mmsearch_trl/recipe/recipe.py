@@ -28,6 +28,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
+from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
@@ -147,9 +148,7 @@ class Recipe:
             )
 
     def _check_files(self, keys: Sequence[str]) -> None:
-        model = str(self.model.model_name_or_path)
-        if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-            raise UserError(f"{self.path}: model_name_or_path: no such folder: {model}")
+        find_model(f"{self.path}: model_name_or_path", str(self.model.model_name_or_path), weights=False, hub=False)
         for key in keys:
             for file in getattr(self.data, key):
                 try:

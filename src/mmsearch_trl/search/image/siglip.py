@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from mmsearch_trl.core.boundaries import loading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.models.location import find_model
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
 
@@ -36,6 +37,7 @@ class VisionEncoder:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
+        find_model("the vision model", str(model))
         with loading("the vision model", model, SafetensorError):
             # The Pillow processor: the same pixels on every machine, torchvision or not.
             self._processor = AutoImageProcessor.from_pretrained(model, backend="pil")

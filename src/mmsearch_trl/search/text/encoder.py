@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 
 from mmsearch_trl.core.boundaries import loading, reading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.models.location import find_model
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
@@ -45,6 +46,7 @@ class TextEncoder:
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
     ) -> None:
+        find_model("the text encoder", str(model))
         with loading("the text encoder", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             of_pairs = AutoConfig.from_pretrained(model).is_encoder_decoder  # such as T5: its encoder alone

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mmsearch_trl.core.boundaries import loading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.models.location import find_model
 from mmsearch_trl.search.calls.batching import Batched
 from mmsearch_trl.search.index.weights_digest import weights_digest
 from mmsearch_trl.search.text.analysis import encodable
@@ -37,6 +38,7 @@ class Reranker:
     name = "reranker"
 
     def __init__(self, model: str | Path) -> None:
+        find_model("the reranker", str(model))
         with loading("the reranker", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
