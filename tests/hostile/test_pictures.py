@@ -2,10 +2,16 @@
 
 import asyncio
 import io
+import os
 import struct
+import sys
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 from misbehaving import response, serving
@@ -13,7 +19,9 @@ from PIL import Image
 
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import ImageHit, ImageQuery
-from mmsearch_trl.search.image.download import with_thumbnails
+from mmsearch_trl.search.calls.image_decoder import MEMORY, PROCESSES, ImageDecoder
+from mmsearch_trl.search.calls.worker_pool import WorkerPool
+from mmsearch_trl.search.image.download import Thumbnails
 from mmsearch_trl.search.media.thumbnail import THUMBNAIL_SIDE
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.web.fetch import Fetcher
@@ -56,6 +64,13 @@ def with_exif(orientation: object) -> bytes:
     return encoded(NOISE, "JPEG", exif=exif)
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again; a decoder goes over the image for each."""
+    data = encoded(NOISE, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
 PNG, JPEG = encoded(NOISE), encoded(NOISE, "JPEG")
 FRAMES = [Image.effect_noise((60, 40), spread).convert("RGB") for spread in (20, 60, 90)]
 GOOD: dict[str, tuple[bytes, str]] = {
@@ -79,6 +94,8 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "polyglot of JPEG and HTML": (JPEG + b"<html><script>alert(1)</script></html>", "image/jpeg"),
     "polyglot of PNG and ZIP": (PNG + b"PK\x03\x04" + bytes(200), "image/png"),
     "large": (encoded(Image.new("RGB", (3000, 2000), "red"), "JPEG"), "image/jpeg"),
+    "progressive": (encoded(NOISE, "JPEG", progressive=True), "image/jpeg"),
+    "JPEG of a few more scans": (scans(20), "image/jpeg"),
     "one pixel": (encoded(Image.new("RGB", (1, 1))), "image/png"),
     "thin": (encoded(Image.new("RGB", (1, 300))), "image/png"),
 }
@@ -101,6 +118,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "half a PNG": (PNG[: len(PNG) // 2], "image/png"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], "image/jpeg"),
     "flipped bits": (PNG[:60] + bytes(byte ^ 0xFF for byte in PNG[60:90]) + PNG[90:], "image/png"),
+    "JPEG of hundreds of scans": (scans(300), "image/jpeg"),
     "too many bytes": (PNG + bytes(5_000_000), "image/png"),
 }
 
@@ -111,10 +129,13 @@ class Lens:
     name, fingerprint = "lens", "1"
 
     def __init__(self, fetcher: Fetcher, addresses: Sequence[str]) -> None:
-        self._fetcher, self._addresses = fetcher, addresses
+        self._thumbnails, self._addresses = Thumbnails(fetcher), addresses
 
     async def search(self, query: ImageQuery, k: int) -> list[ImageHit]:
-        return await with_thumbnails(self._fetcher, [(ImageHit(f"page {a[-3:]}"), a) for a in self._addresses])
+        return await self._thumbnails.of([(ImageHit(f"page {a[-3:]}"), a) for a in self._addresses])
+
+    async def close(self) -> None:
+        await self._thumbnails.close()
 
 
 def looked_up(*pictures: tuple[bytes, str]) -> list[ImageHit]:
@@ -130,7 +151,7 @@ def looked_up(*pictures: tuple[bytes, str]) -> list[ImageHit]:
             addresses = [f"http://pictures.example:{site.port}{path}" for path in answers]
             search = SearchRuntime(Lens(fetcher, addresses), None, k_image=len(pictures))
             observation = await search.image_search(ImageQuery(NOISE))
-            await fetcher.close()
+            await search.disconnect()
         assert observation.failure is None and len(observation.hits) == len(pictures)
         reply = PROTOCOL.reply(observation, TASK, ())
         pads = reply.token_ids.count(PROTOCOL.chat.image_pad_id)
@@ -140,29 +161,34 @@ def looked_up(*pictures: tuple[bytes, str]) -> list[ImageHit]:
     return asyncio.run(run())
 
 
+@pytest.fixture(scope="module")
+def shown() -> dict[str, ImageHit]:
+    """One search brings the good ones, one the bad ones: a process that decodes has to be started for each."""
+    return dict(zip((*GOOD, *BAD), (*looked_up(*GOOD.values()), *looked_up(*BAD.values())), strict=True))
+
+
 @pytest.mark.parametrize("name", GOOD)
-def test_odd_pictures_are_shown(name: str) -> None:
-    [hit] = looked_up(GOOD[name])
+def test_odd_pictures_are_shown(name: str, shown: dict[str, ImageHit]) -> None:
+    hit = shown[name]
     assert hit.thumbnail is not None and hit.thumbnail.mode == "RGB"
     assert max(hit.thumbnail.size) <= THUMBNAIL_SIDE
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture_leaves_its_title(name: str) -> None:
-    [hit] = looked_up(BAD[name])
-    assert hit.thumbnail is None and hit.title.startswith("page")
+def test_what_is_no_picture_leaves_its_title(name: str, shown: dict[str, ImageHit]) -> None:
+    assert shown[name].thumbnail is None and shown[name].title.startswith("page")
 
 
-def test_a_turned_picture_is_upright() -> None:
-    [hit] = looked_up(GOOD["turned"])
-    assert hit.thumbnail is not None and hit.thumbnail.size == (40, 60)
+def test_a_turned_picture_is_upright(shown: dict[str, ImageHit]) -> None:
+    thumbnail = shown["turned"].thumbnail
+    assert thumbnail is not None and thumbnail.size == (40, 60)
 
 
-def test_an_animation_is_its_first_frame() -> None:
-    [hit] = looked_up(GOOD["animated GIF"])
-    assert hit.thumbnail is not None
+def test_an_animation_is_its_first_frame(shown: dict[str, ImageHit]) -> None:
+    thumbnail = shown["animated GIF"].thumbnail
+    assert thumbnail is not None
     expected = Image.open(io.BytesIO(encoded(FRAMES[0], "GIF"))).convert("RGB")
-    assert hit.thumbnail.tobytes() == expected.tobytes()
+    assert thumbnail.tobytes() == expected.tobytes()
 
 
 def test_good_and_bad_pictures_do_not_change_places() -> None:
@@ -171,10 +197,59 @@ def test_good_and_bad_pictures_do_not_change_places() -> None:
     assert hits[0].thumbnail is not None and hits[0].thumbnail.tobytes() == NOISE.tobytes()
 
 
-def test_a_bomb_costs_no_memory() -> None:
+HUGE = encoded(Image.new("RGBA", (5000, 5000), (1, 2, 3, 100)), "WEBP", lossless=True)
+"""Just under the limit of pixels, and a kilobyte."""
+
+
+def test_pictures_that_are_large_in_memory_alone_are_decoded_within_a_budget() -> None:
     import resource
 
+    assert len(HUGE) < 2000
     looked_up(GOOD["PNG"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    looked_up(*[BAD["bomb of 81 megapixels"]] * 5)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
+    with watched() as peak:
+        looked_up(BAD["bomb of 81 megapixels"], *[(HUGE, "image/webp")] * 5)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes, of this process"
+    assert sum(peak.values()) < PROCESSES * MEMORY, "of all that were started"
+
+
+@contextmanager
+def watched() -> Iterator[dict[int, int]]:
+    """The largest memory of every process that this one starts meanwhile."""
+    peak: dict[int, int] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    peak[child.pid] = max(peak.get(child.pid, 0), child.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_decoder_is_killed_when_it_is_late_and_when_its_search_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    burning = Path(__file__).parent / "burning.py"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(burning.parent), *sys.path]))
+
+    async def run() -> None:
+        decoder, before = ImageDecoder(timeout_s=0.3), set(psutil.Process().children(recursive=True))
+        monkeypatch.setattr(decoder, "_pool", WorkerPool("burning:decode", b"", processes=2, memory=MEMORY))
+        assert await decoder.decode(b"late") is None
+        decoder._timeout_s = 60.0
+        task = asyncio.create_task(decoder.decode(b"cancelled"))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.wait([task])
+        started = set(psutil.Process().children(recursive=True)) - before
+        assert not [child for child in started if child.status() != psutil.STATUS_ZOMBIE]
+        assert await decoder.decode(PNG) is not None, "and others are decoded"
+        decoder.close()
+
+    asyncio.run(run())

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from mmsearch_trl.core.action import Action, ActionKind
-from mmsearch_trl.core.errors import SearchError, SearchLost, UserError
+from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
 from mmsearch_trl.core.trajectory import Trajectory
@@ -151,12 +151,8 @@ class SearchRuntime:
             return
         self._claim_loop()
         try:
-            for backend in (self._image, self._text):
-                try:
-                    if (check := getattr(backend, "check", None)) is not None:
-                        await check()
-                except SearchError as error:
-                    raise SearchLost(f"the search backend {backend.name} cannot be used: {error}") from None  # pyright: ignore[reportOptionalMemberAccess]
+            for client in self._clients.values():
+                await client.check()
         finally:
             await self.disconnect()
 
@@ -242,7 +238,7 @@ class SearchRuntime:
             start = time.perf_counter()
             with counting() as cost:
                 try:
-                    observation = await self._answer(tool, backend, query, key)
+                    observation = await self._answer(tool, backend, query, key, cost)
                 except asyncio.CancelledError:
                     if cost.tries and not self._closed:  # every caller has left, but a paid try is still paid for
                         left = Observation(tool=tool, backend=backend.name, seconds=time.perf_counter() - start)
@@ -257,7 +253,9 @@ class SearchRuntime:
             return failed, Cost()
         return replace(observation, coalesced=coalesced), cost.take()
 
-    async def _answer(self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str) -> Observation:
+    async def _answer(
+        self, tool: ActionKind, backend: SearchBackend[Any], query: Any, key: str, cost: Cost
+    ) -> Observation:
         """One call: from the cache, or from the backend."""
         cache, replay = self._cache, self.mode is Mode.REPLAY
         try:
@@ -268,7 +266,7 @@ class SearchRuntime:
             if replay:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
             answer = await self._clients[tool].call(query)
-            if cache is not None:
+            if cache is not None and not cost.cut:
                 # What the cache will give: the model sees the same pixels now as later.
                 answer = await call_blocking(cache.put, key, answer, self.mode is Mode.RECORD)
             return Observation(tool=tool, hits=tuple(answer), backend=backend.name)

@@ -219,7 +219,7 @@ def keyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def paid_runtime(site: Site, **options: Any) -> SearchRuntime:
     api, web = SerpApi(f"http://127.0.0.1:{site.port}"), fetcher()
-    pages = PageSearch(SerpApiGoogle(api), WebReader(web, PageReader(workers=1)), Excerpt())
+    pages = PageSearch(SerpApiGoogle(api), WebReader(web, PageReader(processes=1)), Excerpt())
     return SearchRuntime(SerpApiLens(api, web), pages, **options)
 
 

@@ -81,6 +81,24 @@ def test_a_truncated_file_is_an_error(picture: Image.Image) -> None:
         load_image(data[: len(data) // 2])
 
 
+def test_a_jpeg_of_many_scans_is_refused_from_its_markers() -> None:
+    """2,000 scans of 25 megapixels burn a core for a minute."""
+    data = encoded(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert load_image(data).getpixel((0, 0)) == (254, 0, 0)
+    with pytest.raises(ValueError, match="a JPEG of 2009 scans, more than the limit of 64"):
+        load_image(data[:last] + data[last:-2] * 2000 + data[-2:])
+
+
+def test_transparency_is_mixed_with_white_as_pillow_mixes_it() -> None:
+    values = np.zeros((256, 256, 4), dtype=np.uint8)
+    values[..., :3] = np.arange(256)[None, :, None]
+    values[..., 3] = np.arange(256)[:, None]
+    layer = Image.fromarray(values)
+    expected = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    assert load_image(encoded(layer, "PNG")).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

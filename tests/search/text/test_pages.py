@@ -86,6 +86,32 @@ def test_a_page_that_cannot_be_read_is_replaced_by_the_next() -> None:
     assert [hit.title for hit in hits] == ["page 1", "page 3", "page 5"]
 
 
+@pytest.mark.parametrize("error", [LookupError, UnicodeError, RecursionError, KeyError, RuntimeError])
+def test_no_exception_of_a_page_ends_the_search(error: type[Exception]) -> None:
+    class Defective(Reader):
+        async def read(self, url: str) -> PageText:
+            if url.endswith(("/0", "/3")):
+                raise error("http://secret.example/?key=sesame")
+            return await super().read(url)
+
+    hits = search(Links(9), Defective(), Summariser())
+    assert [hit.title for hit in hits] == ["page 1", "page 2", "page 4"]
+    with pytest.raises(SearchError, match=f"the last: reading a page raised {error.__name__}") as caught:
+        search(Links(1), Defective(), Summariser())
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_key_that_is_refused_is_told_whatever_else_went_wrong() -> None:
+    class Refused(Reader):
+        async def read(self, url: str) -> PageText:
+            kind = FailureKind.KEY_REFUSED if url.endswith("/0") else FailureKind.TIMEOUT
+            raise SearchError(kind, "no")
+
+    with pytest.raises(SearchError) as caught:
+        search(Links(4), Refused(), Summariser())
+    assert caught.value.failure.kind is FailureKind.KEY_REFUSED
+
+
 def test_a_page_that_takes_too_long_is_replaced_too() -> None:
     search_ = PageSearch(Links(9), Reader(slow=[0, 1]), Summariser(), page_timeout_s=0.02)
     hits = asyncio.run(search_.search("who", 3))

@@ -59,7 +59,7 @@ def test_a_page_of_the_web_is_fetched_and_parsed_here() -> None:
 
         async with serving({"/velm": response(page)}) as site:
             fetcher = Fetcher(allowed=lambda address: address == "127.0.0.1", lookup=here, ports=None)
-            reader = WebReader(fetcher, PageReader(workers=1))
+            reader = WebReader(fetcher, PageReader(processes=1))
             try:
                 return await reader.read(f"http://pages.example:{site.port}/velm")
             finally:

@@ -69,12 +69,123 @@ def test_a_page_is_its_article_without_what_stands_around_it() -> None:
     reading(work)
 
 
-@pytest.mark.parametrize("charset", ["latin-1", "cp1252", "utf-16", "no-such-charset", None])
-def test_a_page_is_read_in_the_character_set_that_the_server_names(charset: str | None) -> None:
-    text = HTML.replace("grey stone", "grés blême")
-    encoded = text.encode(charset if charset and charset != "no-such-charset" else "utf-8")
-    found = reading(lambda reader: reader.read(page(encoded, charset=charset)))
-    assert "grés blême" in found.text
+AS_BROWSERS = {
+    "gb2312": ("朱镕基 said 囍", "gbk"),
+    "GB_2312-80": ("朱镕基 said 囍", "gbk"),
+    "gbk": ("a rare 㐂 and \U00020000", "gb18030"),
+    "x-gbk": ("朱镕基", "gbk"),
+    "chinese": ("朱镕基", "gbk"),
+    "euc-kr": ("똠방각하", "cp949"),
+    "ks_c_5601-1987": ("똠방각하", "cp949"),
+    "shift_jis": ("株式会社 ㈱ ① 髙", "cp932"),
+    "windows-31j": ("㈱ ①", "cp932"),
+    "big5": ("我哋嘅嘢", "big5hkscs"),
+    "iso-8859-1": ("“grés” 5 €", "cp1252"),
+    "us-ascii": ("“grés” 5 €", "cp1252"),
+    "latin5": ("İstanbul ş", "cp1254"),
+    "tis-620": ("ภาษาไทย …", "cp874"),
+    "koi8-r": ("Москва", "koi8-r"),
+    "x-cp1251": ("Москва", "cp1251"),
+    "utf-16": ("grés 日本", "utf-16-le"),
+    " UTF8 ": ("grés 日本", "utf-8"),
+    "euc-jp": ("日本語", "euc-jp"),
+    "iso-2022-jp": ("日本語", "iso2022-jp"),
+}
+"""Labels, what pages with them hold that the codec of that name in Python does not, and how browsers decode it."""
+NO_LABELS = [
+    *("undefined", "idna", "punycode", "utf-7", "unicode_escape", "raw_unicode_escape", "base64", "hex", "rot13"),
+    *("bz2", "zlib", "uu", "mbcs", "no-such-charset", "", "é", "x" * 5000, "utf-8\x00", "../utf-8", None),
+]
+
+
+def html_of(words: str, head: str = "") -> str:
+    return f"<html><head>{head}<title>T</title></head><body><p>{ARTICLE} {words}. {ARTICLE}</p></body></html>"
+
+
+async def texts(reader: PageReader, body: bytes, charset: str | None) -> list[str]:
+    """Of a page, and of a plain text."""
+    found = [await outcome(reader, page(body, kind, charset)) for kind in ("text/html", "text/plain")]
+    return [one.text if isinstance(one, PageText) else str(one) for one in found]
+
+
+def test_the_server_s_label_means_what_it_means_to_a_browser() -> None:
+    async def work(reader: PageReader) -> None:
+        for label, (words, codec) in AS_BROWSERS.items():
+            for text in await texts(reader, html_of(words).encode(codec), label):
+                assert words in text, label
+
+    reading(work, processes=1)
+
+
+def test_what_is_no_label_is_as_if_there_were_none() -> None:
+    """Python has codecs which decode no text, raise out of any error handler, or take the square of the length."""
+
+    async def work(reader: PageReader) -> None:
+        for label in NO_LABELS:
+            for text in await texts(reader, html_of("grés blême 日本").encode(), label):
+                assert "grés blême 日本" in text, label
+        start = time.monotonic()
+        for label in ("punycode", "idna"):
+            await texts(reader, b"a" * 240_000, label)
+        assert time.monotonic() - start < 10
+
+    reading(work, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "label"),
+    [
+        (b"\xef\xbb\xbf" + html_of("grés").encode(), "gb2312"),
+        (b"\xff\xfe" + html_of("grés").encode("utf-16-le"), "utf-8"),
+        (b"\xfe\xff" + html_of("grés").encode("utf-16-be"), "iso-8859-1"),
+        (b"\xff\xfe" + html_of("grés").encode("utf-16-le"), None),
+        (b"\xef\xbb\xbf" + html_of("grés").encode(), "undefined"),
+    ],
+)
+def test_a_byte_order_mark_wins_over_the_server(body: bytes, label: str | None) -> None:
+    found = reading(lambda reader: texts(reader, body, label))
+    assert all("grés" in text and "\ufeff" not in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("head", "codec"),
+    [
+        ('<meta charset="gb2312">', "gbk"),
+        ("<META CHARSET = gbk >", "gbk"),
+        ('<meta http-equiv="Content-Type" content="text/html; charset=GB2312">', "gbk"),
+        ("<meta content='text/html;charset=\"gbk\"' http-equiv=content-type>", "gbk"),
+        ('<!-- <meta charset="koi8-r"> --><meta charset="gb2312">', "gbk"),
+        ('<meta name="description" content="charset=koi8-r"><meta charset="gb2312">', "gbk"),
+        ('<meta charset="gb2312"><meta charset="koi8-r">', "gbk"),
+        ('<meta charset="utf-16">', "utf-8"),
+        ("<meta charset=utf-8>", "utf-8"),
+    ],
+)
+def test_a_page_declares_its_own_characters_where_the_server_does_not(head: str, codec: str) -> None:
+    words = "朱镕基 said 囍"
+
+    async def work(reader: PageReader) -> None:
+        body = html_of(words, head).encode(codec)
+        assert words in (await reader.read(page(body, charset=None))).text
+        assert words in (await reader.read(page(body, charset="punycode"))).text
+        said = html_of(words, '<meta charset="koi8-r">').encode(codec)
+        assert words in (await reader.read(page(said, charset=codec))).text, "the server wins"
+
+    reading(work, processes=1)
+
+
+def test_an_xml_declaration_counts_too() -> None:
+    body = ('<?xml version="1.0" encoding="gb2312"?>\n' + html_of("朱镕基")).encode("gbk")
+    for charset in (None, "gbk"):
+        found = reading(lambda reader, said=charset: reader.read(page(body, "application/xhtml+xml", said)))
+        assert "朱镕基" in found.text
+
+
+@pytest.mark.parametrize("label", ["hz-gb-2312", "iso-2022-kr", "iso-2022-cn"])
+def test_what_browsers_refuse_to_decode_has_no_text(label: str) -> None:
+    for kind in ("text/html", "text/plain"):
+        given = page(html_of("grés"), kind, label)
+        assert reading(lambda reader, given=given: outcome(reader, given)) is FailureKind.BAD_RESPONSE
 
 
 def test_plain_text_needs_no_parser() -> None:
@@ -98,7 +209,7 @@ def test_a_page_that_burns_time_costs_itself_only() -> None:
         assert time.monotonic() - start < 20
         assert isinstance(await outcome(reader, page(HTML)), PageText), "a new worker has taken its place"
 
-    reading(work, workers=2, timeout_s=1.0)
+    reading(work, processes=2, timeout_s=1.0)
 
 
 def test_a_worker_that_dies_is_replaced() -> None:
@@ -122,7 +233,7 @@ def test_a_cancelled_read_leaves_no_worker_busy() -> None:
         await asyncio.wait([task])
         assert isinstance(await outcome(reader, page(HTML)), PageText)
 
-    reading(work, workers=1, timeout_s=30.0)
+    reading(work, processes=1, timeout_s=30.0)
 
 
 def test_a_worker_has_no_key_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,15 +249,13 @@ def test_a_worker_has_no_key_in_its_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_workers_take_no_more_memory_than_they_may() -> None:
-    from mmsearch_trl.search.web import page_worker
-
-    assert page_worker._MEMORY <= 1 << 30
+    assert page_text.MEMORY <= 1 << 30
 
     async def work(reader: PageReader) -> None:
         before = set(_children())
         await reader.read(page(HTML))
         [worker] = set(_children()) - before
-        assert psutil.Process(worker).rlimit(psutil.RLIMIT_AS) == (page_worker._MEMORY, page_worker._MEMORY)
+        assert psutil.Process(worker).rlimit(psutil.RLIMIT_AS) == (page_text.MEMORY, page_text.MEMORY)
 
     reading(work)
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mmsearch_trl.core.action import ActionKind
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, SearchLost
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.breaker import CircuitBreaker
 from mmsearch_trl.search.calls.budget import Budget
 from mmsearch_trl.search.calls.cost import count_try
+from mmsearch_trl.search.calls.deadline import ending_at
 from mmsearch_trl.search.calls.rate import TokenBucket
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import checked_answer
@@ -120,6 +121,24 @@ class BackendClient(Generic[QueryT]):
             await asyncio.sleep(pause)
         raise error
 
+    async def check(self) -> None:
+        """See that the backend is ready, where it can tell, in the time of one try.
+
+        Raises:
+            SearchLost: it is not.
+        """
+        if (check := getattr(self._backend, "check", None)) is None:
+            return
+        reason = f"no answer within {self._policy.try_timeout_s:g} s"
+        try:
+            async with asyncio.timeout(self._policy.try_timeout_s):
+                return await check()
+        except SearchError as error:
+            reason = str(error)
+        except TimeoutError:
+            pass
+        raise SearchLost(f"the search backend {self._backend.name} cannot be used: {reason}")
+
     async def disconnect(self) -> None:
         """Close the backend's connections; the next call, on whatever event loop, opens them again."""
         self._slots = asyncio.Semaphore(self._policy.max_concurrency)  # one that has had waiters belongs to their loop
@@ -211,7 +230,8 @@ class BackendClient(Generic[QueryT]):
         """
         start = asyncio.get_running_loop().time()
         # Not wait_for(): it waits until the cancelled call has ended, and a backend may ignore its cancellation.
-        work = asyncio.ensure_future(call(self._backend, query, self._k))
+        with ending_at(limit):
+            work = asyncio.ensure_future(call(self._backend, query, self._k))
         # A call that is left behind may still fail: asyncio logs an exception that nobody has looked at.
         work.add_done_callback(lambda work: work.cancelled() or work.exception())
         try:

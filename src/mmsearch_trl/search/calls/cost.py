@@ -1,4 +1,4 @@
-"""What one search costs: how often a backend was tried, and the bytes that it sent.
+"""What one search costs: how often a backend was tried, the bytes that it sent, and whether time was short.
 
 The count is handed down in a context variable, so that it reaches every task which the search begins, and no other
 search. Counted are bodies, of failed tries too: pages and images as they came, JSON of services after decompression.
@@ -17,6 +17,8 @@ class Cost:
 
     tries: int = 0
     bytes: int = 0
+    cut: bool = False
+    """Parts are missing that had no time: another time there may be more, so that this answer is not cached."""
 
     def take(self) -> "Cost":
         """The cost for the first caller; for later ones there is none left."""
@@ -49,3 +51,9 @@ def count_bytes(count: int) -> None:
     """Count bytes that were read, where somebody counts."""
     if (cost := _of_this_search.get()) is not None:
         cost.bytes += count
+
+
+def note_cut() -> None:
+    """Say that parts of the answer are missing because there was no time for them, where somebody listens."""
+    if (cost := _of_this_search.get()) is not None:
+        cost.cut = True

@@ -10,7 +10,7 @@ from PIL import Image
 from mmsearch_trl.core.observation import ImageHit, ImageQuery
 from mmsearch_trl.search.calls.section import ImageConfig, Shared
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.image.download import with_thumbnails
+from mmsearch_trl.search.image.download import Thumbnails
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.media.thumbnail import shrink
 from mmsearch_trl.search.web.fetch import Fetcher
@@ -42,7 +42,7 @@ class SerpApiLens:
 
     Args:
         api: The account.
-        fetcher: Gets the thumbnails.
+        fetcher: Fetches the thumbnails.
         country: Of the searcher, two letters.
         language: Of the results, two letters.
     """
@@ -53,7 +53,7 @@ class SerpApiLens:
 
     def __init__(self, api: SerpApi, fetcher: Fetcher, *, country: str = "us", language: str = "en") -> None:
         self._api = api
-        self._fetcher = fetcher
+        self._thumbnails = Thumbnails(fetcher)
         self._where = {"country": country, "hl": language}
         self.fingerprint = digest_of(self.name, country, language)
 
@@ -70,7 +70,7 @@ class SerpApiLens:
             (ImageHit(title=text(row, "title"), url=text(row, "link") or None), text(row, "thumbnail") or None)
             for row in matches[: k + _SPARE]
         ]
-        found = await with_thumbnails(self._fetcher, hits)
+        found = await self._thumbnails.of(hits)
         return [hit for hit in found if hit.title or hit.thumbnail is not None][:k]
 
     async def check(self) -> None:
@@ -78,7 +78,7 @@ class SerpApiLens:
 
     async def close(self) -> None:
         await self._api.close()
-        await self._fetcher.close()
+        await self._thumbnails.close()
 
 
 def encoded(image: Image.Image) -> bytes:

@@ -8,7 +8,6 @@ import base64
 import io
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,10 +15,11 @@ from PIL import Image
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
+from mmsearch_trl.search.calls.deadline import in_time
+from mmsearch_trl.search.calls.image_decoder import ImageDecoder
 from mmsearch_trl.search.calls.section import ImageConfig, Shared
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
 
 
@@ -55,10 +55,11 @@ class ImageService:
     def __init__(self, url: str, *, token: str | None = None, corpus: str = "") -> None:
         server = url.rstrip("/").removesuffix("/image_search")
         self._service = Service(server, token=token, max_bytes=_MAX_ANSWER)
+        self._decoder = ImageDecoder()
         self.fingerprint = digest_of(self.name, server, corpus)
 
     async def search(self, query: ImageQuery, k: int) -> Sequence[ImageHit]:
-        """Pages that show the image, best first.
+        """Pages that show the image, best first; one whose image cannot be read in time keeps its title.
 
         Raises:
             SearchError: see `Service.post`; `BAD_RESPONSE` where the answer is not of the contract.
@@ -68,10 +69,22 @@ class ImageService:
         rows = answer.get("hits") if isinstance(answer, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise SearchError(FailureKind.BAD_RESPONSE, "the answer holds no list of hits")
-        return [await call_blocking(_hit, row) for row in rows]
+        rows = rows[:k]
+        images = await in_time(self._thumbnail(row.get("thumbnail")) for row in rows)
+        return [_hit(row, image) for row, image in zip(rows, images, strict=True)]
 
     async def close(self) -> None:
+        self._decoder.close()
         await self._service.close()
+
+    async def _thumbnail(self, encoded: Any) -> Image.Image | None:
+        if not isinstance(encoded, str):
+            return None
+        try:
+            file = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            return None
+        return await self._decoder.decode(file)
 
 
 def png_base64(image: Image.Image) -> str:
@@ -81,12 +94,8 @@ def png_base64(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _hit(row: dict[str, Any]) -> ImageHit:
-    title, url, score, encoded = (row.get(name) for name in ("title", "url", "score", "thumbnail"))
-    thumbnail = None
-    if isinstance(encoded, str):
-        with suppress(ValueError):  # of a hit whose image cannot be read, the title is still worth having
-            thumbnail = load_image(base64.b64decode(encoded, validate=True))
+def _hit(row: dict[str, Any], thumbnail: Image.Image | None) -> ImageHit:
+    title, url, score = (row.get(name) for name in ("title", "url", "score"))
     return ImageHit(
         title=title if isinstance(title, str) else "",
         url=url if isinstance(url, str) else None,

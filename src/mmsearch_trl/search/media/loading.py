@@ -3,7 +3,11 @@
 Every image that enters the program (data set rows, index sources, cached thumbnails) comes through `load_image`, so
 that a hostile or odd file is refused in one place: only four raster formats are tried (Pillow's default would start
 Ghostscript for a PostScript file), the size is read from the header before any pixel is decoded (a 9 KB PNG can hold
-81 megapixels), only the first frame is decoded, and a truncated file is an error, never an image with a grey end.
+81 megapixels), a JPEG is decoded as often as its scans are many and may have so many, only the first frame is decoded,
+and a truncated file is an error, never an image with a grey end.
+
+The largest image takes half a gigabyte for a moment. What a search brings from strangers is decoded elsewhere
+(`search/calls/image_decoder.py`).
 """
 
 import io
@@ -20,7 +24,11 @@ from mmsearch_trl.core.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 MAX_PIXELS = 25_000_000
-"""Largest image that is decoded; 75 MB of RGB."""
+"""Largest image that is decoded; 100 MB of RGB, as Pillow holds it."""
+MAX_SCANS = 64
+"""Of a JPEG: progressive ones have about ten, and each goes over all of the image again."""
+
+_SCAN = b"\xff\xda"
 
 ImageSource = bytes | bytearray | memoryview | str | Path | Mapping[str, Any] | Image.Image
 
@@ -72,11 +80,15 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise UserError("the image is empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"the image has too many pixels: {error}") from error
     except Exception as error:
         raise UserError(f"the image ({len(data)} bytes) is not a readable {'/'.join(FORMATS)} file") from error
+    # Within a scan no 0xFF is followed by anything but zero and restart marks, so that this counts markers.
+    if image.format == "JPEG" and (scans := data.count(_SCAN)) > MAX_SCANS:
+        raise UserError(f"the image is a JPEG of {scans} scans, more than the limit of {MAX_SCANS}")
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -90,11 +102,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = _converted(image, "RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        del image
+        shown = Image.new("RGB", layer.size, "white")
+        shown.paste(layer, mask=layer)
+        return shown
     return _converted(image, "RGB")
 
 

@@ -1,10 +1,12 @@
 """Text search as MMSearch-R1 has it: search for addresses, read the pages, summarise each for the question.
 
-A page that cannot be read or summarised is replaced by the next address until there are k, or no address is left. What
-each stage gave is cached apart, so that another summariser reads the same pages and pays for no search.
+A page that cannot be read or summarised is replaced by the next address until there are k, no address is left, or the
+time of the search is over: then those that were read are handed back. What each stage gave is cached apart, so that
+another summariser reads the same pages and pays for no search.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +15,9 @@ from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import Failure, FailureKind, TextHit
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.backend_client import call, is_paid
+from mmsearch_trl.search.calls.cost import note_cut
+from mmsearch_trl.search.calls.deadline import seconds_for_parts
+from mmsearch_trl.search.calls.failure_monitor import LASTING
 from mmsearch_trl.search.calls.section import AnswerStore, Shared, TextConfig
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import text_hits
@@ -25,10 +30,13 @@ from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.serpapi import SerpApi
 
 
+logger = logging.getLogger(__name__)
+
 MAX_PAGE_CHARS = 30_000
 """Of a page, what a summariser gets to see (MMSearch-R1, appendix C)."""
 
 _ADDRESSES_PER_HIT = 3
+_MOST_UNREAD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,8 @@ class PageSearch:
         self._summariser = summariser
         self._cache = cache
         self._page_timeout_s = page_timeout_s
+        self._unread: dict[str, list[TextHit]] = {}
+        """Addresses of searches of which no page was read, for their next try: it need not pay for them again."""
         self.paid = is_paid(links)
         self.fingerprint = digest_of(self.name, links.fingerprint, reader.fingerprint, summariser.fingerprint)
 
@@ -109,15 +119,25 @@ class PageSearch:
         """Summaries of the best pages that could be read, best first.
 
         Raises:
-            SearchError: no address could be found, or no page of those found could be read.
+            SearchError: no address could be found, or no page of those found could be read: `UNAVAILABLE`, or that a
+                key is refused or a quota spent.
         """
         count = k * _ADDRESSES_PER_HIT
         key = digest_of("addresses", self._links.fingerprint, query, str(count))
-        links = [link for link in await self._cached(key, lambda: call(self._links, query, count)) if link.url]
-        found, failure = await self._summaries(query, links, k)
+        links = self._unread.pop(key, None)
+        if links is None:
+            links = [link for link in await self._cached(key, lambda: call(self._links, query, count)) if link.url]
+        found: list[TextHit] = []
+        try:
+            found, failure = await self._summaries(query, links, k)
+        finally:
+            if links and not found:
+                self._unread[key] = links
+                while len(self._unread) > _MOST_UNREAD:
+                    del self._unread[next(iter(self._unread))]
         if links and not found:
-            reason = failure.message if failure else "no reason is known"
-            raise SearchError(FailureKind.UNAVAILABLE, f"none of {len(links)} pages could be read; the last: {reason}")
+            kind = failure.kind if failure.kind in LASTING else FailureKind.UNAVAILABLE
+            raise SearchError(kind, f"none of {len(links)} pages could be read; the last: {failure.message}")
         return found
 
     async def check(self) -> None:
@@ -131,35 +151,45 @@ class PageSearch:
             if close is not None:
                 await close()
 
-    async def _summaries(self, query: str, links: Sequence[TextHit], k: int) -> tuple[list[TextHit], Failure | None]:
-        """The first `k` that come to something, in the order of the links, and a failure if there was one."""
-        waiting, failure = list(enumerate(links)), None
+    async def _summaries(self, query: str, links: Sequence[TextHit], k: int) -> tuple[list[TextHit], Failure]:
+        """The first `k` that come to something in time, in the order of the links, and the last or lasting failure."""
+        waiting, failure = list(enumerate(links)), Failure(FailureKind.TIMEOUT, "no time was left")
         found: dict[int, TextHit] = {}
-        running: dict[asyncio.Task[TextHit], int] = {}
+        running: dict[asyncio.Task[TextHit | Failure], int] = {}
         try:
             while running or (waiting and len(found) < k):
                 # As many at a time as are still wanted: pages beyond would be read for nothing.
                 while waiting and len(running) + len(found) < k:
                     rank, link = waiting.pop(0)
                     running[asyncio.create_task(self._in_time(query, link))] = rank
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                seconds = seconds_for_parts()
+                done, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    note_cut()
+                    break
                 for task in sorted(done, key=running.__getitem__):
-                    rank = running.pop(task)
-                    try:
-                        found[rank] = task.result()
-                    except SearchError as error:
-                        failure = error.failure
+                    rank, outcome = running.pop(task), task.result()
+                    if isinstance(outcome, Failure):
+                        failure = failure if failure.kind in LASTING else outcome
+                    else:
+                        found[rank] = outcome
         finally:
             for task in running:
                 task.cancel()
         return [found[rank] for rank in sorted(found)], failure
 
-    async def _in_time(self, query: str, link: TextHit) -> TextHit:
+    async def _in_time(self, query: str, link: TextHit) -> TextHit | Failure:
+        """Whatever goes wrong costs one page, not the search."""
         try:
             async with asyncio.timeout(self._page_timeout_s):
                 return await self._summary(query, link)
         except TimeoutError:
-            raise SearchError(FailureKind.TIMEOUT, f"a page took more than {self._page_timeout_s:g} s") from None
+            return Failure(FailureKind.TIMEOUT, f"a page took more than {self._page_timeout_s:g} s")
+        except SearchError as error:
+            return error.failure
+        except Exception as error:  # only the type is told: the text may hold a key or a page
+            logger.warning("reading a page raised %s", type(error).__name__)
+            return Failure(FailureKind.UNAVAILABLE, f"reading a page raised {type(error).__name__}")
 
     async def _summary(self, query: str, link: TextHit) -> TextHit:
         url = link.url or ""

@@ -69,7 +69,7 @@ class Fetcher:
     def __init__(
         self,
         *,
-        timeout_s: float = 10.0,
+        timeout_s: float = 5.0,
         max_bytes: int = 4_000_000,
         denied_hosts: Collection[str] = (),
         allowed: Callable[[str], bool] = is_public,

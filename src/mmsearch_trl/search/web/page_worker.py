@@ -1,73 +1,39 @@
-"""A process that turns HTML into text: `python -m mmsearch_trl.search.web.page_worker`, started by `page_text.py`.
+"""The readable text of a page, as a job of a process which may be killed over it (`search/calls/worker.py`).
 
-Parsers of other people's HTML can burn a processor for minutes and gigabytes of memory. Here that hurts nobody: the
-process may take so much memory and no more, has no key in its environment, and is killed when it is late.
-
-Jobs come in on standard input and answers go out on standard output, each a length and so many bytes.
+A page's characters are what browsers take them for (WHATWG's Encoding Standard): a byte order mark wins over the
+server's word, that over the page's own; labels are those of the standard, and no other codec of Python's is used.
+Where nobody says, the characters are guessed from the bytes.
 """
 
-import codecs
 import json
-import resource
-import struct
-import sys
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import webencodings
 
 
-LENGTH = struct.Struct("<I")
-_MEMORY = 1 << 30
-_CHARSET_BYTES = 40
+_BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_DECLARED_WITHIN = 1024
+"""Bytes of a page in which its own word is looked for."""
 
 
-def send(stream: BinaryIO, message: bytes) -> None:
-    stream.write(LENGTH.pack(len(message)) + message)
-    stream.flush()
+def job(body: bytes, charset: str | None, *, html: bool) -> bytes:
+    """A page as a message: what the server says of it on a line, then the page."""
+    return json.dumps({"charset": charset, "html": html}).encode() + b"\n" + body
 
 
-def receive(stream: BinaryIO) -> bytes:
-    """The next message.
+def read(job: bytes) -> bytes:
+    """Title and text of a page as JSON, "" where it has none, or the `error` of its parser. Runs in the worker.
 
     Raises:
-        EOFError: the other side is gone.
+        MemoryError: the page needs more than the process may take.
     """
-    return _exactly(stream, LENGTH.unpack(_exactly(stream, LENGTH.size))[0])
-
-
-def _exactly(stream: BinaryIO, count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError
-    return data
-
-
-def job(html: bytes, charset: str | None) -> bytes:
-    """A page as a message."""
-    return (charset or "").encode("ascii", "ignore")[:_CHARSET_BYTES].ljust(_CHARSET_BYTES) + html
-
-
-def readable(html: bytes, charset: str | None) -> tuple[str, str]:
-    """Title and text of a page, "" where it has none: the article without what stands around it."""
-    import trafilatura
-
-    source: bytes | str = html
-    if charset is not None:
-        source = html.decode(charset, "replace")
-    document: Any = trafilatura.bare_extraction(source, with_metadata=True, include_comments=False)
-    return ("", "") if document is None else (document.title or "", document.text or "")
-
-
-def _known(charset: str) -> str | None:
-    """A character set that Python can decode; None lets the parser find out."""
+    head, _, body = job.partition(b"\n")
+    said = json.loads(head)
     try:
-        return codecs.lookup(charset).name if charset else None
-    except LookupError:
-        return None
-
-
-def _answer(message: bytes) -> bytes:
-    charset = _known(message[:_CHARSET_BYTES].decode("ascii").strip())
-    try:
-        title, text = readable(message[_CHARSET_BYTES:], charset)
+        text = _characters(body, said["charset"], html=said["html"])
+        title, text = _readable(text) if said["html"] else ("", text)
     except MemoryError:
         raise
     except Exception as error:  # whatever a parser makes of a broken page
@@ -75,17 +41,61 @@ def _answer(message: bytes) -> bytes:
     return json.dumps({"title": title, "text": text}).encode()
 
 
-def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    answers = sys.stdout.buffer
-    sys.stdout = sys.stderr  # nothing that a library prints may get between the answers
-    while True:
-        try:
-            message = receive(sys.stdin.buffer)
-        except EOFError:
+def _readable(page: str) -> tuple[str, str]:
+    """The article of a page without what stands around it."""
+    import trafilatura
+
+    document: Any = trafilatura.bare_extraction(page, with_metadata=True, include_comments=False)
+    return ("", "") if document is None else (document.title or "", document.text or "")
+
+
+def _characters(body: bytes, charset: str | None, *, html: bool) -> str:
+    encoding = webencodings.lookup(charset) if charset else None
+    if encoding is None and html:
+        encoding = _declared(body[:_DECLARED_WITHIN])
+    if encoding is None and not body.startswith(_BOMS):
+        from trafilatura.utils import decode_file
+
+        return decode_file(body)
+    if encoding is not None and encoding.name == "replacement":  # what browsers refuse to decode
+        return ""
+    text, found = webencodings.decode(body, encoding or webencodings.UTF8)
+    # The standard decodes GBK as what it is a part of.
+    return body.decode("gb18030", "replace") if found.name == "gbk" else text
+
+
+def _declared(head: bytes) -> webencodings.Encoding | None:
+    parser = _Declaration()
+    parser.feed(head.decode("latin-1"))
+    encoding = webencodings.lookup(parser.label) if parser.label else None
+    # It could not have been read if it were in UTF-16.
+    return webencodings.UTF8 if encoding is not None and encoding.name.startswith("utf-16") else encoding
+
+
+class _Declaration(HTMLParser):
+    """Finds the character set that a page declares."""
+
+    label = ""
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        if tag != "meta" or self.label:
             return
-        send(answers, _answer(message))
+        if "charset" in values:
+            self.label = values["charset"]
+        elif values.get("http-equiv", "").lower() == "content-type":
+            self.label = _value_of("charset", values.get("content", ""))
+
+    def handle_pi(self, data: str) -> None:
+        if data.startswith("xml ") and not self.label:
+            self.label = _value_of("encoding", data)
 
 
-if __name__ == "__main__":
-    main()
+def _value_of(name: str, text: str) -> str:
+    """What stands behind `name=`, with or without quotes."""
+    _, _, rest = text.lower().partition(name)
+    value = rest.lstrip().removeprefix("=").lstrip()
+    quote = value[:1]
+    if quote in ("'", '"'):
+        return value[1:].partition(quote)[0]
+    return value.replace(";", " ").partition(" ")[0]
