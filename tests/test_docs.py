@@ -111,7 +111,7 @@ def test_every_picture_of_the_docs_is_shown() -> None:
 
 
 def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:
-    linked = set(_LINK.findall(text_of(READMES[0])))
+    linked = {link for page in READMES for link in _LINK.findall(text_of(page))}
     assert [page.name for page in PAGES if page.parent.name == "docs" and f"docs/{page.name}" not in linked] == []
 
 
@@ -126,7 +126,22 @@ def test_both_readmes_have_the_same_sections_commands_and_links() -> None:
     assert _shape(english) == _shape(chinese)
     assert list(commands_of(READMES[0])) == list(commands_of(READMES[1]))
     links = [[link for link in _LINK.findall(text) if not link.startswith("README")] for text in (english, chinese)]
-    assert links[0] == links[1]
+    assert links[0] == [link.replace(".zh.md", ".md") for link in links[1]]
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.zh.md")), ids=lambda page: page.name)
+def test_a_page_in_chinese_has_the_sections_and_commands_of_the_english_one(page: Path) -> None:
+    other = page.with_name(page.name.replace(".zh.md", ".md"))
+    assert _shape(text_of(page)) == _shape(text_of(other))
+    assert list(commands_of(page)) == list(commands_of(other))
+    assert f"({page.name})" in text_of(other) and f"({other.name})" in text_of(page)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
+def test_the_layout_of_the_readme_names_every_room(readme: Path) -> None:
+    rooms = {path.name for path in (ROOT / "src" / "mmsearch_trl").iterdir() if (path / "__init__.py").is_file()}
+    [layout] = [body for kind, body in _BLOCK.findall(text_of(readme)) if kind == "text"]
+    assert set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE)) == rooms
 
 
 def test_both_readmes_have_the_marks_of_the_table_of_results() -> None:
