@@ -95,6 +95,8 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert trainer.per_device_train_batch_size * trainer.steps_per_generation * 32 == 512 * 8
     assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 32 == 128 * 8
     assert (trainer.num_generations, trainer.learning_rate, trainer.lr_sigmoid_ratio) == (8, 2e-6, None)
+    updates = trainer.steps_per_generation // trainer.gradient_accumulation_steps
+    assert (updates, trainer.save_steps / updates, trainer.eval_steps / updates) == (4, 50, 50)  # the paper's steps
     assert recipe.rollout.image_search_first_turn_only
     check_shared_values(recipe)
 
@@ -111,6 +113,7 @@ def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     assert (trainer.max_steps, trainer.warmup_steps, trainer.entropy_coef) == (10 * 1005, 0.285, 0.001)
     assert trainer.learning_rate == (5e-7 if name.endswith("structure") else 1e-6)
     assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.temperature) == ("bnpo", 0.001, 0.2, 1.0)
+    assert (trainer.use_bias_correction_kl, trainer.kl_clamp) == (False, True)
     assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_observation_tokens) == (4, 500, 500)
     assert rollout.text_search_limit == 4 and recipe.data.max_prompt_length == 2048
     assert recipe.search.text == RetrieverConfig(url="http://127.0.0.1:8000", top_k=3)
@@ -126,6 +129,7 @@ def check_shared_values(recipe: Recipe) -> None:
     assert isinstance(trainer, MMSearchGRPOConfig) and isinstance(reward, RewardConfig)
     assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.entropy_coef) == ("bnpo", 0.001, 0.2, 0.0)
     assert (trainer.scale_rewards, trainer.advantage_eps, trainer.num_iterations) == ("group", 1e-6, 1)
+    assert (trainer.use_bias_correction_kl, trainer.kl_clamp) == (False, True)
     assert not trainer.filter_zero_variance_groups
     assert (trainer.adam_beta1, trainer.adam_beta2, trainer.weight_decay) == (0.9, 0.999, 0.01)
     assert (trainer.max_grad_norm, trainer.temperature, trainer.top_p) == (1.0, 1.0, 1.0)

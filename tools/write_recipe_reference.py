@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
 from mmsearch_trl.recipe.tools import TOOLS
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -25,6 +26,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.section import BackendConfig, ImageConfig, TextConfig
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.options import REPLACED, REPLACED_SUPERVISED
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -78,12 +80,12 @@ INHERITED = """\
 ## Inherited keys
 
 The keys below are those of TRL and transformers, with the first sentence of their help texts (trl {trl},
-transformers {transformers}, both Apache-2.0); their documentation has the rest. Rollouts are this project's own, so
-some of TRL's keys are refused or fixed: `log_multimodal` and `mask_truncated_completions` stay false, `top_p`,
-`top_k`, `min_p` and `repetition_penalty` keep the values that leave the model's distribution as it is, and
-`max_completion_length` follows `rollout.max_response_tokens` unless it is set. docs/vllm.md says which of the `vllm_*`
-keys have a meaning here. Keys of TRL's own generation and tool loop (`generation_kwargs`, `cache_implementation`,
-`use_transformers_*`, `max_tool_calling_iterations`) have no effect.
+transformers {transformers}, both Apache-2.0); their documentation has the rest. None is ignored: a key of something
+that this project does in its own way (generation, TRL's tool loop, the evaluation of labels) is refused and not
+listed, and so is one that does nothing beside the others, such as `delta` under `loss_type: cispo` or `lora_r` without
+`use_peft`; the error says why. Only keys whose name says what they belong to (`vllm_*`, `lr_sigmoid_*`) may stay where
+that is switched off. `max_completion_length` divides the loss under `loss_type: dr_grpo`, where it follows
+`rollout.max_response_tokens`, and limits nothing.
 """
 
 
@@ -144,15 +146,17 @@ def _tools() -> Iterator[str]:
 def inherited_part() -> str:
     """The keys of TRL and transformers, which depend on the installed versions."""
     both = _names(TrainingArguments)
-    grpo = [field for field in fields(MMSearchGRPOConfig) if field.name in _names(GRPOConfig) - both]
-    sft = [field for field in fields(SFTConfig) if field.name not in both]
+    no_grpo, no_sft = REPLACED.keys() | OF_NO_RECIPE.keys(), REPLACED_SUPERVISED.keys() | OF_NO_RECIPE.keys()
+    grpo = [field for field in fields(MMSearchGRPOConfig) if field.name in _names(GRPOConfig) - both - no_grpo]
+    sft = [field for field in fields(SFTConfig) if field.name not in both | no_sft]
+    shared = both - (no_grpo & no_sft)
     return "\n".join(
         [
             INHERITED.format(trl=version("trl"), transformers=version("transformers")),
             _table("Model", "At the top level; `trl.ModelConfig`.", map(_brief, fields(ModelConfig))),
             _table("Trainer: GRPO", "At the top level; `trl.GRPOConfig`.", map(_brief, grpo)),
             _table("Trainer: supervised", "At the top level; `trl.SFTConfig`.", map(_brief, sft)),
-            _table("Trainer: both", "At the top level; `transformers.TrainingArguments`.", _shared_rows(both)),
+            _table("Trainer: both", "At the top level; `transformers.TrainingArguments`.", _shared_rows(shared)),
         ]
     )
 
@@ -188,7 +192,10 @@ def _shared_rows(names: Collection[str]) -> Iterator[str]:
     for field in fields(MMSearchGRPOConfig):
         if field.name in names:
             default, other = _default(field), _default(supervised[field.name])
-            yield _row(field, whole=False, default=default if default == other else f"{default}; supervised {other}")
+            both = default if default == other else f"{default}; supervised {other}"
+            kinds = {" (supervised)": REPLACED, " (GRPO)": REPLACED_SUPERVISED}
+            only = next((kind for kind, refused in kinds.items() if field.name in refused), "")
+            yield _row(field, whole=False, default=both + only)
 
 
 def _default(field: Field[Any]) -> str:

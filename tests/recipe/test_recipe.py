@@ -11,6 +11,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.recipe.written import Kind
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -295,17 +296,44 @@ def test_a_supervised_recipe_has_the_keys_of_sft_and_no_reward(write: Write) -> 
     with pytest.raises(UserError, match="unknown key `num_generations`"):
         load_recipe(path, kind="sft")
     keys = {"model_name_or_path": "m", "train_files": "a.jsonl", "use_cpu": True, "bf16": False}
-    path.write_text(yaml.safe_dump(keys | {"assistant_only_loss": True}))
+    path.write_text(yaml.safe_dump(keys | {"loss_type": "dft"}))
     recipe = load_recipe(path, kind="sft")
     assert isinstance(recipe.trainer, SFTConfig)
-    assert recipe.trainer.assistant_only_loss
+    assert recipe.trainer.loss_type == "dft"
     with pytest.raises(UserError, match="unknown key `reward`"):
         load_recipe(path, {"reward.search_penalty": 0.1}, kind="sft")
 
 
-def test_the_completion_length_of_trl_follows_the_rollout(write: Write) -> None:
-    trainer = load_recipe(write(), {"rollout.max_response_tokens": 777}).trainer
+def test_the_length_that_divides_a_dr_grpo_loss_follows_the_rollout(write: Write) -> None:
+    trainer = load_recipe(write(), {"rollout.max_response_tokens": 777, "loss_type": "dr_grpo"}).trainer
     assert isinstance(trainer, MMSearchGRPOConfig) and trainer.max_completion_length == 777
+
+
+def test_the_completion_length_of_trl_limits_nothing_and_is_refused_as_a_limit(write: Write) -> None:
+    with pytest.raises(UserError, match=r"max_completion_length .*rollout\.max_response_tokens"):
+        load_recipe(write(), {"max_completion_length": 2048})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_init_kwargs", {"revision": "v2"}, "model_init_kwargs has no effect in a recipe.*model_revision"),
+        ("trust_remote_code", True, "trust_remote_code has no effect"),
+        ("lora_r", 64, "lora_r is of an adapter, and use_peft is not true"),
+        ("lora_target_modules", ["q_proj"], "lora_target_modules is of an adapter"),
+        ("use_dora", True, "use_dora is of an adapter"),
+        ("bnb_4bit_quant_type", "fp4", "bnb_4bit_quant_type needs load_in_4bit"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["grpo", "sft"])
+def test_a_key_of_the_model_that_does_nothing_is_refused(
+    write: Write, key: str, value: Any, message: str, kind: Kind
+) -> None:
+    path = write()
+    if kind == "sft":
+        path.write_text(yaml.safe_dump({"model_name_or_path": "m", "train_files": "a.jsonl", "use_cpu": True}))
+    with pytest.raises(UserError, match=message):
+        load_recipe(path, {key: value}, kind=kind)
 
 
 def test_a_library_out_of_range_is_an_error_before_the_recipe_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

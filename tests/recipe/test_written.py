@@ -83,12 +83,12 @@ def test_what_resuming_takes_is_taken(recipe: Path, text: str, value: Any) -> No
 
 @pytest.mark.parametrize("kind", ["grpo", "sft"])
 def test_the_keys_of_each_section_are_told_apart(recipe: Path, kind: Kind) -> None:
-    recipe.write_text(f"{BASE}learning_rate: 1e-6\nlora_r: 8")
+    recipe.write_text(f"{BASE}learning_rate: 1e-6\nuse_peft: true")
     written = read_written(recipe, {"seed": 3}, kind=kind)
-    assert written.model == {"model_name_or_path": "some/model", "lora_r": 8}
+    assert written.model == {"model_name_or_path": "some/model", "use_peft": True}
     assert written.trainer == {"learning_rate": "1e-6", "seed": 3}
     assert written.data.train_files == ["a.jsonl"]
-    assert written.where("seed") == "command line (--seed)" and written.where("lora_r") == str(recipe)
+    assert written.where("seed") == "command line (--seed)" and written.where("use_peft") == str(recipe)
 
 
 def test_a_mistake_on_the_command_line_is_said_to_be_there(recipe: Path) -> None:

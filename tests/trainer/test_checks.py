@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -40,3 +41,9 @@ def test_trls_own_tool_loop_is_refused(tmp_path: Path) -> None:
 def test_weights_gathered_layer_by_layer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ds3_gather_for_generation"):
         MMSearchGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, ds3_gather_for_generation=False)
+
+
+def test_the_loss_that_balances_experts_is_refused_before_the_first_rollout(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef: .* set it to 0"):
+        check_model(model, has_processor=True, has_auxiliary_loss=True)

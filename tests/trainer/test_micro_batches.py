@@ -100,9 +100,13 @@ def test_rows_stay_where_the_loss_is_normalised_by_micro_batch(
     assert any((after[name] - before[name]).abs().max() > 1e-5 for name in before), "dealing would have been harmless"
 
 
-def test_a_loss_type_of_the_future_keeps_the_cut(tmp_path: Path) -> None:
+def test_a_loss_with_a_mean_over_the_tokens_of_a_micro_batch_keeps_the_cut(tmp_path: Path) -> None:
     assert rows_may_move(tiny.config(tmp_path))
-    assert not rows_may_move(tiny.config(tmp_path, loss_type="unheard_of"))
+    assert not rows_may_move(tiny.config(tmp_path, loss_type="bnpo"))
+    trajectories = {"trajectory_level_loss": True}
+    assert rows_may_move(tiny.config(tmp_path, **trajectories))
+    assert not rows_may_move(tiny.config(tmp_path, **trajectories, beta=0.1))
+    assert not rows_may_move(tiny.config(tmp_path, **trajectories, entropy_coef=0.1))
 
 
 @pytest.mark.parametrize(

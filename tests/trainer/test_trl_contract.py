@@ -117,6 +117,23 @@ def test_each_loss_type_is_normalised_as_we_believe() -> None:
         assert divided in normalised[name], name
 
 
+def test_the_loss_reads_the_reference_after_it_asked_for_log_probs() -> None:
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    asked = source.index("self._get_per_token_logps_and_entropies(")
+    assert source.count('inputs["ref_per_token_logps"]') == 1
+    assert source.index('inputs["ref_per_token_logps"]') > asked
+
+
+def test_setting_up_looks_at_use_vllm_where_we_know_of_it() -> None:
+    """It is hidden meanwhile: the check that it guards is ours too, and the engine that it builds is not wanted."""
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert re.findall(r".*use_vllm\b(?!\.).*", source.replace("`use_vllm`", "")) == [
+        "        self.use_vllm = args.use_vllm",
+        '        if self.loss_type == "vespo" and self.use_vllm and self.vllm_importance_sampling_correction:',
+        "        if self.use_vllm:",
+    ]
+
+
 def test_only_scored_tokens_are_projected_where_triton_runs() -> None:
     source = inspect.getsource(add_fused_lm_head)
     assert "compact = _use_triton(hidden_states.device)" in source

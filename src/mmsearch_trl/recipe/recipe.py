@@ -219,8 +219,8 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
     trainer_values = dict(written.trainer)
     if kind == "grpo":
         _check_groups(trainer_values, where)
-        # TRL normalises the dr_grpo loss by this length; ours is the rollout's.
-        trainer_values.setdefault("max_completion_length", written.rollout.max_response_tokens)
+        if trainer_values.get("loss_type") == "dr_grpo":  # TRL divides this loss by a length; ours is the rollout's
+            trainer_values.setdefault("max_completion_length", written.rollout.max_response_tokens)
     resumed = trainer_values.pop(RESUME) if isinstance(trainer_values.get(RESUME), bool) else None
     trainer = build(_TRAINERS[kind], trainer_values, where)
     trainer.resume_from_checkpoint = trainer.resume_from_checkpoint or resumed

@@ -14,6 +14,7 @@ from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.declared import declared_fields
 from mmsearch_trl.recipe.layers import Layers
+from mmsearch_trl.recipe.model_keys import check_model_keys
 from mmsearch_trl.recipe.validation import Where, build, convert, unknown_key
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -104,6 +105,7 @@ def read_written(
     for key, hint in (model | trainer).items():
         if key in values and not (key == RESUME and isinstance(values[key], bool)):
             convert(values[key], hint, key, where)
+    check_model_keys(values, where)
     return WrittenRecipe(
         path=Path(path),
         kind=kind,

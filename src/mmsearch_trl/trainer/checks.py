@@ -23,12 +23,14 @@ def check_arguments(model: Any, args: MMSearchGRPOConfig, extra: Mapping[str, An
         raise UserError("beta > 0 loads the model again, as reference: save this model first and reload it.")
 
 
-def check_processor(model: Any, has_processor: bool) -> None:
-    """Refuse the bare tokenizer of a model that sees images.
+def check_model(model: Any, *, has_processor: bool, has_auxiliary_loss: bool) -> None:
+    """Refuse the bare tokenizer of a model that sees images, and the loss that keeps experts balanced.
 
     Raises:
         UserError: That is what was given.
     """
+    if has_auxiliary_loss:
+        raise UserError("router_aux_loss_coef: the balance of experts is not trained here: set it to 0.")
     if not has_processor and model.config.get_text_config() is not model.config:
         raise UserError("MMSearchGRPOTrainer needs the processor of a vision-language model, got its tokenizer.")
 

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.evaluation.evaluator import EvaluationOptions
+from mmsearch_trl.trainer.options import REPLACED, check_replaced, check_requirements
 from mmsearch_trl.trainer.sampler.sampler import SamplerOptions
 
 
@@ -35,6 +36,10 @@ class MMSearchGRPOConfig(GRPOConfig):
     trajectory_level_loss: bool = field(
         default=False,
         metadata={"help": "MMSearch-R1's traj_level_loss: one clipped ratio per trajectory; replaces loss_type."},
+    )
+    kl_clamp: bool = field(
+        default=False,
+        metadata={"help": "Bound each token's KL term by 10, as MMSearch-R1 and Search-R1 do; beyond, no gradient."},
     )
     filter_zero_variance_groups: bool = field(
         default=False,
@@ -110,38 +115,19 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_replaced(self, REPLACED)
+        check_requirements(self)
+        self.num_generations_eval = 1  # TRL would have evaluation batches hold whole groups
         try:
             super().__post_init__()
         except (ValueError, TypeError, ImportError) as error:  # how TRL and transformers refuse values
             raise UserError(str(error)) from error
-        if self.log_multimodal:
-            raise UserError("log_multimodal must be false: images are written to <output_dir>/traces instead.")
-        if self.mask_truncated_completions:
-            raise UserError(
-                "mask_truncated_completions hides tokens from attention and breaks image positions; leave it false."
-            )
         if self.scale_rewards not in ("group", "batch", "none"):
             raise UserError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
-        if not self.ds3_gather_for_generation:
-            raise UserError(
-                "ds3_gather_for_generation must stay true: ranks roll out different numbers of turns, and with "
-                "weights that are gathered layer by layer they would wait for each other for ever."
-            )
-        if self.use_vllm and (self.generation_kwargs or self.vllm_structured_outputs_regex):
-            raise UserError(
-                "generation_kwargs and vllm_structured_outputs_regex have no effect on rollouts: leave them out."
-            )
-        if self.vllm_lora_sync not in ("auto", "adapter", "merged"):
-            raise UserError(f"vllm_lora_sync must be auto, adapter or merged, got {self.vllm_lora_sync!r}.")
         if self.max_trajectories_in_flight is not None and self.max_trajectories_in_flight < 1:
             raise UserError(f"max_trajectories_in_flight must be at least 1, got {self.max_trajectories_in_flight}.")
         if not 0 < self.rollout_close_share <= 1:
             raise UserError(f"rollout_close_share is a share, above 0 and up to 1; got {self.rollout_close_share}.")
-        if self.top_p < 1.0 or self.top_k > 0 or self.min_p is not None or self.repetition_penalty != 1.0:
-            raise UserError(
-                "top_p, top_k, min_p and repetition_penalty must stay at 1, 0, none and 1: sampling from another "
-                "distribution than the trained one biases the policy ratio."
-            )
 
     def evaluation_options(self, run_dir: Path, *, progress: bool = False) -> EvaluationOptions:
         """What an evaluation takes of these arguments."""

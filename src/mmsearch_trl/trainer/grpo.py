@@ -37,7 +37,7 @@ from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_processor, freeze_vision
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model, freeze_vision
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -87,7 +87,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         use_vllm, args.use_vllm = args.use_vllm, False
         super().__init__(model, reward_funcs, args, **kwargs)
         self.use_vllm = args.use_vllm = use_vllm
-        check_processor(self.model, self._is_vlm)
+        check_model(self.model, has_processor=self._is_vlm, has_auxiliary_loss=self.aux_loss_enabled)
         check_enough_rows(self.train_dataset, args)
         if args.freeze_vision:
             freeze_vision(self.model)

@@ -27,8 +27,8 @@ _ROW_BY_ROW = frozenset({"grpo", "sapo", "luspo", "dr_grpo", "dapo", "cispo", "v
 def rows_may_move(args: MMSearchGRPOConfig) -> bool:
     """Whether a step's gradient is the same however its rows are dealt to micro-batches."""
     if args.trajectory_level_loss:
-        # Trajectories count equally, but the KL term is a mean over the tokens of a micro-batch.
-        return args.beta == 0.0
+        # Trajectories count equally, but KL term and entropy bonus are means over the tokens of a micro-batch.
+        return args.beta == 0.0 and args.entropy_coef == 0.0
     # An entropy bonus is a mean over the tokens of a micro-batch, and the quantile of entropies is taken over them.
     means_over_tokens = args.entropy_coef != 0.0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1.0
     return args.loss_type in _ROW_BY_ROW and not means_over_tokens

@@ -7,15 +7,24 @@ from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
+from mmsearch_trl.trainer.options import REPLACED_SUPERVISED, check_replaced
 
 
 @dataclass
 class MMSearchSFTConfig(SFTConfig):
-    """`trl.SFTConfig`, and what a run does with a folder that is used."""
+    """`trl.SFTConfig`, and what a run does with a folder that is used.
+
+    Raises:
+        UserError: an option has no effect on laid-out trajectories.
+    """
 
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Remove the run that output_dir holds; without it, it is refused."}
     )
+
+    def __post_init__(self) -> None:
+        check_replaced(self, REPLACED_SUPERVISED)
+        super().__post_init__()
 
 
 class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):

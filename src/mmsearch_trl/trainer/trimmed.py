@@ -2,7 +2,8 @@
 
 * `_prepare_inputs` deals the rows of each optimizer step to micro-batches by length (`micro_batches.py`).
 * `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
-* `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`).
+* `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`) and bounds of the
+  KL term (`kl.py`).
 * `create_scheduler` has its learning rate (`schedules.py`).
 * `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
 * `_save_rng_state` and `_load_rng_state` keep where training stands in a generation batch (`batch_position.py`).
@@ -17,6 +18,7 @@ from trl import GRPOTrainer
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.kl import bounded_reference
 from mmsearch_trl.trainer.log_probs import VISION_INPUTS, ScoredBatch, score_tokens
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
 from mmsearch_trl.trainer.samplers import EpochSampler
@@ -41,9 +43,13 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     chat_template_kwargs: Any
     scale_rewards: RewardScale
     _buffered_inputs: Any
+    aux_loss_enabled: bool
 
     _score_mask: torch.Tensor | None = None
     """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
+
+    _loss_inputs: dict[str, Any] | None = None
+    """What TRL's loss goes on to read, while it asks for log-probs."""
 
     def append_metrics(self, metrics: dict[str, float]) -> None:
         mode = "train" if self.model.training else "eval"
@@ -76,13 +82,17 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             log_probs, entropies = score_tokens(
                 model, batch, chunk=batch_size or len(input_ids), entropy=compute_entropy
             )
+        if self._loss_inputs is not None and self.args.kl_clamp and self.args.beta != 0.0:
+            reference = self._loss_inputs["ref_per_token_logps"]
+            self._loss_inputs["ref_per_token_logps"] = bounded_reference(reference, log_probs)
         return log_probs, entropies, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
         try:
             if not self.args.trajectory_level_loss:
-                return super()._compute_loss(model, inputs)
+                self._loss_inputs = dict(inputs)
+                return super()._compute_loss(model, self._loss_inputs)
             log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
                 model,
                 torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -92,7 +102,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 **{name: inputs.get(name) for name in VISION_INPUTS},
             )
         finally:
-            self._score_mask = None
+            self._score_mask = self._loss_inputs = None
         assert entropies is not None
         loss, metrics = trajectory_loss(log_probs, entropies, inputs, self.args)
         self.append_metrics(metrics)
