@@ -12,6 +12,8 @@ from runs import QUICK, grpo_arguments, write_jsonl
 from mmsearch_trl import train
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.core import versions
+from mmsearch_trl.evaluation.evaluator import Evaluator
+from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.search.imported import ImportedImageConfig
 from mmsearch_trl.traces.files import read_traces
@@ -181,3 +183,36 @@ def test_a_run_ends_with_what_to_type_next_and_that_works(
     assert (out / "trajectories.html").is_file() and (out / "evaluation" / "summary.json").is_file()
     [then] = [line for line in capsys.readouterr().out.splitlines() if "to read what it did: mmsearch " in line]
     assert main(shlex.split(then.partition(": mmsearch ")[2])) == 0
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{}, {"eval_strategy": "steps", "eval_steps": 2}, {"eval_strategy": "epoch"}],
+    ids=lambda keys: keys.get("eval_strategy", "none"),
+)
+def test_the_last_step_is_evaluated_once(
+    strategy: dict[str, Any], world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[int] = []
+    run = Evaluator.run
+
+    def counting(self: Evaluator, evaluation: Any, *arguments: Any) -> Any:
+        evaluated.append(evaluation.step)
+        return run(self, evaluation, *arguments)
+
+    monkeypatch.setattr(Evaluator, "run", counting)
+    data = write_jsonl(tmp_path / "few.jsonl", some_rows(world_home, 3))
+    options = QUICK | {"train_files": data, "eval_files": data, "max_steps": 1} | strategy
+    assert main(["train", *grpo_arguments(world_home, tmp_path / "run", **options)]) == 0
+    assert evaluated == [1]
+    assert [record.split for record in read_traces(tmp_path / "run")].count("eval_few") == 3
+
+
+def test_the_best_model_is_evaluated_though_the_last_step_was(world_home: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "few.jsonl", some_rows(world_home, 2))
+    options = QUICK | {"eval_files": data, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    options |= {"save_strategy": "steps", "load_best_model_at_end": "true", "metric_for_best_model": "eval_few_reward"}
+    recipe = load_recipe(*recipe_arguments(grpo_arguments(world_home, tmp_path / "run", **options)))
+    trainer = train.train(recipe)
+    evaluated = [log["step"] for log in trainer.state.log_history if "eval_few_accuracy" in log]
+    assert evaluated == [1, 2] if trainer.state.best_global_step == 2 else [1, 2, 2]

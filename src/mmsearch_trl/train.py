@@ -65,7 +65,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
             "--resume_from_checkpoint true when searches are answered again"
         )
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
+        metrics = final_evaluation(trainer)
         if PartialState().is_main_process:
             names = [Path(file).stem for file in recipe.data.eval_files]
             Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
@@ -109,6 +109,16 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
         processing_class=processor,
         peft_config=get_peft_config(recipe.model),
     )
+
+
+def final_evaluation(trainer: MMSearchGRPOTrainer) -> dict[str, Any]:
+    """The metrics of the trained model on all evaluation data; those of its last step where it was evaluated then."""
+    state, prefixes = trainer.state, [f"eval_{name}_" for name in trainer.eval_dataset]
+    went_back = trainer.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step)
+    logs = [] if went_back else [log for log in state.log_history if log["step"] == state.global_step]
+    metrics = {key: value for log in logs for key, value in log.items() if key.startswith(tuple(prefixes))}
+    evaluated = all(f"{prefix}accuracy" in metrics for prefix in prefixes)
+    return metrics if evaluated else trainer.evaluate()
 
 
 def print_searches(search: Tools, ranks: Ranks) -> None:
