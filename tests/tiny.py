@@ -353,6 +353,7 @@ def trainer(
     reward: Any = by_letters,
     model: PreTrainedModel | None = None,
     peft_config: Any = None,
+    eval_dataset: Any = None,
     **overrides: Any,
 ) -> MMSearchGRPOTrainer:
     model = model or family.model()
@@ -367,6 +368,7 @@ def trainer(
         limits=limits,
         protocol=protocol or family.restless(),
         train_dataset=dataset(given if given is not None else tasks(4)),
+        eval_dataset=eval_dataset,
         processing_class=family.processor,
         peft_config=peft_config,
     )

@@ -14,7 +14,6 @@ goes on with an evaluation that was interrupted. What it leaves:
 import asyncio
 import json
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,8 @@ from transformers import set_seed
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import EngineError, UserError
-from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.interrupts import described
+from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
@@ -77,7 +77,8 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
     """Evaluate by a recipe and print what came of it; `overrides` replace its values, by dotted key."""
     recipe = load_recipe(config, overrides)
     recipe.validate(evaluation=True)
-    report = evaluate(recipe)
+    with described(lambda: "the same command goes on with what is evaluated"):
+        report = evaluate(recipe)
     if not PartialState().is_main_process:
         return
     console = Console()
@@ -196,4 +197,4 @@ def _groups(summary: EvaluationSummary) -> dict[str, GroupSummary]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: main(*recipe_arguments())))
+    finish(run_script(lambda: main(*recipe_arguments())))

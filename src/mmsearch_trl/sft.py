@@ -7,10 +7,9 @@ the model is taught the very tokens it will meet; only what the assistant says i
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from transformers import set_seed
 from trl import get_peft_config
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.interrupts import described
+from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
@@ -35,6 +35,7 @@ from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, l
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
+from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
@@ -51,17 +52,20 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
 
 def train(recipe: Recipe) -> MMSearchSFTTrainer:
     """Carry out a recipe that was validated."""
-    trainer = build_trainer(recipe)
-    args = trainer.args
-    if PartialState().is_main_process:
-        record_run(recipe, Path(str(args.output_dir)))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    # An internal call, for any other would push at once and everything would travel twice.
-    trainer.save_model(args.output_dir, _internal_call=True)
-    trainer.save_state()
-    if args.push_to_hub:
-        with pushing(str(args.output_dir)):
-            trainer.push_to_hub()
+    out = Path(str(recipe.trainer.output_dir))
+    with described(partial(what_is_saved, out)):
+        trainer = build_trainer(recipe)
+        args = trainer.args
+        if PartialState().is_main_process:
+            record_run(recipe, out)
+        with trainer.preemption.on_sigterm():
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        # An internal call, for any other would push at once and everything would travel twice.
+        trainer.save_model(args.output_dir, _internal_call=True)
+        trainer.save_state()
+        if args.push_to_hub:
+            with pushing(str(out)):
+                trainer.push_to_hub()
     return trainer
 
 
@@ -171,4 +175,4 @@ class Demonstrations:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: main(*recipe_arguments())))
+    finish(run_script(lambda: main(*recipe_arguments())))

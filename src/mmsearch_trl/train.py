@@ -6,8 +6,9 @@ built; then it trains, saves, evaluates and, where the recipe says so, pushes to
 
 import asyncio
 import logging
-import sys
 from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import set_seed
 from trl import get_peft_config
 
 from mmsearch_trl.core.errors import SearchLost
-from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.interrupts import described
+from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
@@ -32,6 +34,7 @@ from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.search_calls import gather_totals
@@ -49,35 +52,35 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
 
 def train(recipe: Recipe) -> MMSearchGRPOTrainer:
     """Carry out a recipe that was validated."""
-    trainer = build_trainer(recipe)
-    args = trainer.args
-    if PartialState().is_main_process:
-        record_run(recipe, Path(str(args.output_dir)))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    # An internal call, for any other would push at once and everything would travel twice.
-    trainer.save_model(args.output_dir, _internal_call=True)
-    trainer.save_state()
-    if trainer.ended_early is not None:
-        print_searches(trainer.rollouter.tools, trainer.ranks)
-        trainer.close()
-        raise SearchLost(
-            f"training ended early: {trainer.ended_early}. It is saved in {args.output_dir}: go on with "
-            "--resume_from_checkpoint true when searches are answered again"
-        )
-    if trainer.eval_dataset is not None:
-        metrics = final_evaluation(trainer)
+    out = Path(str(recipe.trainer.output_dir))
+    with described(partial(what_is_saved, out)), closing(build_trainer(recipe)) as trainer:
+        args = trainer.args
         if PartialState().is_main_process:
-            names = [Path(file).stem for file in recipe.data.eval_files]
-            Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
-    print_searches(trainer.rollouter.tools, trainer.ranks)
-    if args.push_to_hub:
-        with pushing(str(args.output_dir)):
-            trainer.push_to_hub()
-    else:
-        trainer.create_model_card()
-    trainer.close()
+            record_run(recipe, out)
+        with trainer.preemption.on_sigterm():
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        # An internal call, for any other would push at once and everything would travel twice.
+        trainer.save_model(args.output_dir, _internal_call=True)
+        trainer.save_state()
+        if trainer.ended_early is not None:
+            print_searches(trainer.rollouter.tools, trainer.ranks)
+            raise SearchLost(
+                f"training ended early: {trainer.ended_early}. It is saved in {out}: go on with "
+                "--resume_from_checkpoint true when searches are answered again"
+            )
+        if trainer.eval_dataset is not None:
+            metrics = trainer.last_evaluation() or trainer.evaluate()
+            if PartialState().is_main_process:
+                names = [Path(file).stem for file in recipe.data.eval_files]
+                Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
+        print_searches(trainer.rollouter.tools, trainer.ranks)
+        if args.push_to_hub:
+            with pushing(str(out)):
+                trainer.push_to_hub()
+        else:
+            trainer.create_model_card()
     if PartialState().is_main_process:
-        for line in next_steps(recipe, Path(str(args.output_dir))):
+        for line in next_steps(recipe, out):
             Console().print(line, highlight=False, markup=False, soft_wrap=True)
     return trainer
 
@@ -111,16 +114,6 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     )
 
 
-def final_evaluation(trainer: MMSearchGRPOTrainer) -> dict[str, Any]:
-    """The metrics of the trained model on all evaluation data; those of its last step where it was evaluated then."""
-    state, prefixes = trainer.state, [f"eval_{name}_" for name in trainer.eval_dataset]
-    went_back = trainer.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step)
-    logs = [] if went_back else [log for log in state.log_history if log["step"] == state.global_step]
-    metrics = {key: value for log in logs for key, value in log.items() if key.startswith(tuple(prefixes))}
-    evaluated = all(f"{prefix}accuracy" in metrics for prefix in prefixes)
-    return metrics if evaluated else trainer.evaluate()
-
-
 def print_searches(search: Tools, ranks: Ranks) -> None:
     """Print what the searches of all ranks came to since the run was started or resumed; every rank must call it."""
     assert isinstance(search, SearchRuntime)
@@ -131,4 +124,4 @@ def print_searches(search: Tools, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: main(*recipe_arguments())))
+    finish(run_script(lambda: main(*recipe_arguments())))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -230,6 +231,20 @@ def test_cancelling_a_request_leaves_the_others_undisturbed(engine: Transformers
 
     for cancel_after in (0.0, 0.008):
         assert asyncio.run(scenario(cancel_after)) == [expected[i] for i in (0, 2, 3)]
+
+
+def test_closing_ends_a_batch_that_nobody_waits_for_with_its_next_token(model: Any) -> None:
+    engine = FAMILY.engine(model, CHAT, stop_ids=[])
+
+    async def scenario() -> None:
+        call = asyncio.create_task(engine.generate(*prompts(1)[0], SamplingParams(max_tokens=100_000, seed=0)))
+        await asyncio.sleep(0.3)
+        call.cancel()
+
+    asyncio.run(scenario())
+    started = time.perf_counter()
+    engine.close()
+    assert time.perf_counter() - started < 2
 
 
 def test_an_error_in_the_model_fails_its_batch_only(

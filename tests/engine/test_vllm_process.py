@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -220,3 +221,24 @@ def test_health_is_asked_for_past_a_proxy(stand_in: Any, monkeypatch: pytest.Mon
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with stand_in(HEALTHY, start_seconds=5.0) as server:
         assert server.healthy()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from mmsearch_trl.engine import vllm_process
+script, log = sys.argv[1:]
+vllm_process.serve_command = lambda model, flags, **_: ([sys.executable, "-S", "-c", script, str(flags["port"])], {})
+with vllm_process.VLLMProcess("some/model", Path(log)) as server:
+    print(server._process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_server_ends_with_the_process_that_started_it_however_that_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWNER, HEALTHY, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        server = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+    server.wait(5)

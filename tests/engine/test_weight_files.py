@@ -1,6 +1,9 @@
 """A version is there completely or not at all, and old ones make room."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,3 +187,39 @@ def test_what_a_killed_run_left_is_emptied_by_its_next(tmp_path: Path, shared_me
     save_weights(tensors().items(), killed.__enter__(), 40)
     with sync_folder(tmp_path / "run", local=True, num_bytes=1) as folder:
         assert names(folder) == []
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+from mmsearch_trl.engine import weight_files
+weight_files._SHARED_MEMORY = Path(sys.argv[1])
+with weight_files.sync_folder(Path(sys.argv[2]), local=True, num_bytes=1) as folder:
+    (folder / "weights").write_text("a")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_start_removes_what_no_living_process_owns(tmp_path: Path, shared_memory: Path) -> None:
+    """Of any run, killed in any way; and nothing of one that lives, though it has the same run folder."""
+    runs = [tmp_path / "run", tmp_path / "run", tmp_path / "other"]
+    arguments = [[sys.executable, "-c", HELD, str(shared_memory), str(run)] for run in runs]
+    killed, living, another = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for words in arguments]
+    try:
+        for process in (killed, living, another):
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert len(names(shared_memory)) == 3
+        for process in (killed, another):
+            process.kill()
+            process.wait()
+        with sync_folder(tmp_path / "third", local=True, num_bytes=1) as folder:
+            left = [path for path in shared_memory.iterdir() if path != folder]
+            assert [names(path) for path in left] == [["weights"]]
+        living.send_signal(signal.SIGINT)
+        living.wait()
+        assert names(shared_memory) == []
+    finally:
+        for process in (killed, living, another):
+            process.kill()
+            process.wait()

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 FAMILY = tiny.qwen25()
 STEPS = 5
-SMALL: Mapping[str, Any] = {"per_device_train_batch_size": 2, "max_steps": STEPS, "save_traces": True}
-EVERY_STEP: Mapping[str, Any] = {"save_strategy": "steps", "save_steps": 1}
-BATCHES: Mapping[str, Mapping[str, Any]] = {
+SMALL: dict[str, Any] = {"per_device_train_batch_size": 2, "max_steps": STEPS, "save_traces": True}
+EVERY_STEP: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+BATCHES: Mapping[str, dict[str, Any]] = {
     "a batch a step": {},
     "four steps on a batch": {"steps_per_generation": 4, "gradient_accumulation_steps": 1},
     "twice through two": {"steps_per_generation": 2, "num_iterations": 2, "gradient_accumulation_steps": 1},
@@ -67,7 +67,7 @@ def cut_after(whole: Path, step: int, out: Path) -> Path:
 
 @pytest.mark.parametrize("options", BATCHES.values(), ids=BATCHES)
 def test_a_run_resumed_from_any_step_ends_with_the_same_weights_and_traces(
-    options: Mapping[str, Any], tmp_path: Path
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = carried_out(tmp_path / "whole", **options)
     expected = weights(whole), traces(tmp_path / "whole")
@@ -82,13 +82,13 @@ def test_a_run_resumed_from_any_step_ends_with_the_same_weights_and_traces(
 
 def test_a_resumed_adapter_is_the_uninterrupted_one(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "save_steps": 2}
-    lora = {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+    options |= {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
     torch.manual_seed(0)
-    whole = trainer(tmp_path / "whole", **options, **lora)
+    whole = trainer(tmp_path / "whole", **options)
     whole.train()
     whole.close()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
-    resumed = trainer(tmp_path / "cut", **options, **lora)
+    resumed = trainer(tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=True)
     resumed.close()
     assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())

@@ -23,7 +23,7 @@ from mmsearch_trl.commands.serve import add_serve
 from mmsearch_trl.commands.view import add_plot, add_view
 from mmsearch_trl.commands.vllm import add_vllm
 from mmsearch_trl.commands.world import add_world
-from mmsearch_trl.core.script import run_script
+from mmsearch_trl.core.script import finish, run_script
 
 
 COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = (
@@ -50,7 +50,10 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     action: Callable[[argparse.Namespace], None] = options.action
-    return run_script(lambda: action(options))
+    status = run_script(lambda: action(options))
+    if arguments is None:
+        finish(status)
+    return status
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -56,5 +56,9 @@ class SearchError(Exception):
         self.retry_after = retry_after
 
 
+class RunEnded(BaseException):
+    """Raised between two steps of a run that was told to end (SIGTERM); no error, so that nobody takes it for one."""
+
+
 class SearchLost(Exception):
     """Searches are not answered, so there is no use in going on."""

@@ -2,7 +2,8 @@
 
 One line is for what a person can put right: the types of `core/errors.py`, and a disk that is full or may not be
 written, which can stop any write of any library. All else is a defect and keeps its traceback, a missing file too:
-who opens one that a person named says so in a `UserError` (`core/boundaries.py`).
+who opens one that a person named says so in a `UserError` (`core/boundaries.py`). A signal ends it in one line too
+(`core/interrupts.py`).
 """
 
 import errno
@@ -14,8 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from mmsearch_trl.core.errors import EngineError, HubError, SearchLost, UserError, VersionError, shortened
+from mmsearch_trl.core.errors import EngineError, HubError, RunEnded, SearchLost, UserError, VersionError, shortened
+from mmsearch_trl.core.interrupts import end, ended_by_signals, status_of, tell
 from mmsearch_trl.core.text import printable
 
 
@@ -28,7 +31,9 @@ _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM,
 
 
 def run_script(script: Callable[[], object]) -> int:
-    """Run a script's main function with its logging set up; returns the exit status: 0, or 1 after one line.
+    """Run a script's main function with its logging set up.
+
+    Returns the exit status: 0; 1 after one line; 128 and the signal's number where one ended it (`finish`).
 
     Raises:
         Exception: whatever the script raised that is a defect.
@@ -37,7 +42,11 @@ def run_script(script: Callable[[], object]) -> int:
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        script()
+        with ended_by_signals():
+            script()
+    except (KeyboardInterrupt, RunEnded) as error:
+        tell(error)
+        return status_of(error)
     except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
             raise
@@ -46,6 +55,13 @@ def run_script(script: Callable[[], object]) -> int:
             print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def finish(status: int) -> NoReturn:
+    """End the process with the status of `run_script`: after a signal at once, whatever its threads are doing."""
+    if status > 128:
+        end(status)
+    sys.exit(status)
 
 
 def _first_to_say(line: str) -> bool:

@@ -7,7 +7,7 @@ tails cut by top-p or top-k are taken out of the draw only.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +73,7 @@ class TransformersEngine:
         self._pending: list[_Request] = []
         self._worker: asyncio.Task[None] | None = None
         threads = torch.get_num_threads()
+        self._closed = False
         self._executor = ThreadPoolExecutor(1, "generate", initializer=torch.set_num_threads, initargs=(threads,))
         self.busy_seconds = 0.0
         """Time spent generating, for `rollout/engine_busy`."""
@@ -91,6 +92,8 @@ class TransformersEngine:
         return await request.answer
 
     def close(self) -> None:
+        """Let go of the model; a batch that is under way, for which nobody waits now, ends with its next token."""
+        self._closed = True
         self._executor.shutdown(wait=True)
 
     async def _serve(self) -> None:
@@ -141,6 +144,7 @@ class TransformersEngine:
         width = inputs["input_ids"].shape[1]
         sampler = _Sampler([request.sampling for request in batch], self._forbidden)
         budgets = torch.tensor([request.sampling.max_tokens for request in batch], device=self._model.device)
+        budget = _Budgets(budgets, width, lambda: self._closed)
         config = GenerationConfig(
             max_new_tokens=int(budgets.max()),
             do_sample=False,
@@ -154,7 +158,7 @@ class TransformersEngine:
                 **inputs,
                 generation_config=config,
                 logits_processor=[sampler],
-                stopping_criteria=StoppingCriteriaList([_Budgets(budgets, width), *self._stops(batch, width)]),
+                stopping_criteria=StoppingCriteriaList([budget, *self._stops(batch, width)]),
                 synced_gpus=False,  # ranks write different numbers of turns; the caller has gathered sharded weights
             )
         rows = output[:, width:].tolist()
@@ -276,13 +280,16 @@ class _Stops(StoppingCriteria):
 
 
 class _Budgets(StoppingCriteria):
-    """Ends each row at its own number of new tokens."""
+    """Ends each row at its own number of new tokens, and all once the engine is closed."""
 
-    def __init__(self, budgets: torch.Tensor, prompt_width: int) -> None:
+    def __init__(self, budgets: torch.Tensor, prompt_width: int, closed: Callable[[], bool]) -> None:
         self._budgets = budgets
         self._prompt_width = prompt_width
+        self._closed = closed
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: torch.Tensor, scores: object, **kwargs: object
     ) -> torch.Tensor:
+        if self._closed():
+            return torch.ones_like(self._budgets, dtype=torch.bool)
         return input_ids.shape[1] - self._prompt_width >= self._budgets

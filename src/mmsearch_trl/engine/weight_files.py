@@ -4,13 +4,16 @@ A version is written beside its place and then renamed. One process writes to a 
 so that a sampler that is still loading the last one is not disturbed.
 """
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from peft import PeftModel
@@ -18,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.interrupts import removed_at_the_end
 from mmsearch_trl.engine.weight_sync import adapter_weights
 
 
@@ -28,6 +32,7 @@ _SHARD_BYTES = 2 * 2**30
 """Size of a file of weights: the most that is held in memory beside the model."""
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "mmsearch-sync-"
 
 _Write = Callable[[Path, Iterator[tuple[str, torch.Tensor]]], None]
 
@@ -83,7 +88,8 @@ def save_adapter(model: PeftModel, folder: Path, version: int, *, write: bool = 
 def sync_folder(run_folder: Path, *, local: bool, num_bytes: int) -> Iterator[Path]:
     """An empty folder for versions of weights, removed at the end: in shared memory, or `sync` in the run's folder.
 
-    A run that was killed leaves its folder behind; the next one with the same run folder empties it.
+    A process that was killed leaves its folder behind. The next one on the machine removes it from shared memory: a
+    lock, which the system takes from the dead, tells who lives. One with the same run folder empties `sync`.
 
     Raises:
         UserError: the run's folder cannot be written.
@@ -92,33 +98,59 @@ def sync_folder(run_folder: Path, *, local: bool, num_bytes: int) -> Iterator[Pa
         local: Whether every sampler runs on this machine, and so sees its shared memory.
         num_bytes: Size of one version. Shared memory is used when all versions take at most half of what is free.
     """
-    folder = _in_shared_memory(run_folder, num_bytes) if local else None
-    if folder is None:
-        with writing(run_folder / "sync"):
-            folder = _emptied(run_folder / "sync")
-    try:
+    with ExitStack() as stack:
+        folder = stack.enter_context(_shared_memory_folder(num_bytes)) if local else None
+        if folder is None:
+            folder = run_folder / "sync"
+            with writing(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+            stack.enter_context(removed_at_the_end(partial(shutil.rmtree, folder, ignore_errors=True)))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_shared_memory(run_folder: Path, num_bytes: int) -> Path | None:
-    name = f"mmsearch-sync-{sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]}"
-    with suppress(OSError):
-        folder = _emptied(_SHARED_MEMORY / name)
-        # Everyone on the machine may read there, and weights are the run's own.
-        folder.chmod(0o700)
-        if shutil.disk_usage(folder).free >= 2 * KEPT * num_bytes:
-            return folder
-        folder.rmdir()
-    return None
+@contextmanager
+def _shared_memory_folder(num_bytes: int) -> Iterator[Path | None]:
+    """A folder in shared memory, locked while it is there; None where it does not fit, or there is none."""
+    folder = _SHARED_MEMORY / f"{_PREFIX}{uuid4().hex[:16]}"
+    with ExitStack() as stack:
+        try:
+            _remove_dead()
+            unlocked = folder.with_name(f".{folder.name}")  # not to be taken for that of a dead process
+            unlocked.mkdir(mode=0o700)  # everyone on the machine may read there, and weights are the run's own
+            stack.enter_context(removed_at_the_end(partial(shutil.rmtree, folder, ignore_errors=True)))
+            stack.callback(os.close, _locked(unlocked))
+            unlocked.rename(folder)
+            fits = shutil.disk_usage(folder).free >= 2 * KEPT * num_bytes
+        except OSError:
+            fits = False
+        if not fits:
+            stack.close()
+        yield folder if fits else None
 
 
-def _emptied(folder: Path) -> Path:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder
+def _remove_dead() -> None:
+    """Remove the folders of processes that live no more: the system has taken their locks."""
+    for folder in _SHARED_MEMORY.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            lock = _locked(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """Lock a folder for as long as the descriptor that is returned is open.
+
+    Raises:
+        OSError: another process has it locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _save(

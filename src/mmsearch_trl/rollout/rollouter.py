@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mmsearch_trl.core.completion import SamplingParams
+from mmsearch_trl.core.errors import RunEnded
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.engine.base import TimedEngine
@@ -16,6 +18,9 @@ from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch, run_traj
 from mmsearch_trl.rollout.stream import Ended, Job, TrajectoryStream
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ class Rollouter:
         self.limits = limits
         self.loop = BackgroundLoop()
         self._max_in_flight = max_in_flight
+        self._abandoned = False
+        self._running: Future[Any] | None = None
 
     def run(
         self,
@@ -65,10 +72,13 @@ class Rollouter:
         Args:
             names: One per task; the same name gives the same trajectory under the same weights.
             close_share: As for `run_batch`.
+
+        Raises:
+            RunEnded: it was abandoned.
         """
         started, busy = time.perf_counter(), engine.busy_seconds
         self.tools.drain_records()
-        trajectories = self.loop.run(
+        trajectories = self._wait_for(
             run_batch(
                 tasks,
                 engine,
@@ -96,6 +106,9 @@ class Rollouter:
             jobs: Taken from one by one, in the thread of the event loop.
             places: Trajectories in flight at a time.
             proven: As for `TrajectoryStream`.
+
+        Raises:
+            RunEnded: it was abandoned.
         """
 
         tools = Toolbox(self.tools, self.protocol.tools)
@@ -106,11 +119,31 @@ class Rollouter:
 
         stream = TrajectoryStream(jobs, roll_out, places, proven=proven)
         try:
-            while ended := self.loop.run(stream.next()):
+            while ended := self._wait_for(stream.next()):
                 yield ended
                 self.tools.drain_records()  # nobody reads them here, and they would pile up
         finally:
             self.loop.run(stream.close())
+
+    def abandon(self) -> None:
+        """Give up the rollouts under way, and all that would follow; a signal's handler may call it."""
+        self._abandoned = True
+        if self._running is not None:
+            self._running.cancel()
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        self._running = future = self.loop.start(coroutine)
+        if self._abandoned:
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            if self._abandoned:
+                raise RunEnded from None
+            raise
+        finally:
+            self._running = None
+            future.cancel()
 
     def sampling(self, name: str, temperature: float) -> SamplingParams:
         return named_sampling(self.limits, name, temperature)

@@ -54,13 +54,16 @@ class BatchPosition:
     micro_step: int
     micro_batches: list[dict[str, Any]] | None
 
+    @classmethod
+    def at(cls, micro_step: int, micro_batches: Any, layout: BatchLayout) -> "BatchPosition":
+        """
+        Args:
+            micro_batches: What the trainer has last generated.
+        """
+        return cls(micro_step, micro_batches if micro_step % layout.generate_every else None)
+
     def save(self, checkpoint: Path, rank: int, layout: BatchLayout) -> None:
-        within = self.micro_step % layout.generate_every != 0
-        content = {
-            "layout": asdict(layout),
-            "micro_step": self.micro_step,
-            "micro_batches": self.micro_batches if within else None,
-        }
+        content = {"layout": asdict(layout), "micro_step": self.micro_step, "micro_batches": self.micro_batches}
         torch.save(content, _file(checkpoint, rank))
 
     @classmethod

@@ -68,6 +68,13 @@ def newest_complete(run_dir: Path) -> Path | None:
     return next((path for path in reversed(checkpoints(run_dir)) if obstacle(path) is None), None)
 
 
+def what_is_saved(run_dir: Path) -> str:
+    """What an ended run may be gone on with, in words, and how."""
+    newest = newest_complete(run_dir)
+    saved = f"{newest} is saved" if newest is not None else "no step is saved"
+    return f"{saved}; the same command with --resume_from_checkpoint auto goes on"
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Folders named as checkpoints, complete or not, by their steps."""
     found = [path for path in run_dir.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]

@@ -14,9 +14,15 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import loading, writing
+from mmsearch_trl.core.errors import RunEnded
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume
+from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
+from mmsearch_trl.trainer.preemption import Preemption, StepEnd
 from mmsearch_trl.trainer.run_records import begin_records, check_unused
+
+
+_EVALUATION_DUE = "evaluation_due"
+"""In a checkpoint that was saved when its evaluation was broken off: the resumed run begins with that."""
 
 
 def load_full_weights(model: Any, folder: str | Path) -> bool:
@@ -40,7 +46,17 @@ class FullCheckpoints(Trainer):
     Raises:
         UserError: from `train`, when there is no such checkpoint, or the output's folder holds another run; from it
             and `save_model`, when the folder cannot be written.
+        RunEnded: from `train`, when `preemption` asked for it; the last whole step is saved.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.preemption = Preemption(self.abandon)
+        self._step_end: StepEnd | None = None
+        self._evaluation_due = False
+        super().__init__(*args, **kwargs)
+
+    def abandon(self) -> None:
+        """Give up what takes long within a step; for `preemption`, from a signal's handler."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.train`; what `resume_from_checkpoint` may be: `checkpoint_folder.py`."""
@@ -54,14 +70,54 @@ class FullCheckpoints(Trainer):
             begin_records(run_dir, checkpoint, overwrite=overwrite)
             return str(checkpoint) if checkpoint is not None else None
 
-        return super().train(Ranks().on_main(prepare), *args, **kwargs)
+        checkpoint = Ranks().on_main(prepare)
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        except RunEnded:
+            self._save_step_end()
+            raise
 
-    def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  (always by name)
-        """Nothing where the checkpoint was that of the last step."""
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if Ranks().any(self.preemption.requested):
+            raise RunEnded
+        return super().training_step(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Called at the end of each step."""
+        self._step_end = self._at_step_end()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._evaluation_due = True
+        metrics = super()._evaluate(*args, **kwargs)
+        self._evaluation_due = False
+        return metrics
+
+    def _at_step_end(self) -> StepEnd:
+        return StepEnd.of(self.state.num_input_tokens_seen)
+
+    def _back_to(self, step_end: StepEnd) -> None:
+        step_end.restore_random()
+        self.state.num_input_tokens_seen = step_end.num_input_tokens_seen
+
+    def _save_step_end(self) -> None:
+        """Save the last whole step, unless none was taken or it is saved."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self._step_end is not None and Ranks().any(obstacle(folder) is not None):
+            self._back_to(self._step_end)
+            self._save_checkpoint(self.model, None)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:  # which it calls by name alone
+        """Nothing where the checkpoint was that of the last step; before it, the evaluation that a checkpoint owes."""
+        checkpoint, first = kwargs["resume_from_checkpoint"], kwargs["epoch"] == kwargs["epochs_trained"]
+        if first and checkpoint is not None and (Path(checkpoint) / _EVALUATION_DUE).exists():
+            self.control.should_evaluate = True
+            names = ("model", "trial", "epoch", "ignore_keys_for_eval", "start_time")
+            self._maybe_log_save_evaluate(self._tr_loss, None, *(kwargs[name] for name in names))
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """With the file that makes it complete written last, also where a folder of that name is there already."""
@@ -72,6 +128,8 @@ class FullCheckpoints(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self._evaluation_due and self.is_world_process_zero():
+            (Path(output_dir) / _EVALUATION_DUE).touch()
         self.accelerator.wait_for_everyone()  # rank 0 declares the checkpoint complete next
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

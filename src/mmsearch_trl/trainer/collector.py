@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import RunEnded, UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.distributed.policy import Policy
@@ -108,16 +108,26 @@ class Collector:
     def _roll_out(
         self, rows: list[Row], policy: Policy, state: Any
     ) -> tuple[CollectedBatch, dict[str, float], str | None]:
-        """Roll out rows with the current weights and score them."""
+        """Roll out rows with the current weights and score them.
+
+        Raises:
+            RunEnded: one of the ranks abandoned its rollouts.
+        """
         args, count = self._args, self._rollouts[1] + 1
         self._rollouts = (policy.step, count if self._rollouts[0] == policy.step else 0)
         prefix, first = f"{args.seed}/{policy.step}/{self._rollouts[1]}", self._ranks.index * len(rows)
         names = [f"{prefix}/{first + i}" for i in range(len(rows))]
         with self._sampler.open(policy) as opened:
             tasks = [self.to_task(row) for row in rows]
-            report = self._rollouter.run(
-                tasks, opened.engine, names, args.temperature, close_share=args.rollout_close_share
-            )
+            try:
+                report = self._rollouter.run(
+                    tasks, opened.engine, names, args.temperature, close_share=args.rollout_close_share
+                )
+            except RunEnded:
+                report = None
+        if self._ranks.any(report is None):
+            raise RunEnded
+        assert report is not None
         calls = SearchCalls.gather(report.calls, self._ranks)
         tools = [tool.name for tool in self._rollouter.protocol.tools]
         metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks, tools) | calls.metrics()

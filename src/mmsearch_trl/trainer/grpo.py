@@ -43,6 +43,7 @@ from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
+from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
 from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
@@ -111,11 +112,25 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         )
         self._batch: CollectedBatch | None = None  # between its rollout and its loss
         self._traces: TraceWriter | None = None
+        self._evaluating = False
         use_console(self, "GRPO")
 
     @property
     def policy(self) -> Policy:
         return Policy(self.accelerator, self.model_wrapped, self.state.global_step)
+
+    def abandon(self) -> None:
+        # Ranks evaluate different rows and meet at the end: there they all end together.
+        if self.ranks.count == 1 or not self._evaluating:
+            self.rollouter.abandon()
+
+    def _at_step_end(self) -> StepEnd:
+        return StepEnd.of(self.state.num_input_tokens_seen, self.batch_position())
+
+    def _back_to(self, step_end: StepEnd) -> None:
+        super()._back_to(step_end)
+        assert step_end.batch is not None
+        self.go_on_from(step_end.batch)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with profiling_context(self, "rollout"):
@@ -214,15 +229,29 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         )
         training = self.model.training
         self.model.eval()
+        self._evaluating = True
         try:
             with self.sampler.open(self.policy) as opened:
                 evaluated = evaluator.run(evaluation, dataset, self.collector.to_task, opened.engine)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluated.summary.as_dict().items()}
             self.log(metrics)
         finally:
+            self._evaluating = False
             self.model.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """What the evaluation of the last step came to on all of `eval_dataset`; None where that was not evaluated, or
+        the weights are those of another step since."""
+        went_back = self.args.load_best_model_at_end and self.state.best_global_step not in (
+            None,
+            self.state.global_step,
+        )
+        logs = [] if went_back else [log for log in self.state.log_history if log["step"] == self.state.global_step]
+        prefixes = tuple(f"eval_{name}_" for name in self.eval_dataset or ())
+        metrics = {key: value for log in logs for key, value in log.items() if key.startswith(prefixes)}
+        return metrics if all(f"{prefix}accuracy" in metrics for prefix in prefixes) else None
 
     def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]  (it has the signature of TRL's)
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -120,9 +120,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         return EpochSampler(plain, epoch=lambda: int((self.state.epoch or 0) + 1e-6))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        position = BatchPosition(self._step, self._buffered_inputs)
         Path(output_dir).mkdir(parents=True, exist_ok=True)  # rank 0 may not have been here yet
-        position.save(Path(output_dir), self.args.process_index, BatchLayout.of(self.args))
+        self.batch_position().save(Path(output_dir), self.args.process_index, BatchLayout.of(self.args))
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -130,7 +129,11 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         if checkpoint is None:
             return
         args, layout = self.args, BatchLayout.of(self.args)
-        position = BatchPosition.load(
-            Path(checkpoint), args.process_index, layout, self.state.global_step, self.accelerator.device
-        )
+        step, device = self.state.global_step, self.accelerator.device
+        self.go_on_from(BatchPosition.load(Path(checkpoint), args.process_index, layout, step, device))
+
+    def batch_position(self) -> BatchPosition:
+        return BatchPosition.at(self._step, self._buffered_inputs, BatchLayout.of(self.args))
+
+    def go_on_from(self, position: BatchPosition) -> None:
         self._step, self._buffered_inputs = position.micro_step, position.micro_batches
