@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from misbehaving import Answer, Site, Write, redirect, response, serving
 
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import Failure, FailureKind
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.web.address_rules import AddressRules
 from mmsearch_trl.search.web.addresses import is_public
 from mmsearch_trl.search.web.fetch import IMAGE_TYPES, MAX_REDIRECTS, TEXT_TYPES, Fetched, Fetcher
 
@@ -169,6 +171,43 @@ def test_a_name_that_changes_its_address_gains_nothing() -> None:
 def test_denied_hosts_are_not_asked(host: str) -> None:
     outcome, site = fetch(response(PAGE), f"http://{host}:{{port}}/", denied_hosts=["Answers.example"])
     assert isinstance(outcome, Failure) and outcome.kind is FailureKind.BLOCKED and not site.requests
+
+
+ENTRIES = {
+    "answers.example": ["answers.example", "www.answers.example", "ANSWERS.example."],
+    " Answers.Example. ": ["answers.example", "a.answers.example"],
+    "*.answers.example": ["answers.example", "www.answers.example"],
+    ".answers.example": ["answers.example", "www.answers.example"],
+    "https://answers.example": ["answers.example"],
+    "https://*.answers.example:8443/datasets?x=1#y": ["answers.example", "www.answers.example"],
+    "answers.example:8080": ["answers.example"],
+    "answers.example/datasets/bench": ["answers.example"],
+    "bücher.example": ["bücher.example", "xn--bcher-kva.example", "www.BÜCHER.example"],
+    "xn--bcher-kva.example": ["bücher.example"],
+    "https://*.例え.jp": ["例え.jp", "a.xn--r8jz45g.jp", "例え。jp"],
+    "\uff41nswers.example": ["answers.example", "\uff41nswer\uff53.example"],
+    "93.184.216.34": ["93.184.216.34"],
+    "http://93.184.216.34:80/": ["93.184.216.34"],
+    "2606:4700:4700::1111": ["[2606:4700:4700::1111]", "[2606:4700:4700:0:0:0:0:1111]"],
+    "[2606:4700:4700:0::1111]:443": ["[2606:4700:4700::1111]"],
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_of_denied_hosts_may_be_written_in_any_way(entry: str) -> None:
+    rules = AddressRules([entry])
+    for host in ENTRIES[entry]:
+        with pytest.raises(SearchError, match="denied_hosts"):
+            rules.check(f"https://{host}/a")
+    for other in ("example.org", "notanswers.example", "answers.example.org", "1.1.1.1"):
+        rules.check(f"https://{other}/a")
+
+
+@pytest.mark.parametrize("entry", ["", "  ", "*", "*.", "https://", "://", "a.*.example", "two words", "http://[x"])
+def test_an_entry_that_names_no_host_is_named(entry: str) -> None:
+    for make in (lambda: AddressRules([entry]), lambda: SearchConfig(denied_hosts=[entry])):
+        with pytest.raises(UserError, match=r"search\.denied_hosts: .* names no host"):
+            make()
 
 
 def test_a_name_that_ends_alike_is_another_host() -> None:

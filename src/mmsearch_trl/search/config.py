@@ -27,6 +27,7 @@ from mmsearch_trl.search.text.pages import PagesConfig
 from mmsearch_trl.search.text.qdrant import QdrantConfig
 from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.search.text.serpapi_google import SerpApiGoogleConfig
+from mmsearch_trl.search.web.address_rules import AddressRules
 
 
 ImageSection = ImageIndexConfig | FvqaCacheConfig | ImageServiceConfig | SerpApiLensConfig | ImportedImageConfig
@@ -78,7 +79,10 @@ class SearchConfig:
     )
     denied_hosts: list[str] = field(
         default_factory=list,
-        metadata={"help": "Hosts from which nothing is fetched: where a benchmark's answers lie."},
+        metadata={
+            "help": "Hosts from which nothing is fetched, with all below them: where a benchmark's answers lie. "
+            "Scheme, port, path and `*.` of an entry mean nothing."
+        },
     )
     cache: str | None = field(
         default=None,
@@ -106,6 +110,7 @@ class SearchConfig:
         for key in ("retries", "max_paid_calls"):
             if (getattr(self, key) or 0) < 0:
                 raise UserError(f"search.{key} is {getattr(self, key)}: it must be 0 or more")
+        AddressRules(self.denied_hosts)  # names an entry that is no host
         if self.cache is None and self.cache_mode != "live":
             raise UserError(
                 f"search.cache_mode is {self.cache_mode!r}, and search.cache, which it is about, is not set"

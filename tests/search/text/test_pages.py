@@ -11,6 +11,7 @@ from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.text.pages import MAX_PAGE_CHARS, PageSearch
+from mmsearch_trl.search.web.address_rules import AddressRules
 from mmsearch_trl.search.web.page_text import PageText
 
 
@@ -27,6 +28,8 @@ class Links:
 
 
 class Reader:
+    rules = AddressRules()
+
     def __init__(self, broken: Sequence[int] = (), slow: Sequence[int] = ()) -> None:
         self.fingerprint, self.broken, self.slow = "reader-1", broken, slow
         self.read_urls: list[str] = []
@@ -99,6 +102,18 @@ def test_no_exception_of_a_page_ends_the_search(error: type[Exception]) -> None:
     with pytest.raises(SearchError, match=f"the last: reading a page raised {error.__name__}") as caught:
         search(Links(1), Defective(), Summariser())
     assert "sesame" not in str(caught.value)
+
+
+def test_a_host_is_denied_whatever_was_read_from_it_before(tmp_path: Path) -> None:
+    cache = ResultStore(tmp_path / "cache.sqlite")
+    assert search(Links(1), Reader(), Summariser(), cache=cache)
+    denied = Reader()
+    denied.rules = AddressRules(["pages.example"])
+    with pytest.raises(SearchError, match="denied_hosts"):
+        search(Links(1), denied, Summariser(), cache=cache)
+    assert denied.read_urls == []
+    parts = (Links(1), Reader(), Summariser())
+    assert PageSearch(*parts).fingerprint != PageSearch(parts[0], denied, parts[2]).fingerprint
 
 
 def test_a_key_that_is_refused_is_told_whatever_else_went_wrong() -> None:

@@ -9,6 +9,8 @@ from misbehaving import response, serving
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
+from mmsearch_trl.search.calls.section import Shared
+from mmsearch_trl.search.text.pages import PagesConfig
 from mmsearch_trl.search.text.readers import JINA_KEY_VARIABLE, JinaReader, WebReader
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.page_text import PageReader, PageText
@@ -40,6 +42,47 @@ def test_jina_s_text_and_title() -> None:
 )
 def test_an_answer_without_text_is_a_bad_response(body: Any) -> None:
     assert jina(body) is FailureKind.BAD_RESPONSE
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://answers.example/a", "http://www.ANSWERS.example./", "http://169.254.169.254/latest/", "file:///etc/passwd",
+        "http://127.0.0.1/", "http://user:word@pages.example/", "http://pages.example:6379/", "http://[::ffff:7f00:1]/",
+        "http://168.63.129.16/machine", "",
+    ],
+)  # fmt: skip
+def test_a_service_is_not_asked_for_what_is_denied_here(url: str) -> None:
+    async def run() -> None:
+        async with serving(response(b'{"data": {"content": "c"}}', Content_Type="application/json")) as site:
+            reader = JinaReader(f"http://127.0.0.1:{site.port}", denied_hosts=["*.answers.example"])
+            with pytest.raises(SearchError) as caught:
+                await reader.read(url)
+            await reader.close()
+        assert caught.value.failure.kind is FailureKind.BLOCKED and site.requests == []
+
+    asyncio.run(run())
+
+
+def test_a_page_that_a_service_found_at_a_denied_host_is_not_read() -> None:
+    body = {"data": {"url": "https://www.answers.example/a", "content": "the answer"}}
+
+    async def run() -> None:
+        async with serving(response(json.dumps(body).encode(), Content_Type="application/json")) as site:
+            reader = JinaReader(f"http://127.0.0.1:{site.port}", denied_hosts=["https://answers.example:443"])
+            with pytest.raises(SearchError, match="denied_hosts"):
+                await reader.read("https://short.example/x")
+            await reader.close()
+
+    asyncio.run(run())
+
+
+def test_a_recipe_s_denied_hosts_reach_either_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERPAPI_API_KEY", "sesame")
+    for name in ("web", "jina"):
+        section = PagesConfig(links="serpapi", reader=name)  # pyright: ignore[reportArgumentType]
+        search = section.open(Shared(denied_hosts=["*.answers.example"]))
+        assert search._reader.rules.denied == ("answers.example",)
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ class PagesConfig(TextConfig):
 
     def _reader(self, shared: Shared) -> Reader:
         if self.reader == "jina":
-            return JinaReader()
+            return JinaReader(denied_hosts=shared.denied_hosts)
         from mmsearch_trl.search.web.page_text import PageReader  # its parser may not be installed
 
         return WebReader(Fetcher(denied_hosts=shared.denied_hosts), PageReader())
@@ -113,7 +113,9 @@ class PageSearch:
         self._unread: dict[str, list[TextHit]] = {}
         """Addresses of searches of which no page was read, for their next try: it need not pay for them again."""
         self.paid = is_paid(links)
-        self.fingerprint = digest_of(self.name, links.fingerprint, reader.fingerprint, summariser.fingerprint)
+        parts = (links.fingerprint, reader.fingerprint, summariser.fingerprint)
+        # An answer that was cached before a host was denied may hold its pages.
+        self.fingerprint = digest_of(self.name, *parts, *reader.rules.denied)
 
     async def search(self, query: str, k: int) -> Sequence[TextHit]:
         """Summaries of the best pages that could be read, best first.
@@ -193,6 +195,7 @@ class PageSearch:
 
     async def _summary(self, query: str, link: TextHit) -> TextHit:
         url = link.url or ""
+        self._reader.rules.check(url)  # before the cache, which may hold a page from before its host was denied
 
         async def read() -> Sequence[TextHit]:
             page = await self._reader.read(url)

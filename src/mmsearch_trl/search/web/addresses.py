@@ -19,13 +19,20 @@ from mmsearch_trl.search.calls.threads import call_blocking
 
 
 _EMBEDDING = tuple(
-    # IPv6 addresses that lead to an IPv4 one: mapped and compatible, translated (NAT64), 6to4, Teredo, ISATAP aside.
+    # IPv6 addresses that lead to an IPv4 one: mapped and compatible, translated (NAT64), 6to4.
     map(IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"))
 )
 _RESERVED: tuple[IPv4Network | IPv6Network, ...] = (
     *map(IPv4Network, ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15")),
+    # Name servers for private ranges (AS112), and relays of multicast.
+    *map(IPv4Network, ("192.31.196.0/24", "192.175.48.0/24", "192.52.193.0/24")),
     *map(IPv6Network, ("100::/64", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16", "fec0::/10")),
+    *map(IPv6Network, ("100:0:0:1::/64", "2620:4f:8000::/48")),
+    # Azure answers a machine of its own there with its configuration and its names; to all others it is nobody's.
+    IPv4Network("168.63.129.16/32"),
 )
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""In the third quarter of an IPv6 address: the last one is an IPv4 address, whatever the network."""
 _NUMERIC_END = re.compile(r"(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -43,6 +50,8 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if not parsed.is_global or parsed.is_multicast or parsed.is_reserved:
+        return False
+    if parsed.version == 6 and int(parsed) >> 32 & 0xFFFFFFFF in _ISATAP:
         return False
     return not any(parsed.version == net.version and parsed in net for net in (*_EMBEDDING, *_RESERVED))
 

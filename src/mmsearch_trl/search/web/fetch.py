@@ -1,8 +1,8 @@
 """The one client for everything whose address comes from a page, a hit or a model.
 
-Every address is checked before it is dialled (`addresses.py`), every redirect again. Time, bytes on the wire and bytes
-after decompression are bounded while they arrive, and the kind of content is one that the caller asked for: a page
-cannot make this process ask another machine of the local network, fill its memory, or hold it up.
+Every address is checked before it is dialled (`address_rules.py`, `addresses.py`), every redirect again. Time, bytes
+on the wire and bytes after decompression are bounded while they arrive, and the kind of content is one that the caller
+asked for: a page cannot make this process ask another machine of the local network, fill its memory, or hold it up.
 
 No credential, cookie or proxy of this machine is ever used, and an address is never part of a message: it may hold a
 key.
@@ -19,17 +19,16 @@ from yarl import URL
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import count_bytes
-from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, check_host, is_public
+from mmsearch_trl.search.web.address_rules import PORTS, AddressRules, parsed
+from mmsearch_trl.search.web.addresses import GuardedResolver, Lookup, is_public
 
 
 TEXT_TYPES = ("text/html", "application/xhtml+xml", "text/plain", "text/markdown")
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
 
 MAX_REDIRECTS = 10
-_MAX_ADDRESS = 4000
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = (80, 443)
 _FAILURES = {
     401: FailureKind.BLOCKED,
     403: FailureKind.BLOCKED,
@@ -60,10 +59,13 @@ class Fetcher:
     Args:
         timeout_s: Seconds from the call to the last byte, redirects included.
         max_bytes: Most bytes of an answer, on the wire and decompressed.
-        denied_hosts: Hosts that are not asked, with all that is below them: a data set's own site holds its answers.
+        denied_hosts: Hosts that are not asked, with all that is below them (`AddressRules`).
         allowed: Says of an address whether it may be dialled.
         lookup: Finds the addresses of a name; the operating system's by default.
         ports: The ports that may be asked; None for all.
+
+    Raises:
+        UserError: an entry of `denied_hosts` names no host.
     """
 
     def __init__(
@@ -74,13 +76,12 @@ class Fetcher:
         denied_hosts: Collection[str] = (),
         allowed: Callable[[str], bool] = is_public,
         lookup: Lookup | None = None,
-        ports: Collection[int] | None = _PORTS,
+        ports: Collection[int] | None = PORTS,
     ) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
-        self._denied = tuple(host.lower().strip(".") for host in denied_hosts)
+        self.rules = AddressRules(denied_hosts, allowed=allowed, ports=ports)
         self._allowed = allowed
-        self._ports = ports
         self._lookup = lookup
         self._session: aiohttp.ClientSession | None = None
 
@@ -124,33 +125,14 @@ class Fetcher:
         return self._session
 
     async def _follow(self, url: str, types: Collection[str]) -> Fetched:
-        target = self._checked(url)
+        target = self.rules.check(url)
         for _ in range(MAX_REDIRECTS + 1):
             async with self._connected().get(target, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, target, types)
                 where = response.headers.get("Location", "")  # its body is not read
-            target = self._checked(str(target.join(_parsed(where))))
+            target = self.rules.check(str(target.join(parsed(where))))
         raise SearchError(FailureKind.BLOCKED, f"it is redirected more than {MAX_REDIRECTS} times")
-
-    def _checked(self, url: str) -> URL:
-        """An address that may be asked as far as its text tells.
-
-        Raises:
-            SearchError: `BLOCKED`.
-        """
-        target = _parsed(url)
-        if target.scheme not in ("http", "https"):
-            raise SearchError(FailureKind.BLOCKED, "the address is not one of http or https")
-        if target.user is not None or target.password is not None:
-            raise SearchError(FailureKind.BLOCKED, "the address holds a user name or password")
-        if self._ports is not None and target.port not in self._ports:
-            raise SearchError(FailureKind.BLOCKED, "the address names an unusual port")
-        host = (target.raw_host or "").lower()
-        check_host(host, self._allowed)
-        if any(f".{host.strip('.')}".endswith(f".{denied}") for denied in self._denied):
-            raise SearchError(FailureKind.BLOCKED, "the host is one of `denied_hosts`")
-        return target.with_fragment(None)
 
     async def _read(self, response: aiohttp.ClientResponse, target: URL, types: Collection[str]) -> Fetched:
         if response.status != 200:
@@ -213,12 +195,3 @@ def _decoder(coding: str) -> "zlib._Decompress | _Inflater | None":
     if coding == "deflate":
         return _Inflater()
     raise SearchError(FailureKind.BAD_RESPONSE, f"the content coding is {coding[:80]!r}")
-
-
-def _parsed(url: str) -> URL:
-    if not url or len(url) > _MAX_ADDRESS or any(ord(char) < 0x20 or ord(char) == 0x7F for char in url):
-        raise SearchError(FailureKind.BLOCKED, "the address is empty, too long, or holds control characters")
-    try:
-        return URL(url)
-    except (ValueError, UnicodeError):
-        raise SearchError(FailureKind.BLOCKED, "the address cannot be read") from None
