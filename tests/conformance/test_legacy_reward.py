@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.rewards.matching import accepted_answers
+from mmsearch_trl.rewards.answers import accepted_answers
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 
 

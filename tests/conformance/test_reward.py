@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mmsearch_trl.rewards.matching import accepted_answers, exact_match, substring_match
+from mmsearch_trl.rewards.answers import accepted_answers
+from mmsearch_trl.rewards.matching import exact_match, substring_match
 from mmsearch_trl.rewards.mmsearch import RewardConfig, score
 
 

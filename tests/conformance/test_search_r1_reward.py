@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mmsearch_trl.core.reward import RewardParts
-from mmsearch_trl.rewards.matching import accepted_answers, exact_match, normalize_answer, substring_match
+from mmsearch_trl.rewards.answers import accepted_answers
+from mmsearch_trl.rewards.matching import exact_match, normalize_answer, substring_match
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig, extract_answer, retrieved, structure_valid
 
 

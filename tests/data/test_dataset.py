@@ -96,3 +96,13 @@ def test_long_prompts_are_dropped_by_a_count_that_sees_the_image_sizes(
     assert f"dropped {5 - len(kept)} of 5 rows" in caplog.text
     with pytest.raises(UserError, match="all 5 prompts"):
         drop_long_prompts(dataset, count, 1)
+
+
+@pytest.mark.parametrize(
+    ("answers", "texts"), [("Titanic", ("Titanic",)), (["a box", "box"], ("a box", "box")), (7, ("7",))]
+)
+def test_answers_of_a_data_set_of_ones_own_have_any_shape(
+    write_jsonl: Writer, tmp_path: Path, answers: Any, texts: tuple[str, ...]
+) -> None:
+    rows: Any = load_dataset_rows(write_jsonl({"question": "?", "answers": "x"}), cache_dir=tmp_path / "cache")
+    assert row_to_task(rows[0] | {"answers": answers}).answers == texts

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch_trl.rewards.matching import accepted_answers, exact_match, normalize_answer, substring_match
+from mmsearch_trl.rewards.matching import exact_match, normalize_answer, substring_match
 
 
 @pytest.mark.parametrize(
@@ -44,32 +44,3 @@ def test_a_gold_inside_the_answer_matches_by_substring_only() -> None:
     assert substring_match("the RMS Titanic", ["titanic"])
     assert not exact_match("the RMS Titanic", ["titanic"])
     assert not substring_match("Titanic", ["RMS Titanic"])
-
-
-def test_ground_truth_comes_first_and_may_be_one_string_or_several() -> None:
-    assert accepted_answers("a", ["b"]) == ("a", "b")
-    assert accepted_answers(["a", "b"]) == ("a", "b")
-
-
-def test_candidates_may_be_a_json_list_in_a_string() -> None:
-    assert accepted_answers("Spain", '["Spain \\ud83c\\uddea\\ud83c\\uddf8", "ES"]') == ("Spain", "Spain 🇪🇸", "ES")
-    assert accepted_answers("Spain", "[]") == ("Spain",)
-
-
-def test_entries_that_are_not_strings_are_dropped() -> None:
-    assert accepted_answers(["a", None, 3], [4, "b", ["c"]]) == ("a", "b")
-    assert accepted_answers(None) == ()
-    assert accepted_answers(5, "[1, 2]") == ()
-
-
-def test_the_callers_lists_are_not_changed() -> None:
-    ground_truth, candidates = ["a"], ["b", 3]
-    accepted_answers(ground_truth, candidates)
-    assert (ground_truth, candidates) == (["a"], ["b", 3])
-
-
-@pytest.mark.parametrize(("text", "what"), [("Spain", "no JSON list"), ('{"a": 1}', "got dict")])
-def test_candidates_that_are_no_list_are_an_error_that_shows_them(text: str, what: str) -> None:
-    with pytest.raises(ValueError, match=what) as error:
-        accepted_answers("a", text)
-    assert text in str(error.value)

@@ -140,7 +140,7 @@ def test_trl_reads_the_name_from_the_function() -> None:
     assert RuleReward(RewardConfig()).__name__ == "mmsearch"
 
 
-@pytest.mark.parametrize("empty", [[], None, [None, 3]])
+@pytest.mark.parametrize("empty", [[], None, [None, float("nan")]])
 def test_a_row_without_answer_is_named(empty: Any) -> None:
     with pytest.raises(ValueError, match="row 'fvqa_train_7' has no accepted answer"):
         RuleReward(RewardConfig())([RIGHT, RIGHT], [GOLD, empty], id=["fvqa_train_1", "fvqa_train_7"])
@@ -151,3 +151,13 @@ def test_a_row_without_answer_is_named(empty: Any) -> None:
 def test_a_missing_answers_column_is_named() -> None:
     with pytest.raises(ValueError, match="column 'answers'"):
         RuleReward(RewardConfig())([RIGHT])
+
+
+def test_answers_have_any_shape_and_what_may_be_none_is_named() -> None:
+    reward = RuleReward(RewardConfig())
+    right = RIGHT.replace("Titanic", "1912")
+    golds = [1912, ["x", 1912], {"value": "x", "aliases": [1912]}, '["x", "1912"]']
+    assert reward([right] * 4, golds) == [1.0] * 4
+    assert reward([RIGHT.replace("Titanic", "aliases")], [{"value": "x", "aliases": [1912]}]) == [pytest.approx(0.1)]
+    with pytest.raises(ValueError, match=r"row 0 of the batch: the ground truth .* got True"):
+        reward([right], [True])

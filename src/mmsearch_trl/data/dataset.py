@@ -29,6 +29,7 @@ from mmsearch_trl.data.image_cells import ImageSource
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.tasks import data_file, read_rows
+from mmsearch_trl.rewards.answers import accepted_answers
 
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def _task(row: Mapping[str, Any], images: tuple[Image.Image, ...]) -> Task:
         id=row["id"],
         question=row["question"],
         images=images,
-        answers=tuple(row["answers"]),
+        answers=accepted_answers(row["answers"]),  # of a data set of one's own they may be a single text
         data_source=row["data_source"],
         image_url=row["image_url"],
         category=row["category"],

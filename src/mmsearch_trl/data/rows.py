@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsearch_trl.core.errors import UserError, shortened
-from mmsearch_trl.data.answers import number_text
 from mmsearch_trl.data.image_cells import ImageSource
+from mmsearch_trl.rewards.answers import is_missing, number_text
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def text_cell(value: Any, name: str) -> str | None:
     Raises:
         UserError: it holds something else; says so by its `name`.
     """
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     text = value if isinstance(value, str) else number_text(value)
     if text is None:

@@ -5,13 +5,10 @@ punctuation deleted without a space, the words a/an/the blanked, white space col
 equals `314`, `well-known` differs from `well known`, and curly quotes, CJK punctuation and Unicode forms are kept.
 """
 
-import json
 import re
 import string
 from collections.abc import Iterable
 from typing import Literal
-
-from mmsearch_trl.core.errors import UserError
 
 
 RewardMode = Literal["EM", "SubEM"]
@@ -42,36 +39,3 @@ def is_right(answer: str | None, golds: Iterable[str], mode: RewardMode) -> bool
     """Whether there is an answer and it matches a gold one, in whole (EM) or in part (SubEM)."""
     matches = exact_match if mode == "EM" else substring_match
     return answer is not None and matches(answer, golds)
-
-
-def accepted_answers(ground_truth: object, candidates: str | Iterable[object] | None = None) -> tuple[str, ...]:
-    """Join a ground truth and its candidate answers into one tuple, ground truth first; the arguments are not changed.
-
-    Args:
-        ground_truth: One answer, or an iterable of them.
-        candidates: An iterable, or a JSON list in a string as in the FVQA parquet files; None when there are none.
-
-    Returns:
-        The strings among them; entries of any other type are dropped.
-
-    Raises:
-        UserError: `candidates` is a string that is not a JSON list.
-    """
-    golds: Iterable[object] = (ground_truth,)
-    if isinstance(ground_truth, Iterable) and not isinstance(ground_truth, str):
-        golds = ground_truth
-    return tuple(gold for gold in (*golds, *_candidate_list(candidates)) if isinstance(gold, str))
-
-
-def _candidate_list(candidates: str | Iterable[object] | None) -> Iterable[object]:
-    if candidates is None:
-        return ()
-    if not isinstance(candidates, str):
-        return candidates
-    try:
-        parsed = json.loads(candidates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"candidate answers are text but no JSON list: {candidates[:80]!r} ({error})") from error
-    if not isinstance(parsed, list):
-        raise UserError(f"candidate answers must be a JSON list, got {type(parsed).__name__}: {candidates[:80]!r}")
-    return parsed

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import RewardParts
-from mmsearch_trl.rewards.matching import accepted_answers
+from mmsearch_trl.rewards.answers import accepted_answers
 
 
 Message = Mapping[str, Any]
@@ -91,7 +91,7 @@ class RuleReward:
 
         Args:
             completions: Message lists, or single assistant turns as strings.
-            answers: Accepted answers per row, one string or several.
+            answers: Accepted answers per row, in any shape of `rewards/answers.py`.
             columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, and `id` or `data_id`
                 names a row in errors.
 
@@ -104,7 +104,10 @@ class RuleReward:
         step = _step(trainer_state)
         results = []
         for row, (completion, gold, more) in enumerate(zip(completions, answers, candidates, strict=True)):
-            accepted = accepted_answers(gold, more)
+            try:
+                accepted = accepted_answers(gold, more)
+            except UserError as error:
+                raise UserError(f"{_row_name(row, columns)}: {error}") from error
             if not accepted:
                 raise UserError(
                     f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
