@@ -161,7 +161,9 @@ def test_a_traces_picture_comes_in_full_size_from_the_questions_file(world_home:
     assert demonstrations.trajectory(str(path), 0).images[0].image.size == (1000, 500)
 
 
-def test_what_the_world_command_writes_can_be_learned_from(world_home: Path, tmp_path: Path) -> None:
+def test_what_the_world_command_writes_can_be_learned_from(
+    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = sft_arguments(world_home, tmp_path / "run", max_steps=8, logging_steps=1)
     recipe = load_recipe(*recipe_arguments(arguments), kind="sft")
     recipe.validate()
@@ -170,6 +172,10 @@ def test_what_the_world_command_writes_can_be_learned_from(world_home: Path, tmp
     assert losses[-1] < losses[0] - 1
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["trl"].startswith("1.16")
     assert (tmp_path / "run" / "model.safetensors").exists()
+    run = tmp_path / "run"
+    assert f"saved: {run}; to train it on: mmsearch train --config RECIPE --model_name_or_path {run}\n" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_line_that_is_no_object_is_skipped_like_any_bad_row(world_home: Path, tmp_path: Path) -> None:

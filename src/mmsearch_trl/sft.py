@@ -7,6 +7,7 @@ the model is taught the very tokens it will meet; only what the assistant says i
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import set_seed
 from trl import get_peft_config
@@ -66,6 +68,11 @@ def train(recipe: Recipe) -> MMSearchSFTTrainer:
         if args.push_to_hub:
             with pushing(str(out)):
                 trainer.push_to_hub()
+    if PartialState().is_main_process:
+        name = shlex.quote(str(out))
+        then = f"; to train it on: mmsearch train --config RECIPE --model_name_or_path {name}"
+        line = f"saved: {out}{'' if recipe.model.use_peft else then}"
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
     return trainer
 
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmsearch_trl.commands.main import main
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.rows import RowError, SkippedRows
 from mmsearch_trl.data.search_r1_sets import TEST_SETS
@@ -169,3 +170,16 @@ def test_a_set_keeps_what_cannot_be_scored_for_its_reader(tmp_path: Path, flashr
     skipped = SkippedRows()
     assert list(read_tasks(tmp_path / "out" / "musique.jsonl", on_error="skip", skipped=skipped)) == []
     assert "'The The' cannot be scored" in skipped.errors[0].reason
+
+
+@pytest.mark.parametrize("column", ["image", "img_path", "photo"])
+def test_a_column_of_images_is_not_lost(tmp_path: Path, column: str) -> None:
+    file = write(tmp_path / "t.parquet", row(**{column: "a.png"}))
+    with pytest.raises(UserError, match=rf"t\.parquet: the column '{column}' seems to hold images"):
+        list(read_tasks(file))
+
+
+def test_a_mistyped_column_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.parquet", row(**{"Question": "who?"}))
+    with pytest.raises(UserError, match=r"the column 'Question' is not known; did you mean 'question'"):
+        list(read_tasks(file))

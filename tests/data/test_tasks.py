@@ -356,3 +356,14 @@ def test_a_line_of_ten_thousand_keys_is_told_briefly(write_jsonl: Writer) -> Non
         with pytest.raises(UserError) as raised:
             list(read_tasks(path, on_error=on_error))
         assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("column", ["catgory", "image-urls", "dataId", "extra_infos"])
+def test_a_mistyped_column_is_named(write_parquet: Writer, column: str) -> None:
+    with pytest.raises(UserError, match=rf"made\.parquet: the column '{column}' is not known; did you mean"):
+        list(read_tasks(write_parquet({column: "x"})))
+
+
+def test_columns_have_other_names_and_more_columns_are_nobodys_mistake(write_parquet: Writer) -> None:
+    (task,) = read_tasks(write_parquet({"id": 7, "image_url": "u", "ability": "vqa", "agent_name": "x"}))
+    assert (task.id, task.image_url) == ("7", "u")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import gold_answers
 from mmsearch_trl.data.image_cells import image_source
 from mmsearch_trl.data.parquet import read_cells, read_schema
@@ -29,6 +30,8 @@ from mmsearch_trl.data.rows import (
 
 REQUIRED_COLUMNS = ("prompt", "images", "reward_model", "data_source")
 OPTIONAL_COLUMNS = ("data_id", "question", "category", "image_urls", "extra_info")
+_OTHER_NAMES = ("id", "image_url")
+"""Of `data_id` and `image_urls`."""
 
 _ROWS_AT_A_TIME = 32
 
@@ -37,7 +40,7 @@ def read_parquet(path: Path) -> Iterator[Row | RowError]:
     """Yield every row of a parquet file, or the reason why it cannot be used, in order.
 
     Raises:
-        UserError: the file is no parquet file, or lacks a column.
+        UserError: the file is no parquet file, lacks a column, or has one that is nearly a known one.
     """
     present = read_schema(path).names
     missing = [column for column in REQUIRED_COLUMNS if column not in present]
@@ -46,7 +49,10 @@ def read_parquet(path: Path) -> Iterator[Row | RowError]:
             f"{path}: column {', '.join(missing)} is missing; columns present: {keys_of(present)}. "
             f"An MMSearch-R1 file has {', '.join(REQUIRED_COLUMNS)} (and perhaps {', '.join(OPTIONAL_COLUMNS)})."
         )
-    columns = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in present]
+    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *_OTHER_NAMES)
+    if mistyped := check_spelling(present, known):
+        raise UserError(f"{path}: the column {mistyped}")
+    columns = [column for column in known if column in present]
     rows = read_cells(path, columns, rows_at_a_time=_ROWS_AT_A_TIME, in_one_thread=True)
     for number, cells in enumerate(rows):
         yield _row(cells, path, number)
@@ -64,7 +70,7 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
         question = bare_question(asked(cells["prompt"]) if question is None else question, len(images))
         return Row(
             place=place,
-            id=text_cell(cells.get("data_id"), "data_id") or f"{path.stem}-{number}",
+            id=text_cell(cells.get("data_id", cells.get("id")), "data_id") or f"{path.stem}-{number}",
             question=question,
             images=images,
             answers=gold_answers(
@@ -74,7 +80,7 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
                 question,
             ),
             data_source=text_cell(cells["data_source"], "data_source") or path.stem,
-            image_url=first_text_cell(cells.get("image_urls"), "image_urls"),
+            image_url=first_text_cell(cells.get("image_urls", cells.get("image_url")), "image_urls"),
             category=text_cell(cells.get("category"), "category"),
             extra=extra,
         )

@@ -118,7 +118,7 @@ def _of_base64(text: str) -> bytes | None:
 
 def _check_forgotten(cells: Mapping[str, Any]) -> None:
     for key, value in cells.items():
-        if value and key not in _TEXT_KEYS and (_seems_image(key) or _names_image(value)):
+        if value and key not in _TEXT_KEYS and (seems_image(key) or _names_image(value)):
             raise UserError(
                 f"the row has no image, and {key!r} seems to name one: an image stands under 'image' "
                 "('image': null for a question without one)"
@@ -131,7 +131,7 @@ def _names_image(value: Any) -> bool:
 
 
 @lru_cache(1024)
-def _seems_image(key: str) -> bool:
+def seems_image(key: str) -> bool:
     """Whether one of the words of a key is an image: `photo_url`, `imagePath`, `IMG-1`."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", key)
     return any(word.lower() in _WORDS for word in words)

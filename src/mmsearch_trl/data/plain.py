@@ -9,14 +9,13 @@ them) are understood; a key that is nearly one of these names is refused, as wha
 A folder stands for the one `.jsonl` file in it.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError, shortened
 from mmsearch_trl.core.json_lines import Line, read_lines
+from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import ANSWER_KEYS, gold_answers
 from mmsearch_trl.data.image_cells import IMAGE_KEYS, row_images
 from mmsearch_trl.data.questions import bare_question
@@ -25,8 +24,6 @@ from mmsearch_trl.data.rows import Row, RowError, first_text_cell, text_cell
 
 _KNOWN_KEYS = ("question", *ANSWER_KEYS, *IMAGE_KEYS, "id", "category", "image_url", "image_urls", "data_source")
 _OPTION_KEYS = ("options", "choices")
-_NEAR = 0.85
-"""Share of letters in common from which a key counts as a known one mistyped: `catgory` does, `image_id` does not."""
 
 
 def read_jsonl(path: Path) -> Iterator[Row | RowError]:
@@ -96,25 +93,10 @@ def _check_keys(cells: Mapping[str, Any]) -> None:
     Raises:
         UserError: a row has no question, or holds something under what is nearly a known key.
     """
-    for key in cells:
-        known = () if key in _KNOWN_KEYS else _nearly(key)
-        if known and cells.keys().isdisjoint(known):
-            raise UserError(f"the key {key!r} is not known; did you mean {known[0]!r}?")
+    if mistyped := check_spelling(cells.keys(), _KNOWN_KEYS):
+        raise UserError(f"the key {mistyped}")
     if "question" not in cells:
         raise UserError(f"the key 'question' is missing; keys present: {keys_of(cells)}")
-
-
-@lru_cache(4096)
-def _nearly(key: str) -> tuple[str, ...]:
-    """The known keys of which `key` is another spelling, or a slip of the hand."""
-    letters = _letters(key)
-    swapped = [known for known in map(_letters, _KNOWN_KEYS) if sorted(known) == sorted(letters)]
-    near = swapped or difflib.get_close_matches(letters, map(_letters, _KNOWN_KEYS), n=1, cutoff=_NEAR)
-    return tuple(known for known in _KNOWN_KEYS if near and _letters(known) == near[0])
-
-
-def _letters(key: str) -> str:
-    return "".join(filter(str.isalnum, key.casefold())).removesuffix("s")
 
 
 def _options(cells: Mapping[str, Any]) -> Any:

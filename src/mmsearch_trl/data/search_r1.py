@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import gold_answers
+from mmsearch_trl.data.image_cells import seems_image
 from mmsearch_trl.data.parquet import read_cells, read_schema
 from mmsearch_trl.data.questions import asked, bare_question, messages_of
 from mmsearch_trl.data.rows import Row, RowError, extra_columns, mapping_cell, question_cell, text_cell
@@ -37,8 +39,19 @@ def is_search_r1(schema: pa.Schema) -> bool:
 
 
 def read_search_r1(path: Path) -> Iterator[Row | RowError]:
-    """Yield every row of a file that `is_search_r1`, or the reason why it cannot be used, in order."""
+    """Yield every row of a file that `is_search_r1`, or the reason why it cannot be used, in order.
+
+    Raises:
+        UserError: a column seems to hold images, which these questions have not, or is nearly a known one.
+    """
     present = read_schema(path).names
+    for column in filter(seems_image, present):
+        raise UserError(
+            f"{path}: the column {column!r} seems to hold images, and would be lost: call it `images`, or leave it "
+            "out of a file of questions without images"
+        )
+    if mistyped := check_spelling(present, _COLUMNS):
+        raise UserError(f"{path}: the column {mistyped}")
     columns = [column for column in _COLUMNS if column in present]
     for number, cells in enumerate(read_cells(path, columns, rows_at_a_time=_ROWS_AT_A_TIME)):
         yield _row(cells, path, number)
