@@ -158,6 +158,74 @@ def test_the_command_becomes_the_server_and_its_flags_have_the_last_word(monkeyp
     assert value_of(seen[1][1], "--port") == "8000" and "--enable-lora" not in seen[1][1]
 
 
+OPEN = ["0.0.0.0", "::", "10.0.0.5", "gpu-1.example", "", "0", "[::]", "::ffff:10.0.0.5"]
+CLOSED = ["127.0.0.1", "localhost", "::1", "[::1]", "127.5.0.1"]
+
+
+@pytest.fixture
+def become(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the command becomes: command line and environment."""
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *arguments: seen.append(arguments))
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+    def start(*flags: str) -> tuple[list[str], dict[str, str]]:
+        become_server("some/model", flags, port=8000, max_lora_rank=None)
+        return seen[-1][1:]
+
+    return start
+
+
+@pytest.mark.parametrize("host", OPEN)
+def test_no_server_is_open_to_others_without_a_key(
+    host: str, become: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "vllm.yaml"
+    config.write_text(json.dumps({"host": host, "max-model-len": 8}))
+    for flags in (["--host", host], [f"--host={host}"], ["--hos", host], ["--config", str(config)]):
+        with pytest.raises(UserError, match="set VLLM_API_KEY"):
+            become(*flags)
+    with pytest.raises(UserError, match="set VLLM_API_KEY"):
+        serve_command("some/model", {"host": host})
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    command, environment = become("--host", host)
+    assert value_of(command, "--host") == host and environment["VLLM_API_KEY"] == "sesame"
+
+
+@pytest.mark.parametrize("host", CLOSED)
+def test_this_machine_alone_needs_no_key(host: str, become: Any) -> None:
+    command, _ = become("--host", host)
+    assert value_of(command, "--host") == host
+
+
+@pytest.mark.parametrize(
+    "flags", [["--api-key", "sesame"], ["--api_key=sesame"], ["--api-k", "sesame", "--dtype", "float32"]]
+)
+def test_a_key_is_in_the_environment_and_in_no_command_line(flags: list[str], become: Any) -> None:
+    command, environment = become("--host", "0.0.0.0", *flags)
+    assert environment["VLLM_API_KEY"] == "sesame" and "sesame" not in " ".join(command)
+    assert command[-2:] == ["--dtype", "float32"] or "--dtype" not in flags
+    _, environment = serve_command("some/model", {"api_key": "sesame", "host": "0.0.0.0"})
+    assert environment["VLLM_API_KEY"] == "sesame"
+
+
+def test_a_file_of_flags_gives_host_and_key_too(become: Any, tmp_path: Path) -> None:
+    config = tmp_path / "vllm.yaml"
+    config.write_text("host: 0.0.0.0\napi_key: sesame\n")
+    command, environment = become("--config", str(config), "--json-arg.some_key", "1")
+    assert environment["VLLM_API_KEY"] == "sesame" and command[-2:] == ["--host", "0.0.0.0"]
+    assert "--json-arg.some_key" in command
+    command, _ = become("--host", "127.0.0.1", "--config", str(config))
+    assert command[-2:] == ["--host", "127.0.0.1"], "vLLM would let the file win that stands behind"
+
+
+@pytest.mark.parametrize("flags", [["--api-key", "a", "b"], ["--api-key"], ["--config", "nowhere.yaml"]])
+def test_flags_that_cannot_be_read_are_told_in_a_line(flags: list[str], become: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        become(*flags)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_server_is_healthy_inside_and_gone_outside_with_all_that_it_started(stand_in: Any) -> None:
     with stand_in(WITH_CHILD) as server:
         assert server.healthy()

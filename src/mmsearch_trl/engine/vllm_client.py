@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from mmsearch_trl.core.errors import ContextOverflow, EngineError
+from mmsearch_trl.engine.vllm_key import KEY_VARIABLE
 
 
 _MESSAGE_LENGTH = 300
@@ -202,7 +203,7 @@ class VLLMClient:
     def _connected(self) -> aiohttp.ClientSession:
         """One session per client, made on the event loop that uses it; as many connections as there are requests."""
         if self._session is None or self._session.closed:
-            key = os.environ.get("VLLM_API_KEY")
+            key = os.environ.get(KEY_VARIABLE)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
                 headers={"Authorization": f"Bearer {key}"} if key else None,
@@ -213,7 +214,7 @@ class VLLMClient:
 def _quoted(text: str) -> str:
     """A server's words, short and without the image or the key that it may repeat."""
     words = _IMAGE_DATA.sub("<image>", " ".join(text.split()))
-    if key := os.environ.get("VLLM_API_KEY"):
+    if key := os.environ.get(KEY_VARIABLE):
         words = words.replace(key, "<key>")
     return words[:_MESSAGE_LENGTH]
 

@@ -3,6 +3,7 @@
 mmsearch vllm MODEL [--port 8000] [--max_lora_rank 64] [any flag of `vllm serve`]
 """
 
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -14,18 +15,22 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+import yaml
 
-from mmsearch_trl.core.boundaries import missing, writing
-from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.boundaries import missing, reading, writing
+from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
+from mmsearch_trl.engine.vllm_key import KEY_VARIABLE, RequireKey
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 
 
+_LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _LOG_LINES = 15
@@ -59,7 +64,8 @@ _CPU_ENVIRONMENT = {
 def default_flags(*, cpu: bool, max_lora_rank: int | None = None) -> dict[str, Any]:
     """Flags of `vllm serve`, by name with underscores, that rollouts and weight sync rest on."""
     flags: dict[str, Any] = {
-        "host": "127.0.0.1",
+        "host": _LOOPBACK,
+        "middleware": f"{RequireKey.__module__}.{RequireKey.__name__}",
         "enable_scale_out": True,  # token ids and raw images in, token ids out
         "logprobs_mode": "raw_logprobs",  # those of the full softmax, as the trainer computes them at temperature 1
         "limit_mm_per_prompt": {"image": 16, "video": 0},
@@ -94,15 +100,32 @@ def serve_command(
 ) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment of a server; `flags` come after the defaults and replace them.
 
+    Its key, from `flags` (`api_key`) or from `VLLM_API_KEY`, is in the environment alone: everybody on a machine can
+    read a command line.
+
     Raises:
-        UserError: vLLM is not installed.
+        UserError: vLLM is not installed, or the server would be open to other machines and has no key.
     """
     if importlib.util.find_spec("vllm") is None:
         raise missing("a vLLM server", *VLLM_EXTRAS, why="No module named 'vllm'")
     cpu = not torch.cuda.is_available()
     merged = default_flags(cpu=cpu, max_lora_rank=max_lora_rank) | dict(flags or {})
     environment = _ENVIRONMENT | (_CPU_ENVIRONMENT if cpu else {}) | os.environ
+    if key := merged.pop("api_key", None):
+        environment[KEY_VARIABLE] = str(key)
+    if not environment.get(KEY_VARIABLE) and not _of_this_machine(str(merged["host"])):
+        raise UserError(
+            f"--host {merged['host']} opens the server to other machines, and without a key whoever reaches it can "
+            f"replace the weights: set {KEY_VARIABLE} here and where the training runs, or leave --host out"
+        )
     return [sys.executable, "-m", _MODULE, "--model", model, *as_arguments(merged)], environment
+
+
+def _of_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class VLLMProcess:
@@ -129,7 +152,7 @@ class VLLMProcess:
         start_seconds: float = 600.0,
     ) -> None:
         port = port or _free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{_LOOPBACK}:{port}"
         self.log = log
         self._command, self._environment = serve_command(
             model, dict(flags or {}) | {"port": port}, max_lora_rank=max_lora_rank
@@ -215,6 +238,53 @@ def _free_port() -> int:
 
 
 def become_server(model: str, flags: Sequence[str], *, port: int, max_lora_rank: int | None) -> None:
-    """Replace this process by a server; `flags` are vLLM's own, and come after the defaults that they may replace."""
-    command, environment = serve_command(model, {"port": port}, max_lora_rank=max_lora_rank)
-    os.execvpe(command[0], [*command, *flags], environment)
+    """Replace this process by a server; `flags` are vLLM's own, and come after the defaults that they may replace.
+
+    Raises:
+        UserError: see `serve_command`; there is more than one key, or a configuration file cannot be read.
+    """
+    ours, rest = _ours_among(flags)
+    command, environment = serve_command(model, ours | {"port": port}, max_lora_rank=max_lora_rank)
+    os.execvpe(command[0], [*command, *rest], environment)
+
+
+def _ours_among(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Host and key, wherever vLLM would take them from, and the flags that are left."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--host")
+    parser.add_argument("--api-key", nargs="+", default=[])
+    parser.add_argument("--config")
+    try:
+        found, rest = parser.parse_known_args([_with_hyphens(flag) for flag in flags])
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    host, keys = found.host, found.api_key
+    if found.config is not None:
+        written = _mapping_in(Path(found.config))
+        host = written.get("host") if host is None else host
+        keys = keys or [written[name] for name in ("api-key", "api_key") if name in written]
+        # Behind the file, which vLLM puts in the place of this flag.
+        rest += ["--config", found.config, "--host", _LOOPBACK if host is None else str(host)]
+    if len(keys) > 1 or any(not isinstance(key, str) for key in keys):
+        raise UserError(f"--api-key takes one key here: better, set {KEY_VARIABLE} on both sides")
+    return ({} if host is None else {"host": host}) | ({"api_key": keys[0]} if keys else {}), rest
+
+
+def _with_hyphens(flag: str) -> str:
+    """`--api_key` as `--api-key`, which vLLM takes for the same; other flags as they are."""
+    name, equals, value = flag.partition("=")
+    hyphens = name.replace("_", "-")
+    ours = len(hyphens) > 2 and any(option.startswith(hyphens) for option in ("--host", "--api-key", "--config"))
+    return hyphens + equals + value if ours else flag
+
+
+def _mapping_in(file: Path) -> Mapping[str, Any]:
+    with reading(file):
+        text = file.read_bytes()
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {file}: not YAML") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file}: vLLM wants a mapping of flags")
+    return values
