@@ -21,7 +21,7 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> D
         rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
         if not protocol.chat.sees_images:
             check_without_images(rows, files)
-        elif recipe.search.image is not None and not has_images(rows):
+        elif PartialState().is_main_process and recipe.search.image is not None and not has_images(rows):
             logger.warning(
                 "%s: none of the %d questions has an image, though the recipe searches by image: is it a key `image` "
                 "that the rows lack? (docs/data.md)",

@@ -23,8 +23,9 @@ _NAMED = (
 )
 """Keys of an object under which answers stand, the ground truth first."""
 _ABOUT = frozenset(
-    {"type", "answer_type", "style", "answer_start", "answer_id", "answer_confidence", "raw_answer", "id", "lang"}
-    | {"matched_wiki_entity_name", "normalized_matched_wiki_entity_name"}
+    {"type", "answer_type", "style", "raw_answer", "id", "answer_id", "entity_id", "wikidata_id", "qid", "index"}
+    | {"start", "end", "answer_start", "answer_end", "offset", "score", "confidence", "answer_confidence"}
+    | {"lang", "language", "source", "url", "matched_wiki_entity_name", "normalized_matched_wiki_entity_name"}
 )
 """Keys of an object that say something about an answer, and are none."""
 _DEEPEST = 16
