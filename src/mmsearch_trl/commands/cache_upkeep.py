@@ -39,17 +39,17 @@ def stats(file: Path) -> Table:
     kinds: dict[str, Kind] = {}
     with closing(_existing(file)) as store:
         for _, entry, made in store.entries():
-            kind = kinds.setdefault(_kind(entry), Kind())
+            kind = kinds.setdefault(_kind(entry, made), Kind())
             kind.entries += 1
             kind.bytes += len(entry)
-            kind.times.append(made)
+            if _is_time(made):
+                kind.times.append(made)
     table = Table(title=str(file))
     for heading in ("answers", "entries", "MB", "oldest", "newest"):
         table.add_column(heading, justify="left" if heading == "answers" else "right")
     for name, kind in sorted(kinds.items()):
-        when = (
-            datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M") for moment in (min(kind.times), max(kind.times))
-        )
+        ends = (min(kind.times), max(kind.times)) if kind.times else ()
+        when = (datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M") for moment in ends)
         table.add_row(name, str(kind.entries), f"{kind.bytes / 1e6:.1f}", *when)
     entries, size = sum(kind.entries for kind in kinds.values()), sum(kind.bytes for kind in kinds.values())
     table.add_row("all", str(entries), f"{size / 1e6:.1f}", "", "", style="bold")
@@ -64,8 +64,8 @@ def verify(file: Path, *, drop: bool = False) -> list[str]:
     """
     damaged = []
     with closing(_existing(file)) as store:
-        for key, entry, _ in tqdm(store.entries(), total=len(store), desc="Reading", unit="answer"):
-            if _kind(entry) == _DAMAGED:
+        for key, entry, made in tqdm(store.entries(), total=len(store), desc="Reading", unit="answer"):
+            if _kind(entry, made) == _DAMAGED:
                 damaged.append(key)
         for key in damaged if drop else ():
             store.drop(key)
@@ -103,9 +103,9 @@ def add(file: Path, others: Iterable[Path]) -> int:
         before = len(store)
         for other in others:
             with closing(_existing(other)) as source:
-                for entry in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
+                for key, entry, made in tqdm(source.entries(), total=len(source), desc=other.name, unit="answer"):
                     with suppress(DamagedEntry):  # it is not worth having
-                        store.adopt(*entry)
+                        store.adopt(key, entry, made if _is_time(made) else 0.0)
         return len(store) - before
 
 
@@ -115,7 +115,14 @@ def _existing(file: Path) -> ResultStore:
     return ResultStore(file)
 
 
-def _kind(entry: bytes) -> str:
+def _is_time(made: object) -> bool:
+    """Whether it is seconds since 1970, up to the year 9999."""
+    return isinstance(made, int | float) and 0 <= made < 253_402_300_800
+
+
+def _kind(entry: bytes, made: object) -> str:
+    if not _is_time(made):
+        return _DAMAGED
     try:
         answer = unpack(entry)
     except DamagedEntry:

@@ -61,8 +61,8 @@ def _serve(options: argparse.Namespace, **served: Any) -> None:
     # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with optional("serving", "serve"):
-        import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     from mmsearch_trl.search.server import serve
 

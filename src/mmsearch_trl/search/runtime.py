@@ -17,13 +17,12 @@ import time
 import unicodedata
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.images import image_digest
-from mmsearch_trl.core.observation import Failure, FailureKind, ImageQuery, Observation
+from mmsearch_trl.core.observation import Failure, FailureKind, Hit, ImageQuery, Observation
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
 from mmsearch_trl.search.calls.backend import SearchBackend
@@ -34,6 +33,7 @@ from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.single_flight import CallCancelled, SingleFlight
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
+from mmsearch_trl.search.calls.validation import checked_answer
 
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class SearchRuntime:
         self.records: list[CallRecord] = []
         self.totals: dict[ActionKind, SearchTotals] = totals_of([])
         """Of all calls so far, those whose records were drained included."""
+        self._side = thumbnail_side
         self._image = image
         self._text = text
         backends: dict[ActionKind, Any] = {ActionKind.IMAGE_SEARCH: image, ActionKind.TEXT_SEARCH: text}
@@ -260,9 +261,9 @@ class SearchRuntime:
         cache, replay = self._cache, self.mode is Mode.REPLAY
         try:
             if cache is not None and self.mode is not Mode.RECORD:
-                cached = await call_blocking(partial(cache.get, however_old=replay), key)
+                cached = await call_blocking(self._cached, cache, tool, key)
                 if cached is not None:
-                    return Observation(tool=tool, hits=tuple(cached), backend=backend.name, cached=True)
+                    return Observation(tool=tool, hits=cached, backend=backend.name, cached=True)
             if replay:
                 return _failed(tool, backend.name, FailureKind.NOT_CACHED, "no answer to this query was recorded")
             answer = await self._clients[tool].call(query)
@@ -274,6 +275,16 @@ class SearchRuntime:
             return _failed(tool, backend.name, error.failure.kind, error.failure.message)
         except Exception as error:
             return _unexpected(tool, backend.name, error)
+
+    def _cached(self, cache: ResultStore, tool: ActionKind, key: str) -> tuple[Hit, ...] | None:
+        """A cached result, checked as a backend's is; one that is another tool's is dropped."""
+        found = cache.get(key, however_old=self.mode is Mode.REPLAY)
+        try:
+            return None if found is None else checked_answer(tool, found, self.k[tool], self._side)
+        except SearchError as error:
+            logger.warning("A wrong entry of the answer cache %s is dropped: %s", cache.path, error.failure.message)
+            cache.drop(key)
+            return None
 
 
 def normalise_query(query: str) -> str:

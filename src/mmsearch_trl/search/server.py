@@ -8,34 +8,47 @@ are beside it.
 
 `/image_search` takes `{"image": PNG or JPEG in base64, "k": n}` and answers `{"hits": [{"title", "url", "score",
 "thumbnail"}]}`, thumbnails as PNG in base64, null where there is none. `search/image/service.py` is its client.
+
+What a client sends is refused small and alike, by `server_guard.py` or by `requests.py`; a 500 is the backend's
+failure or a defect.
 """
 
 import asyncio
 import base64
 import os
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from mmsearch_trl.core.errors import SearchError, UserError
-from mmsearch_trl.core.observation import ImageHit, ImageQuery, TextHit
+from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
 from mmsearch_trl.search.calls.backend import SearchBackend
 from mmsearch_trl.search.calls.backend_client import call
 from mmsearch_trl.search.calls.section import ImageConfig, TextConfig, open_backend
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.calls.validation import text_hits
+from mmsearch_trl.search.calls.validation import image_hits, text_hits
 from mmsearch_trl.search.image.service import png_base64
 from mmsearch_trl.search.media.loading import load_image
-from mmsearch_trl.search.requests import ImageRequest, Passage, RerankRequest, RetrieveRequest, document, written
+from mmsearch_trl.search.requests import (
+    ImageRequest,
+    Passage,
+    RerankRequest,
+    RetrieveRequest,
+    document,
+    parsed,
+    written,
+)
+from mmsearch_trl.search.server_guard import RETRY_AFTER_S, Guard, Metrics, Refusal, refuse
+from mmsearch_trl.search.text.analysis import encodable
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN
 
 
@@ -43,10 +56,15 @@ if TYPE_CHECKING:  # torch is imported only where a reranker is served
     from mmsearch_trl.search.text.reranker import Reranker
 
 MAX_BODY = 40_000_000
+_LIMITS = {"/retrieve": 8_000_000, "/rerank": 16_000_000, "/image_search": MAX_BODY, "/health": 0, "/metrics": 0}
+"""Bytes of a body, by path."""
+_VALUES = {"/retrieve": 100_000, "/rerank": 300_000, "/image_search": 100}
+"""Values of a body, about, by path: queries and passages hold commas and brackets as well."""
+_DECODED_AT_ONCE = 4
+"""Images; each may take 100 MB."""
 _RERANKED_OF = 10
 """Passages that are retrieved to be reranked, where a request does not say."""
 _NO_RERANKER = "no reranker is served here: start the server with --reranker MODEL"
-_RETRY_AFTER_S = 1
 _GRACE_S = 5
 
 ResultT = TypeVar("ResultT")
@@ -64,6 +82,7 @@ class SearchServer:
         concurrency: Queries under way at a time.
         waiting: Queries that may wait for their turn; a request beyond is refused with 503.
         timeout_s: Seconds that a request may take; 504 after.
+        body_timeout_s: Seconds within which its body has to be here; 408 after.
     """
 
     def __init__(
@@ -77,88 +96,99 @@ class SearchServer:
         concurrency: int = 32,
         waiting: int = 4096,
         timeout_s: float = 30.0,
+        body_timeout_s: float = 30.0,
     ) -> None:
         self._text, self._image, self._reranker, self._top_k = text, image, reranker, top_k
         self._slots = asyncio.Semaphore(concurrency)
         self._most = concurrency + waiting
         self._pending = 0
         self._timeout_s = timeout_s
-        self._metrics = _Metrics()
-        self.app = FastAPI(title="mmsearch search", docs_url=None, redoc_url=None, openapi_url=None)
-        self.app.add_middleware(_Guard, token=token, metrics=self._metrics)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+        self._metrics = Metrics()
+        routes = [
+            Route("/rerank", self.rerank, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+        ]
         if text is not None:
-            self.app.post("/retrieve")(self.retrieve)
+            routes.append(Route("/retrieve", self.retrieve, methods=["POST"]))
         if image is not None:
-            self.app.post("/image_search")(self.image_search)
-        self.app.post("/rerank")(self.rerank)
-        self.app.get("/health")(self.health)
-        self.app.get("/metrics")(self.metrics)
+            routes.append(Route("/image_search", self.image_search, methods=["POST"]))
+        handlers = {Refusal: refuse, HTTPException: _no_such_request, Exception: _defect}
+        self.app = Guard(
+            Starlette(routes=routes, exception_handlers=handlers),
+            self._metrics,
+            token=token,
+            limits=_LIMITS,
+            body_timeout_s=body_timeout_s,
+        )
 
-    async def retrieve(self, request: RetrieveRequest) -> Response:
+    async def retrieve(self, request: Request) -> Response:
         """The passages of every query, in the order of the queries; best first."""
-        if request.topk_rerank and self._reranker is None:
-            return _error(422, "invalid_query", _NO_RERANKER)
-        answers = await self._answers(partial(self._passages, query, request) for query in request.queries)
-        if isinstance(answers, Response):
-            return answers
-        scored = request.return_scores
+        wanted = parsed(RetrieveRequest, await request.body(), _VALUES["/retrieve"])
+        if wanted.topk_rerank and self._reranker is None:
+            raise Refusal(422, "invalid_query", _NO_RERANKER)
+        answers = await self._answers(partial(self._passages, query, wanted) for query in wanted.queries)
+        scored = wanted.return_scores
         return JSONResponse(
             {"result": [[written(document(hit), hit.score, scored=scored) for hit in hits] for hits in answers]}
         )
 
-    async def rerank(self, request: RerankRequest) -> Response:
+    async def rerank(self, request: Request) -> Response:
         """The documents of every query, best first, as they came."""
         if self._reranker is None:
-            return _error(404, "no_reranker", _NO_RERANKER)
-        k = request.rerank_topk or self._top_k
-        pairs = zip(request.queries, request.passages(), strict=True)
+            raise Refusal(404, "no_reranker", _NO_RERANKER)
+        wanted = parsed(RerankRequest, await request.body(), _VALUES["/rerank"])
+        k = wanted.rerank_topk or self._top_k
+        pairs = zip(wanted.queries, wanted.passages(), strict=True)
         answers = await self._answers(partial(self._ordered, self._reranker, *pair, k) for pair in pairs)
-        if isinstance(answers, Response):
-            return answers
-        scored = request.return_scores
+        scored = wanted.return_scores
         return JSONResponse(
             {"result": [[written(row.model_dump(), score, scored=scored) for row, score in rows] for rows in answers]}
         )
 
-    async def image_search(self, request: ImageRequest) -> Response:
+    async def image_search(self, request: Request) -> Response:
         """Pages that show the image, best first."""
-        assert self._image is not None
-        try:
-            image = await call_blocking(load_image, base64.b64decode(request.image, validate=True))
-        except ValueError as error:
-            return _error(422, "invalid_query", f"the image cannot be read: {error}")
-        answers = await self._answers([partial(call, self._image, ImageQuery(image), request.k)])
-        if isinstance(answers, Response):
-            return answers
-        return JSONResponse({"hits": await call_blocking(_images, answers[0])})
+        wanted = parsed(ImageRequest, await request.body(), _VALUES["/image_search"])
+        [hits] = await self._answers([partial(self._pages, wanted)])
+        return JSONResponse({"hits": await call_blocking(_images, hits)})
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self, request: Request) -> Response:
         """What is served, by endpoint."""
         served = {"retrieve": self._text, "image_search": self._image, "rerank": self._reranker}
-        return {"status": "ok"} | {
-            name: {"backend": backend.name, "fingerprint": backend.fingerprint}
-            for name, backend in served.items()
-            if backend is not None
-        }
+        return JSONResponse(
+            {"status": "ok"}
+            | {
+                name: {"backend": backend.name, "fingerprint": backend.fingerprint}
+                for name, backend in served.items()
+                if backend is not None
+            }
+        )
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self._metrics.text(self._pending), media_type=CONTENT_TYPE_LATEST)
 
-    async def _answers(self, searches: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any] | Response:
-        """What all searches gave, or the refusal that stands for them."""
+    async def _answers(self, searches: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
+        """What all searches gave.
+
+        Raises:
+            Refusal: too many are waiting, one took too long, or failed.
+        """
         wanted = list(searches)
         if self._pending + len(wanted) > self._most:
-            return _error(503, "busy", "too many queries are waiting", {"Retry-After": str(_RETRY_AFTER_S)})
+            raise Refusal(503, "busy", "too many queries are waiting", {"Retry-After": str(RETRY_AFTER_S)})
         self._pending += len(wanted)
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
                 answers = await asyncio.gather(*map(self._in_a_slot, wanted))
         except TimeoutError:
-            return _error(504, "timeout", f"the search took longer than {self._timeout_s:g} s")
+            raise Refusal(504, "timeout", f"the search took longer than {self._timeout_s:g} s") from None
         except SearchError as error:
-            return _error(500, error.failure.kind.value, error.failure.message)
+            failure = error.failure
+            status = 422 if failure.kind is FailureKind.INVALID_QUERY else 500
+            raise Refusal(status, failure.kind.value, failure.message) from None
         finally:
             self._pending -= len(wanted)
         self._metrics.answered(len(wanted), time.perf_counter() - start)
@@ -168,11 +198,22 @@ class SearchServer:
         async with self._slots:
             return await search()
 
+    async def _pages(self, request: ImageRequest) -> Sequence[ImageHit]:
+        assert self._image is not None
+        try:
+            async with self._decoding:
+                image = await call_blocking(load_image, base64.b64decode(request.image, validate=True))
+        except ValueError as error:
+            raise Refusal(422, "invalid_query", f"the image cannot be read: {error}") from None
+        return image_hits(await call(self._image, ImageQuery(image), request.k), request.k)
+
     async def _passages(self, query: str, request: RetrieveRequest) -> Sequence[TextHit]:
         assert self._text is not None
         if self._reranker is None or not request.topk_rerank:
-            return text_hits(await call(self._text, query, request.topk or self._top_k))
-        hits = text_hits(await call(self._text, query, request.topk_retrieval or _RERANKED_OF))
+            k = request.topk or self._top_k
+            return text_hits(await call(self._text, query, k), k)
+        depth = request.topk_retrieval or _RERANKED_OF
+        hits = text_hits(await call(self._text, query, depth), depth)
         texts = [document(hit)["contents"] for hit in hits]
         best = await self._reranker.best(query, texts, request.topk_rerank)
         return [replace(hits[place], score=score) for place, score in best]
@@ -185,75 +226,27 @@ class SearchServer:
         return [(rows[place], score) for place, score in best]
 
 
-class _Guard:
-    """Refuses what has no token, and a body that is too long, before it is read; counts what is answered.
-
-    Not one of FastAPI's own middlewares, which start a task for every request and cost as much as a search by words.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None, metrics: "_Metrics") -> None:
-        self._app, self._token, self._metrics = app, token, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if (refusal := self._refusal(scope["method"], scope["path"], Headers(scope=scope))) is not None:
-            return await refusal(scope, receive, send)
-
-        async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                self._metrics.requests.labels(scope["path"] if status != 404 else "other", str(status)).inc()
-            await send(message)
-
-        await self._app(scope, receive, counting)
-
-    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
-        if self._token is not None and path != "/health":
-            given = headers.get("Authorization", "")
-            if not secrets.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                return _error(401, "unauthorised", "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
-        length = headers.get("Content-Length")
-        if method == "POST" and length is None:
-            return _error(411, "length_required", "a request must say how long it is")
-        if length is not None and (not length.isdigit() or int(length) > MAX_BODY):
-            return _error(413, "too_large", f"a request may have {MAX_BODY} bytes")
-        return None
+async def _no_such_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
+    return Refusal(error.status_code, kind, str(error.detail), error.headers).response()
 
 
-class _Metrics:
-    """Counts of one server."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter("search_requests", "Requests.", ["path", "status"], registry=self._registry)
-        self._queries = Counter("search_queries", "Queries answered.", registry=self._registry)
-        self._seconds = Histogram("search_request_seconds", "Seconds of a request.", registry=self._registry)
-        self._pending = Gauge("search_pending_queries", "Queries under way or waiting.", registry=self._registry)
-
-    def answered(self, queries: int, seconds: float) -> None:
-        self._queries.inc(queries)
-        self._seconds.observe(seconds)
-
-    def text(self, pending: int) -> bytes:
-        self._pending.set(pending)
-        return generate_latest(self._registry)
+async def _defect(request: Request, error: Exception) -> Response:
+    """The answer in place of one that a defect has prevented; Starlette shows its traceback."""
+    return Refusal(500, "internal", f"the server has failed: {type(error).__name__}").response()
 
 
 def _images(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     return [
         {
-            "title": hit.title,
-            "url": hit.url,
+            "title": encodable(hit.title),
+            "url": hit.url and encodable(hit.url),
             "score": hit.score,
             "thumbnail": hit.thumbnail and png_base64(hit.thumbnail),
         }
         for hit in hits
     ]
-
-
-def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"kind": kind, "message": message}}, status_code=status, headers=headers)
 
 
 def serve(

@@ -7,9 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import Hit, ImageHit, TextHit
 from mmsearch_trl.search.calls.backend import Answer
+from mmsearch_trl.search.calls.validation import MAX_HITS, checked_hit
 from mmsearch_trl.search.media.loading import load_image
 from mmsearch_trl.search.media.thumbnail import encode_thumbnail
 
@@ -41,7 +42,8 @@ def unpack(entry: bytes) -> Answer:
     """The answer again.
 
     Raises:
-        DamagedEntry: there is none, or it is one of earlier versions, which kept a tool's ready-made text as well.
+        DamagedEntry: there is none; or it is one that no backend could have given (`calls/validation.py`), or one of
+            earlier versions, which kept a tool's ready-made text as well.
     """
     if len(entry) < _HEADER.size:
         raise DamagedEntry("it is too short")
@@ -53,26 +55,37 @@ def unpack(entry: bytes) -> Answer:
         values = json.loads(body[:length])
     except (ValueError, RecursionError) as error:
         raise DamagedEntry(f"no JSON: {error}") from error
+    rows, place = _rows(values), length
     hits: list[Hit] = []
-    place = length
-    for row in _rows(values):
+    for row in rows:
         match row:
-            case ["text", str(title), url, score, [str(text), name]]:
+            case ["text", title, url, score, [text, name]]:
                 hits.append(TextHit(title=title, text=text, url=url, score=score, id=name))
-            case ["image", str(title), url, score, None]:
+            case ["image", title, url, score, None]:
                 hits.append(ImageHit(title=title, url=url, score=score))
-            case ["image", str(title), url, score, int(size)]:
-                thumbnail = _thumbnail(body[place : place + size])
+            case ["image", title, url, score, int(size)] if 0 < size <= len(body) - place:
+                hits.append(
+                    ImageHit(title=title, url=url, thumbnail=_thumbnail(body[place : place + size]), score=score)
+                )
                 place += size
-                hits.append(ImageHit(title=title, url=url, thumbnail=thumbnail, score=score))
             case _:
-                raise DamagedEntry("a row is no hit")
-    return tuple(hits)
+                raise DamagedEntry("a row is no hit, or its image is missing")
+    if place != len(body):
+        raise DamagedEntry("it holds more than its hits")
+    try:
+        checked = tuple(map(checked_hit, hits))
+    except SearchError as error:
+        raise DamagedEntry(error.failure.message) from error
+    if len({type(hit) for hit in checked}) > 1:
+        raise DamagedEntry("it holds hits of both kinds")
+    return checked
 
 
 def _rows(values: Any) -> list[Any]:
     match values:
         case {"hits": list(rows)}:
+            if len(rows) > MAX_HITS:
+                raise DamagedEntry(f"it holds {len(rows)} hits")
             return rows
         case {"text": _}:
             raise DamagedEntry("it is a ready-made reply, as earlier versions kept them")

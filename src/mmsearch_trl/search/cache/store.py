@@ -35,6 +35,8 @@ _SHARE_KEPT = 0.9
 """Of the largest size, what is left after the oldest entries were dropped."""
 
 _TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, entry BLOB, made REAL, size INTEGER, hits INTEGER)"
+_ENTRY = "COALESCE(CAST(entry AS BLOB), X'')"
+"""SQLite puts anything into any column."""
 _BY_AGE = "CREATE INDEX IF NOT EXISTS by_age ON entries (made, size)"
 
 
@@ -80,7 +82,7 @@ class ResultStore:
         oldest = 0.0 if however_old else time.time() - self._empty_lifetime_s
         try:
             with self._lock:
-                find = "SELECT CAST(entry AS BLOB) FROM entries WHERE key = ? AND (hits > 0 OR made >= ?)"
+                find = f"SELECT {_ENTRY} FROM entries WHERE key = ? AND (hits > 0 OR made >= ?)"
                 row = self._connect().execute(find, (key, oldest)).fetchone()
         except sqlite3.Error as error:
             logger.warning("The answer cache %s cannot be read: %s", self.path, error)
@@ -115,7 +117,7 @@ class ResultStore:
             keys = [key for (key,) in self._connect().execute("SELECT key FROM entries ORDER BY made, key")]
         for key in keys:
             with self._readable(), self._lock:
-                find = "SELECT CAST(entry AS BLOB), made FROM entries WHERE key = ?"
+                find = f"SELECT {_ENTRY}, made FROM entries WHERE key = ?"
                 row = self._connect().execute(find, (key,)).fetchone()
             if row is not None:
                 yield key, row[0], row[1]

@@ -31,7 +31,7 @@ class Batched(Generic[ItemT, ResultT]):
         """The item's result.
 
         Raises:
-            Exception: whatever the function raised for the batch.
+            Exception: whatever the function raised for the item alone.
         """
         future: Future[ResultT] = Future()
         with self._started:
@@ -57,6 +57,8 @@ class Batched(Generic[ItemT, ResultT]):
             for (_, future), result in zip(batch, results, strict=True):
                 future.set_result(result)
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:  # what breaks a batch is one of its items: the others have nothing to do with it
+                self._compute([one])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
+from mmsearch_trl.search.calls.validation import MAX_HITS
 
 
 class AnswerStore(Protocol):
@@ -67,6 +68,8 @@ class BackendConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"{self.section}.{key} is {value}: it must be greater than 0")
+        if self.top_k > MAX_HITS:
+            raise UserError(f"{self.section}.top_k is {self.top_k}: it must be {MAX_HITS} or less")
         if self.price_per_call < 0:
             raise UserError(f"{self.section}.price_per_call is {self.price_per_call}: it must be 0 or more")
 

@@ -70,7 +70,7 @@ class Hybrid:
             SearchError: of a backend, or `BAD_RESPONSE` where one gives something else than text hits.
         """
         answers = await asyncio.gather(*(call(backend, query, _DEPTH * k) for backend in self._backends))
-        return fused([text_hits(answer) for answer in answers])[:k]
+        return fused([text_hits(answer, _DEPTH * k) for answer in answers])[:k]
 
 
 def fused(rankings: Sequence[Sequence[TextHit]]) -> list[TextHit]:

@@ -8,6 +8,7 @@ another summariser reads the same pages and pays for no search.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -213,8 +214,10 @@ class PageSearch:
 
     async def _cached(self, key: str, make: Callable[[], Awaitable[Answer]]) -> list[TextHit]:
         """What a stage gave before, or gives now."""
-        cached = None if self._cache is None else await call_blocking(self._cache.get, key)
-        hits = text_hits(await make() if cached is None else cached)
-        if cached is None and self._cache is not None:
+        if self._cache is not None and (cached := await call_blocking(self._cache.get, key)) is not None:
+            with suppress(SearchError):  # hits of another kind: nobody has put them there for this
+                return text_hits(cached)
+        hits = text_hits(await make())
+        if self._cache is not None:
             await call_blocking(self._cache.put, key, hits)
         return hits

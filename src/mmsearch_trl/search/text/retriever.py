@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig
+from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.passages import title_and_text
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
@@ -65,7 +66,7 @@ class Retriever:
         answer = await self._service.post("/retrieve", json=request)
         try:
             [rows] = answer["result"]
-            return [_hit(row) for row in rows]
+            return text_hits([_hit(row) for row in rows[:k]])
         except (TypeError, KeyError, ValueError, AttributeError):
             raise SearchError(FailureKind.BAD_RESPONSE, "the answer is not of Search-R1's contract") from None
 
@@ -85,6 +86,6 @@ def _hit(row: Any) -> TextHit:
         title=title,
         text=text,
         url=more["url"] if isinstance(more.get("url"), str) else None,
-        score=None if score is None else float(score),
+        score=score,
         id=str(more["id"]) if isinstance(more.get("id"), str | int) else None,
     )

@@ -40,6 +40,6 @@ def hit_of(fields: Mapping[str, Any], score: float | None, name: str | int) -> T
         title=title,
         text=text,
         url=url if isinstance(url, str) else None,
-        score=None if score is None else float(score),
+        score=score,
         id=str(number),
     )
