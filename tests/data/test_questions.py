@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.questions import asked, bare_question
+from mmsearch_trl.data.questions import asked, bare_question, shown_images
 
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -106,3 +106,14 @@ def test_no_mark_is_ever_left(text: str) -> None:
         assert not text.replace("<image>", "").replace("<image 2>", "").strip()
     else:
         assert "<image" not in question and question.strip()
+
+
+def test_a_text_that_is_a_list_and_no_chat_is_a_text() -> None:
+    assert asked("[1, 2]") == "[1, 2]" and asked("[1, 2 what follows?") == "[1, 2 what follows?"
+
+
+def test_blocks_that_hold_an_image_are_told_from_its_place() -> None:
+    held = [{"type": "image", "image": "a.png"}, {"type": "image_url", "image_url": {"url": "b"}}]
+    places = [{"type": "image"}, {"type": "image", "image": None}, {"type": "text", "text": "Who?"}, "Who?"]
+    assert shown_images([{"role": "user", "content": [*held, *places]}]) == held
+    assert shown_images("Who?") == shown_images([{"role": "user", "content": None}]) == []

@@ -183,3 +183,13 @@ def test_a_mistyped_column_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "t.parquet", row(**{"Question": "who?"}))
     with pytest.raises(UserError, match=r"the column 'Question' is not known; did you mean 'question'"):
         list(read_tasks(file))
+
+
+def test_an_image_in_a_prompt_is_not_lost(tmp_path: Path) -> None:
+    content = [
+        {"type": "image", "image": "a.png", "text": None},
+        {"type": "text", "text": f"{BRIEF}who?", "image": None},
+    ]
+    file = write(tmp_path / "t.parquet", row(prompt=[{"role": "user", "content": content}]))
+    with pytest.raises(RowError, match="`prompt` holds an image, which would be lost"):
+        list(read_tasks(file))

@@ -367,3 +367,27 @@ def test_a_mistyped_column_is_named(write_parquet: Writer, column: str) -> None:
 def test_columns_have_other_names_and_more_columns_are_nobodys_mistake(write_parquet: Writer) -> None:
     (task,) = read_tasks(write_parquet({"id": 7, "image_url": "u", "ability": "vqa", "agent_name": "x"}))
     assert (task.id, task.image_url) == ("7", "u")
+
+
+def chat(*blocks: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": list(blocks)}]
+
+
+def test_a_chat_may_stand_for_the_question_of_a_line(write_jsonl: Writer, png: bytes) -> None:
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    text = {"type": "text", "text": "What is it?"}
+    rows: list[dict[str, Any]] = [
+        {"prompt": chat(text), "image": "box.png"},
+        {"prompt": chat({"type": "image", "image": "box.png"}, text)},
+        {"prompt": chat({"type": "image_url", "image_url": {"url": uri}}, text)},
+        {"prompt": json.dumps(chat({"type": "image"}, text)), "images": ["box.png"], "question": None},
+        {"prompt": "<image>What is it?", "img": "box.png"},
+    ]
+    tasks = list(read_tasks(write_jsonl(*(row | {"answer": "a box"} for row in rows))))
+    assert {(task.question, len(task.images), task.answers) for task in tasks} == {("What is it?", 1, ("a box",))}
+    assert len(tasks) == len(rows)
+
+
+def test_a_question_is_preferred_to_a_chat(write_jsonl: Writer) -> None:
+    (task,) = read_tasks(write_jsonl(ANSWERED | {"prompt": chat("Think first. What is it?")}))
+    assert task.question == "What is it?"

@@ -3,9 +3,10 @@
     {"question": "What is this tower called?", "image": "photos/tower.jpg", "answers": ["Eiffel Tower"]}
 
 `image` is a path from the folder of the file, a data URI or base64, or a list of such; without it the question is text
-only. `id`, `category`, `image_url` and `data_source` may be given; every other key goes to the reward functions
-(`Task.extra`). Other names of images (`IMAGE_KEYS`) and of answers (`ANSWER_KEYS`, FlashRAG's `golden_answers` among
-them) are understood; a key that is nearly one of these names is refused, as what it holds would be missing silently.
+only. A chat under `prompt` may stand for the question. `id`, `category`, `image_url` and `data_source` may be given;
+every other key goes to the reward functions (`Task.extra`). Other names of images (`IMAGE_KEYS`) and of answers
+(`ANSWER_KEYS`, FlashRAG's `golden_answers` among them) are understood; a key that is nearly one of these names is
+refused, as what it holds would be missing silently.
 A folder stands for the one `.jsonl` file in it.
 """
 
@@ -17,12 +18,22 @@ from mmsearch_trl.core.errors import UserError, shortened
 from mmsearch_trl.core.json_lines import Line, read_lines
 from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import ANSWER_KEYS, gold_answers
-from mmsearch_trl.data.image_cells import IMAGE_KEYS, row_images
-from mmsearch_trl.data.questions import bare_question
+from mmsearch_trl.data.image_cells import IMAGE_KEYS, image_source, row_images
+from mmsearch_trl.data.questions import asked, bare_question, shown_images
 from mmsearch_trl.data.rows import Row, RowError, first_text_cell, text_cell
 
 
-_KNOWN_KEYS = ("question", *ANSWER_KEYS, *IMAGE_KEYS, "id", "category", "image_url", "image_urls", "data_source")
+_KNOWN_KEYS = (
+    "question",
+    "prompt",
+    *ANSWER_KEYS,
+    *IMAGE_KEYS,
+    "id",
+    "category",
+    "image_url",
+    "image_urls",
+    "data_source",
+)
 _OPTION_KEYS = ("options", "choices")
 
 
@@ -36,9 +47,8 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     seen: dict[str, None] = {}
     for number, line in enumerate(read_lines(path)):
         yield _row(line, path, f"{path.stem}-{number}", seen)
-    missing = [key for key in ("question", "answers") if key not in seen]
-    if "answers" in missing and not seen.keys().isdisjoint(ANSWER_KEYS):
-        missing.remove("answers")
+    needed = {"question": ("question", "prompt"), "answers": ANSWER_KEYS}
+    missing = [key for key, names in needed.items() if seen.keys().isdisjoint(names)]
     if missing and seen:  # lines that are no objects say so themselves
         raise UserError(
             f"{path}: no line has the key {', '.join(missing)}; keys present: {keys_of(sorted(seen))}. "
@@ -71,7 +81,11 @@ def _row(line: Line, path: Path, default_id: str, seen: dict[str, None]) -> Row 
         seen.update(dict.fromkeys(cells))
         _check_keys(cells)
         images = row_images(cells, path.parent)
-        question = bare_question(cells["question"], len(images))
+        question = cells.get("question")
+        if question is None:
+            question = asked(cells["prompt"])
+            images = images or tuple(image_source(block, path.parent) for block in shown_images(cells["prompt"]))
+        question = bare_question(question, len(images))
         given = [cells[key] for key in ANSWER_KEYS if cells.get(key) not in (None, "", [])]
         return Row(
             place=place,
@@ -95,7 +109,7 @@ def _check_keys(cells: Mapping[str, Any]) -> None:
     """
     if mistyped := check_spelling(cells.keys(), _KNOWN_KEYS):
         raise UserError(f"the key {mistyped}")
-    if "question" not in cells:
+    if "question" not in cells and cells.get("prompt") is None:
         raise UserError(f"the key 'question' is missing; keys present: {keys_of(cells)}")
 
 

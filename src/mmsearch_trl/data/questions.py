@@ -12,7 +12,7 @@ _MARK = re.compile(
     r"<image(?:[ _-]?\d{1,3})?>|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\d+")
-_SILENT_BLOCKS = frozenset({"image", "image_url", "input_image"})
+_IMAGE_BLOCKS = frozenset({"image", "image_url", "input_image"})
 
 
 def bare_question(text: Any, images: int) -> str:
@@ -55,43 +55,57 @@ def asked(prompt: Any) -> str:
     Raises:
         UserError: it is neither, or has no message of the user's.
     """
+    texts = []
+    for block in _blocks(prompt):
+        text = block.get("text") if isinstance(block, Mapping) else block
+        if isinstance(text, str):
+            texts.append(text.strip() if isinstance(block, Mapping) else text)
+        elif not isinstance(block, Mapping) or block.get("type") not in _IMAGE_BLOCKS:
+            raise UserError(f"`prompt` holds a block that is neither text nor image: {block!r:.80}")
+    return "\n".join(text for text in texts if text.strip())
+
+
+def shown_images(prompt: Any) -> list[Mapping[str, Any]]:
+    """The blocks of what the user asked last that hold an image, and not its place alone.
+
+    Raises:
+        UserError: see `asked`.
+    """
+    blocks = [block for block in _blocks(prompt) if isinstance(block, Mapping)]
+    return [block for block in blocks if any(block.get(key) for key in ("image", "image_url", "url", "path", "bytes"))]
+
+
+def _blocks(prompt: Any) -> list[Any]:
+    """The content of the user's last message; a plain text is a block."""
     messages = messages_of(prompt)
     if isinstance(messages, str):
-        return messages
+        return [messages]
     told = [message for message in messages if message.get("role") == "user"]
     if not told and len(messages) == 1 and messages[0].get("role") is None:
         told = messages
     if not told:
         roles = ", ".join(str(message.get("role")) for message in messages) or "none"
-        raise UserError(f"`prompt` holds no question: it has no message of the user (roles: {roles})")
-    return _content(told[-1].get("content"))
+        raise UserError(f"`prompt` holds no question: it has no message of the user (roles: {roles:.80})")
+    content = told[-1].get("content")
+    return content if isinstance(content, list) else [] if content is None else [content]
 
 
 def messages_of(prompt: Any) -> list[Mapping[str, Any]] | str:
     """The messages of a prompt, or the text that it is; see `asked`."""
     if isinstance(prompt, str) and prompt.lstrip().startswith("["):
         try:
-            prompt = json.loads(prompt)
+            written = json.loads(prompt)
         except (ValueError, RecursionError):
             return prompt
+        prompt = written if _is_chat(written) else prompt
     if isinstance(prompt, str) or prompt is None:
         return prompt or ""
-    if not isinstance(prompt, list) or not all(isinstance(message, Mapping) for message in prompt):
+    if not _is_chat(prompt):
         raise UserError(
             f"`prompt` must be a text, or a list of messages with `role` and `content`, got {prompt!r:.80}"
         )
     return prompt
 
 
-def _content(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    blocks = content if isinstance(content, list) else [content]
-    texts = []
-    for block in blocks:
-        text = block.get("text") if isinstance(block, Mapping) else block
-        if isinstance(text, str):
-            texts.append(text.strip())
-        elif not isinstance(block, Mapping) or block.get("type") not in _SILENT_BLOCKS:
-            raise UserError(f"`prompt` holds a block that is neither text nor image: {block!r:.80}")
-    return "\n".join(filter(None, texts))
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, Mapping) for message in value)

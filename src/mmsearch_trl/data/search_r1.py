@@ -18,7 +18,7 @@ from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import gold_answers
 from mmsearch_trl.data.image_cells import seems_image
 from mmsearch_trl.data.parquet import read_cells, read_schema
-from mmsearch_trl.data.questions import asked, bare_question, messages_of
+from mmsearch_trl.data.questions import asked, bare_question, messages_of, shown_images
 from mmsearch_trl.data.rows import Row, RowError, extra_columns, mapping_cell, question_cell, text_cell
 
 
@@ -81,13 +81,15 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
 
 def _asked(prompt: Any) -> str:
     """The question behind the instructions; all that the user says, where a system message holds them."""
+    if shown_images(prompt):
+        raise UserError("`prompt` holds an image, which would be lost: a file with images has a column `images`")
     text = asked(prompt)
     messages = messages_of(prompt)
     chat = not isinstance(messages, str) and any(message.get("role") == "system" for message in messages)
     # The instructions show what an answer looks like; whatever the question itself holds stands behind them.
-    _instructions, shown, rest = text.rpartition("</answer>")
+    _instructions, tag, rest = text.rpartition("</answer>")
     marks = list(_QUESTION_MARK.finditer(rest))
-    if chat and not shown:
+    if chat and not tag:
         return rest[marks[0].end() :] if marks and marks[0].start() == 0 else rest
     if text.strip() and not marks:
         raise UserError("`prompt` has no 'Question: ' before its question, and there is no `question`")
