@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import SearchLost, UserError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.recipe.validation import build
 from mmsearch_trl.search.calls.section import ImageConfig, TextConfig, open_backend
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.search.factory import build_runtime
@@ -175,3 +177,44 @@ def test_what_is_missing_is_named_before_anything_runs(
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
     with pytest.raises(UserError, match=message):
         open_backend(section)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"image": {"backend": "service", "url": "{}"}}, "search.image.url"),
+        ({"text": {"backend": "retriever", "url": "{}"}}, "search.text.url"),
+        (
+            {"text": {"backend": "pages", "links": "ddgs", "summariser_url": "{}", "summariser_model": "m"}},
+            "search.text.summariser_url",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "localhost/retrieve", "ftp://a/b", "http://", "http://a:port/", "http://[::1", ""]
+)
+def test_an_address_that_is_none_is_refused_where_it_is_written(
+    section: dict[str, dict[str, Any]], key: str, url: str
+) -> None:
+    filled = {tool: {name: value.format(url) for name, value in keys.items()} for tool, keys in section.items()}
+    with pytest.raises(UserError, match="is no address of a server, such as http://") as refused:
+        build(SearchConfig, filled, lambda key: "recipe.yaml", "search.")
+    assert key in str(refused.value)
+    assert ("http:// or https:// is missing" in str(refused.value)) == (
+        url in ("127.0.0.1:8000", "localhost/retrieve")
+    )
+
+
+@pytest.mark.parametrize("tool", ["image", "text"])
+def test_a_server_that_is_not_there_or_says_nothing_is_told_by_the_check(tool: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        image, text = ImageServiceConfig(url=url), RetrieverConfig(url=url)
+        sections: dict[str, Any] = {"image": image} if tool == "image" else {"text": text}
+        runtime = build_runtime(SearchConfig(**sections, try_timeout_s=0.3))
+        with pytest.raises(SearchLost, match=r"cannot be used: the service is not there"):
+            asyncio.run(runtime.check())
+        silent.listen()
+        with pytest.raises(SearchLost, match=r"cannot be used: no answer within 0\.3 s"):
+            asyncio.run(runtime.check())

@@ -6,7 +6,8 @@ import pytest
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import TextHit
-from mmsearch_trl.search.text.stored import check_address, hit_of
+from mmsearch_trl.search.text.stored import hit_of
+from mmsearch_trl.search.web.service import check_address
 
 
 @pytest.mark.parametrize(

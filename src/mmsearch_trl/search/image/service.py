@@ -17,10 +17,10 @@ from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery
 from mmsearch_trl.search.calls.deadline import in_time
 from mmsearch_trl.search.calls.image_decoder import ImageDecoder
-from mmsearch_trl.search.calls.section import ImageConfig, Shared
+from mmsearch_trl.search.calls.section import ImageConfig, Shared, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
+from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service, check_url
 
 
 _MAX_ANSWER = 40_000_000
@@ -35,6 +35,11 @@ class ImageServiceConfig(ImageConfig):
     )
     url: str = field(metadata={"help": "Its address. A token that it wants is in MMSEARCH_RETRIEVER_TOKEN."})
     corpus: str = field(default="", metadata={"help": "Name of what it serves: another name, other cached results."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with named(f"{self.section}.url"):
+            check_url(self.url, "http://127.0.0.1:8001/image_search")
 
     def open(self, shared: Shared) -> "ImageService":
         return ImageService(self.url, token=os.environ.get(RETRIEVER_TOKEN), corpus=self.corpus)
@@ -72,6 +77,14 @@ class ImageService:
         rows = rows[:k]
         images = await in_time(self._thumbnail(row.get("thumbnail")) for row in rows)
         return [_hit(row, image) for row, image in zip(rows, images, strict=True)]
+
+    async def check(self) -> None:
+        """See that the server is there and answers by the contract; to search it costs nothing.
+
+        Raises:
+            SearchError: see `search`.
+        """
+        await self.search(ImageQuery(Image.new("RGB", (56, 56), "white")), 1)
 
     async def close(self) -> None:
         self._decoder.close()

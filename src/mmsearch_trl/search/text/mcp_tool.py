@@ -18,6 +18,7 @@ from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.index.folder import digest_of
+from mmsearch_trl.search.web.service import check_url
 
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class McpConfig(TextConfig):
     environment: list[str] = field(
         default_factory=list, metadata={"help": "Variables that a server which is started may see, for its keys."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "://" in self.server.partition(" ")[0]:
+            with named("search.text.server"):
+                check_url(self.server, "http://127.0.0.1:8000/mcp")
 
     def open(self, shared: Shared) -> "McpSearch":
         server = self.server if self.server.startswith(("http://", "https://")) else shlex.split(self.server)

@@ -18,8 +18,8 @@ from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.text.stored import check_address, hit_of
-from mmsearch_trl.search.web.service import refusal
+from mmsearch_trl.search.text.stored import hit_of
+from mmsearch_trl.search.web.service import check_address, refusal
 
 
 if TYPE_CHECKING:

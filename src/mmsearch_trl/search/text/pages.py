@@ -19,7 +19,7 @@ from mmsearch_trl.search.calls.backend_client import call, is_paid
 from mmsearch_trl.search.calls.cost import note_cut
 from mmsearch_trl.search.calls.deadline import seconds_for_parts
 from mmsearch_trl.search.calls.failure_monitor import LASTING
-from mmsearch_trl.search.calls.section import AnswerStore, Shared, TextConfig
+from mmsearch_trl.search.calls.section import AnswerStore, Shared, TextConfig, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
@@ -29,6 +29,7 @@ from mmsearch_trl.search.text.serpapi_google import SerpApiGoogle
 from mmsearch_trl.search.text.summarisers import ChatSummariser, Excerpt, Summariser
 from mmsearch_trl.search.web.fetch import Fetcher
 from mmsearch_trl.search.web.serpapi import SerpApi
+from mmsearch_trl.search.web.service import check_url
 
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ class PagesConfig(TextConfig):
             raise UserError(
                 "search.text.summariser_url and search.text.summariser_model go together: set both, or none"
             )
+        if self.summariser_url is not None:
+            with named("search.text.summariser_url"):
+                check_url(self.summariser_url, "http://127.0.0.1:8000/v1")
 
     def open(self, shared: Shared) -> "PageSearch":
         links: Any = SerpApiGoogle(SerpApi()) if self.links == "serpapi" else DdgsSearch()

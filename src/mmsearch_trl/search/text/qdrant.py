@@ -20,8 +20,8 @@ from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.index.descriptor import FloatArray
 from mmsearch_trl.search.index.folder import digest_of
-from mmsearch_trl.search.text.stored import check_address, hit_of
-from mmsearch_trl.search.web.service import refusal, seconds_of
+from mmsearch_trl.search.text.stored import hit_of
+from mmsearch_trl.search.web.service import check_address, refusal, seconds_of
 
 
 if TYPE_CHECKING:  # torch is imported only where an encoder is asked for

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, TextHit
-from mmsearch_trl.search.calls.section import Shared, TextConfig
+from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.calls.validation import text_hits
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.text.passages import title_and_text
-from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service
+from mmsearch_trl.search.web.service import RETRIEVER_TOKEN, Service, check_url
 
 
 _READING = "2"
@@ -34,6 +34,11 @@ class RetrieverConfig(TextConfig):
     )
     url: str = field(metadata={"help": "Its address. A token that it wants is in MMSEARCH_RETRIEVER_TOKEN."})
     corpus: str = field(default="", metadata={"help": "Name of what it serves: another name, other cached results."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with named(f"{self.section}.url"):
+            check_url(self.url, "http://127.0.0.1:8000/retrieve")
 
     def open(self, shared: Shared) -> "Retriever":
         return Retriever(self.url, token=os.environ.get(RETRIEVER_TOKEN), corpus=self.corpus)
@@ -69,6 +74,14 @@ class Retriever:
             return text_hits([_hit(row) for row in rows[:k]])
         except (TypeError, KeyError, ValueError, AttributeError):
             raise SearchError(FailureKind.BAD_RESPONSE, "the answer is not of Search-R1's contract") from None
+
+    async def check(self) -> None:
+        """See that the server is there and answers by the contract; to search it costs nothing.
+
+        Raises:
+            SearchError: see `search`.
+        """
+        await self.search("Is anybody there?", 1)
 
     async def close(self) -> None:
         await self._service.close()

@@ -5,14 +5,16 @@ Unlike `fetch.py` this client goes wherever the recipe says, this machine and th
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, UserError, shortened
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.cost import count_bytes
 
@@ -125,6 +127,35 @@ class Service:
         if error.failure.kind is FailureKind.RATE_LIMITED and self._quota_words and self._quota_words in words:
             return SearchError(FailureKind.QUOTA_SPENT, error.failure.message, retry_after=error.retry_after)
         return error
+
+
+def check_url(url: str, example: str) -> None:
+    """
+    Raises:
+        UserError: it is no address that is spoken to by HTTP; `example` is one.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        fine = False
+    if not fine:
+        bare = re.fullmatch(r"[\w.-]+(:\d+)?(/.*)?", url)
+        hint = "; http:// or https:// is missing before it" if bare else ""
+        raise UserError(f"{shortened(url, 200)} is no address of a server, such as {example}{hint}")
+
+
+def check_address(url: str) -> None:
+    """
+    Raises:
+        UserError: it is no address of a server, or holds a password.
+    """
+    check_url(url, "http://127.0.0.1:9200")
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise UserError("the address holds a name or a password: keys are read from the environment alone")
+    if parts.query:
+        raise UserError(f"{shortened(url, 200)} is no address of a server: it holds a query")
 
 
 def refusal(status: int, retry_after: float | None = None) -> SearchError:
