@@ -42,6 +42,7 @@ from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.recipe.build import build_protocol, end_ids, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
+from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.rollouter import Rollouter
@@ -77,6 +78,7 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
     """Evaluate by a recipe and print what came of it; `overrides` replace its values, by dotted key."""
     recipe = load_recipe(config, overrides)
     recipe.validate(evaluation=True)
+    Preflight(recipe, evaluation=True).require()
     with described(lambda: "the same command goes on with what is evaluated"):
         report = evaluate(recipe)
     if not PartialState().is_main_process:

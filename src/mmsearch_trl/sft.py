@@ -35,6 +35,7 @@ from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
@@ -49,6 +50,7 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
     """Carry out a recipe; `overrides` replace its values, by dotted key."""
     recipe = load_recipe(config, overrides, kind="sft")
     recipe.validate()
+    Preflight(recipe).require()
     train(recipe)
 
 

@@ -27,6 +27,7 @@ from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
+from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.rewards.rule_reward import RuleReward
@@ -47,6 +48,7 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
     """Carry out a recipe; `overrides` replace its values, by dotted key."""
     recipe = load_recipe(config, overrides)
     recipe.validate()
+    Preflight(recipe).require()
     train(recipe)
 
 

@@ -90,3 +90,69 @@ def test_a_file_that_is_not_there_is_named(
     assert main(["cache", *words]) == 1
     assert "is not there" in capsys.readouterr().err
     assert action[0] == "import" or not (tmp_path / "no.sqlite").exists()
+
+
+DAMAGE = {
+    "no entry": "UPDATE entries SET entry = NULL WHERE key = 'text'",
+    "a number for an entry": "UPDATE entries SET entry = 5 WHERE key = 'text'",
+    "no time": "UPDATE entries SET made = NULL WHERE key = 'text'",
+    "a text for a time": "UPDATE entries SET made = 'soon' WHERE key = 'text'",
+    "a time that there is not": "UPDATE entries SET made = 1e300 WHERE key = 'text'",
+    "a time that is no number": "UPDATE entries SET made = 9e999 WHERE key = 'text'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_entry_that_nothing_here_wrote_is_a_damaged_one(
+    damage: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute(DAMAGE[damage])
+    connection.close()
+    assert main(["cache", "stats", str(file)]) == 0 and "damaged" in capsys.readouterr().out
+    assert verify(file) == ["text"]
+    assert main(["cache", "export", str(file), str(tmp_path / "out.sqlite")]) == 0
+    assert add(tmp_path / "mine.sqlite", [file]) == 3
+    assert ResultStore(file).get("text") is None  # and drops it
+    assert verify(file) == []
+
+
+@pytest.mark.parametrize(
+    "action", [["stats"], ["verify"], ["verify", "--drop"], ["export", "OUT"], ["import", "OTHER"]]
+)
+@pytest.mark.parametrize("damage", ["cut", "noise", "no database", "another table", "a view"])
+def test_a_malformed_file_is_named_in_one_line(
+    damage: str, action: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = malformed(damage, tmp_path / "answers.sqlite")
+    words = [str(tmp_path / word) if word.isupper() else word for word in action[1:]]
+    given = [words[0], str(file)] if action[0] == "import" else [str(file), *words]
+    assert main(["cache", action[0], *given]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"mmsearch: error: {file}")
+
+
+def malformed(damage: str, file: Path) -> Path:
+    if damage in ("another table", "a view"):
+        table = "CREATE TABLE entries (a, b)"
+        view = "CREATE VIEW entries AS SELECT 1 AS key, 2 AS entry, 3 AS made, 4 AS size, 5 AS hits"
+        with sqlite3.connect(file) as connection:
+            connection.execute(view if damage == "a view" else table)
+        connection.close()
+        return file
+    store = ResultStore(file)
+    for number in range(300):
+        store.put(f"key {number}", (TextHit("title", "text " * 60),))
+    store.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "no database":
+        file.write_bytes(b"no database" * 500)
+    else:
+        pages = [whole[start : start + 4096] for start in range(0, len(whole), 4096)]
+        file.write_bytes(b"".join([*pages[:2], *(b"\x5a" * 64 + page[64:] for page in pages[2:])]))
+    return file

@@ -99,7 +99,7 @@ def test_keys_of_the_command_line_may_come_before_the_backend_they_belong_to(fol
             {"a.yaml": "extends: b.yaml", "b.yaml": "extends: c/../c.yaml", "c.yaml": "extends: a.yaml", "c/x": ""},
             r"c/\.\./c.yaml: extends: .* in a circle: a.yaml -> b.yaml -> c/\.\./c.yaml -> c/\.\./a.yaml",
         ),
-        ({"a.yaml": "extends: b.yaml", "b.yaml": "x: [1"}, "b.yaml: not readable as YAML"),
+        ({"a.yaml": "extends: b.yaml", "b.yaml": "x: [1"}, "b.yaml, line 1: not readable as YAML"),
         ({"a.yaml": "extends: b.yaml", "b.yaml": "- 1"}, "b.yaml: a recipe is a mapping"),
     ],
 )

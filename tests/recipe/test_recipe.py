@@ -104,8 +104,7 @@ def test_dashes_in_a_value_are_kept() -> None:
     [
         ("learning_rte: 1", r"made\.yaml: unknown key `learning_rte`; did you mean `learning_rate`\?"),
         ("rewards: {}", "unknown key `rewards`; did you mean `reward`"),
-        ("reward: 3", "`reward` must be a mapping"),
-        ("seed: [1", r"made\.yaml: not readable as YAML"),
+        ("seed: [1", r"made\.yaml, line \d+: not readable as YAML"),
         ("beta: big", "`beta` must be a number, got 'big'"),
         ("on_bad_row: ignore", "`on_bad_row` must be 'raise' or 'skip', got 'ignore'"),
         ("max_prompt_length: 0", "max_prompt_length must be at least 1"),
@@ -155,7 +154,8 @@ def test_a_mistake_is_said_to_stand_in_the_file_that_holds_it(write: Write, base
         (["--search.text.top_k", "0"], r"command line \(--search\.text\.top_k\): search\.text\.top_k is 0"),
         (["--learning_rate", "fast"], r"command line \(--learning_rate\): `learning_rate` must be a number"),
         (["--learning_rate.x", "1"], r"command line \(--learning_rate\.x\): `learning_rate` must be a number, got {"),
-        (["--seed", "[1"], r"command line \(--seed\): not a YAML value"),
+        (["--reward", "3"], r"command line \(--reward\): `reward` must be a mapping"),
+        (["--seed", "[1"], r"command line \(--seed\), line 1: not readable as YAML"),
     ],
 )
 def test_a_mistake_on_the_command_line_says_so(write: Write, arguments: list[str], message: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from mmsearch_trl import __version__
 from mmsearch_trl.commands.ask import add_ask
 from mmsearch_trl.commands.cache import add_cache
+from mmsearch_trl.commands.check import add_check
 from mmsearch_trl.commands.data import add_data
 from mmsearch_trl.commands.demo import add_demo
 from mmsearch_trl.commands.doctor import add_doctor
@@ -30,6 +31,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...]
     ("train", add_train, "train with GRPO: --config RECIPE [--key value ...]"),
     ("sft", add_sft, "supervised cold start on demonstrations: --config RECIPE [--key value ...]"),
     ("eval", add_eval, "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]"),
+    ("check", add_check, "say what would go wrong with a recipe, in seconds: RECIPE [--key value ...]"),
     ("ask", add_ask, "ask a trained agent, and watch it search: QUESTION --model RUN [--image FILE]"),
     ("recipes", add_recipes, "list, show and copy the recipes that come with the package"),
     ("search", add_search, "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--key ...]"),

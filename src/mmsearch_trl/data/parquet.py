@@ -21,6 +21,16 @@ def read_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
 
 
+def parquet_rows(path: Path) -> int:
+    """How many rows a file says that it has.
+
+    Raises:
+        UserError: it is no parquet file.
+    """
+    with _readable(path):
+        return pq.read_metadata(path).num_rows
+
+
 def read_cells(
     path: Path, columns: list[str], *, rows_at_a_time: int, in_one_thread: bool = False
 ) -> Iterator[dict[str, Any] | UserError]:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.fvqa import read_parquet
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
-from mmsearch_trl.data.parquet import read_schema
+from mmsearch_trl.data.parquet import parquet_rows, read_schema
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.search_r1 import is_search_r1, read_search_r1
@@ -32,6 +33,19 @@ def data_file(path: str | Path) -> Path:
     if path.suffix not in (*_PARQUET, ".jsonl"):
         raise UserError(f"{path}: expected a .parquet or .pq file, a .jsonl file, or a folder with one .jsonl file")
     return path
+
+
+def count_rows(path: str | Path) -> int:
+    """Rows of a data file, bad ones included, without reading what they hold.
+
+    Raises:
+        UserError: it is missing, or of a kind that cannot be read.
+    """
+    file = data_file(path)
+    if file.suffix in _PARQUET:
+        return parquet_rows(file)
+    with reading(file), file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def read_rows(file: Path) -> Iterator[Row | RowError]:

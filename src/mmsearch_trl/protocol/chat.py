@@ -23,6 +23,7 @@ from mmsearch_trl.protocol.safe_text import SafeText
 NO_TOKEN = -1
 _ASSISTANT = "ASSISTANT-TURN-MARKER"
 _VISION_TOKENS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+_GEOMETRY = ("patch_size", "merge_size")
 _TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
@@ -55,6 +56,12 @@ class ChatEncoder:
                 "put a chat_template.jinja beside the model"
             )
         self.sees_images = self.tokenizer is not processor
+        needed = [(processor, "image_token"), *((getattr(processor, "image_processor", None), n) for n in _GEOMETRY)]
+        if self.sees_images and not all(hasattr(part, name) for part, name in needed):
+            raise UserError(
+                f"{self.tokenizer.name_or_path or 'the model'}: {type(processor).__name__} makes tokens of images in "
+                "another way than Qwen-VL: name a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, or a language model"
+            )
         self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)
         self._upstream_framing = upstream_framing

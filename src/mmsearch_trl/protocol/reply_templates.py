@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from mmsearch_trl.core.boundaries import reading
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import UserError, shortened
+from mmsearch_trl.protocol.yaml_text import read_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +53,12 @@ class ReplyTemplates:
         """
         with reading(path):
             content = Path(path).read_bytes()
-        try:
-            values = yaml.safe_load(content)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {error}") from error
+        values = read_yaml(content, str(path))
         known = [item.name for item in fields(cls)]
         if not isinstance(values, dict) or not set(values) <= set(known):
-            raise UserError(f"{path}: reply templates is a mapping of {', '.join(known)}; got {values!r}")
+            raise UserError(
+                f"{path}: reply templates is a mapping of {', '.join(known)}; got {shortened(repr(values), 300)}"
+            )
         try:
             return cls(**values)
         except UserError as error:

@@ -66,11 +66,16 @@ def load_model(model: ModelConfig) -> PreTrainedModel:
     """
     name = str(model.model_name_or_path)
     if is_adapter(model):
-        raise UserError(
-            f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
-            "(`mmsearch merge`), or name its base model"
-        )
+        raise UserError(adapter_instead_of_model(name))
     return _from_pretrained(name, _options(model))
+
+
+def adapter_instead_of_model(name: str) -> str:
+    """That training cannot start from an adapter, and what to do."""
+    return (
+        f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
+        "(`mmsearch merge`), or name its base model"
+    )
 
 
 def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.protocol.yaml_text import read_yaml
 from mmsearch_trl.recipe.shipped import find_recipe
 
 
@@ -66,10 +65,7 @@ def keys_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(key: str, texts: Sequence[str]) -> Any:
-    try:
-        values = [yaml.safe_load(text) for text in texts]
-    except yaml.YAMLError as error:
-        raise UserError(f"command line (--{key}): not a YAML value: {' '.join(texts)}") from error
+    values = [read_yaml(text, f"command line (--{key})") for text in texts]
     if not values:
         return True
     return values[0] if len(values) == 1 else values

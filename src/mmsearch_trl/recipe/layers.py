@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.protocol.yaml_text import read_yaml
 from mmsearch_trl.recipe.shipped import find_recipe
 
 
@@ -109,10 +108,7 @@ def _extended(path: Path, base: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     with reading(path):
         content = path.read_bytes()
-    try:
-        values = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    values = read_yaml(content, str(path))
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, one `key: value` per line")
     return values

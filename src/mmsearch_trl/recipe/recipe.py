@@ -16,22 +16,19 @@ A recipe with a mistake is refused before any work is done.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig
 
-from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
-from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
+from mmsearch_trl.recipe.packages import check_packages
 from mmsearch_trl.recipe.tools import build_tools
 from mmsearch_trl.recipe.validation import Where, build
 from mmsearch_trl.recipe.written import RESUME, Kind, read_written
@@ -83,25 +80,13 @@ class Recipe:
             raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
-        self._check_packages(reporting=not evaluation)
+        check_packages(self.path, self.model, self.trainer, reporting=not evaluation)
         if check_files and not evaluation:
             self._check_output()
         self._check_protocol()
         self._check_reference()
         if isinstance(self.trainer, MMSearchGRPOConfig):
             self._check_searches_possible(check_files)
-
-    def _check_packages(self, *, reporting: bool) -> None:
-        """Optional packages that keys ask for are installed; the trainer would notice when the model is loaded."""
-        args, present = self.trainer, get_available_reporting_integrations()
-        colocated = isinstance(args, MMSearchGRPOConfig) and args.use_vllm and args.vllm_mode == "colocate"
-        if colocated and find_spec("vllm") is None:
-            raise missing("vllm_mode: colocate", *VLLM_EXTRAS, why="No module named 'vllm'")
-        for name in args.report_to or () if reporting else ():
-            if name in present:
-                continue
-            extra = "'mmsearch-trl[wandb]'" if name == "wandb" else name
-            raise UserError(f"{self.path}: report_to: {name} is not installed: pip install {extra}")
 
     def _check_output(self) -> None:
         """There is a checkpoint to go on from, and the run mixes with no other; looked at again when it begins."""

@@ -1,0 +1,105 @@
+"""`mmsearch check`, and `--dry_run` of the commands that carry out a recipe: what would go wrong, in seconds."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.command_line import add_config, recipe_of
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.recipe.recipe import Recipe
+
+Job = Literal["train", "sft", "eval"]
+_OF_REWARDS = ("search", "rollout", "reward", "num_generations")
+"""Keys that a supervised recipe does not have."""
+_ON_CPU = {"bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def add_check(check: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    check.usage = "mmsearch check RECIPE [--job train|sft|eval] [--key value ...]"
+    add_config(check)
+    job = "what the recipe is for; default: sft where it has no reward, else train"
+    check.add_argument("--job", choices=("train", "sft", "eval"), help=job)
+    check.set_defaults(action=_check)
+
+
+def _check(options: argparse.Namespace) -> None:
+    # RECIPE is no option of the parser: of two words behind a key, `argparse` could not tell which is the recipe.
+    if options.config is None and options.rest and not options.rest[0].startswith("-"):
+        options.config = Path(options.rest.pop(0))
+    check_recipe(*recipe_of(options, options.rest), options.job)
+
+
+def check_recipe(path: Path, overrides: Mapping[str, Any], job: Job | None) -> None:
+    """Print what can be told of a recipe before it is carried out, and the first prompt.
+
+    Raises:
+        UserError: there is a problem; they were printed.
+    """
+    from rich.console import Console
+
+    from mmsearch_trl.recipe.layers import Layers
+    from mmsearch_trl.recipe.written import read_written
+
+    if job is None:
+        layers = Layers()
+        layers.add_file(path)
+        layers.add_keys(overrides)
+        job = "train" if any(key in layers.values for key in _OF_REWARDS) else "sft"
+    read_written(path, overrides, kind="sft" if job == "sft" else "grpo")
+    problems = _report(path, overrides, job, Console())
+    if problems:
+        raise UserError(f"{path}: {problems} problem{'s' if problems > 1 else ''}, told above")
+
+
+def _report(path: Path, overrides: Mapping[str, Any], job: Job, console: Any) -> int:
+    from mmsearch_trl.recipe.preflight import Finding, Level, Preflight
+
+    problems = 0
+
+    def show(finding: Finding) -> None:
+        nonlocal problems
+        problems += finding.level is Level.PROBLEM
+        style = _STYLES[finding.level]
+        console.print(f"{finding.level:<8}", style=style, end=" ", highlight=False)
+        console.print(f"{finding.name}: {finding.found}", highlight=False, markup=False, soft_wrap=True)
+
+    recipe, device = _loaded(path, overrides, job)
+    if device is not None:
+        show(Finding(name="device", found=device, level=Level.PROBLEM))
+    preflight = Preflight(recipe, evaluation=job == "eval")
+    for finding in preflight.findings():
+        show(finding)
+    if not problems:
+        shown = _first_demonstration(recipe) if job == "sft" else preflight.first_prompt()
+        what = "conversation, as the model learns it" if job == "sft" else "prompt, as the model sees it"
+        console.print(f"\nthe first {what}:\n", style="dim")
+        console.print(shown, highlight=False, markup=False, soft_wrap=True)
+    return problems
+
+
+def _loaded(path: Path, overrides: Mapping[str, Any], job: Job) -> "tuple[Recipe, str | None]":
+    """The recipe; where only the device keeps it from being built, built for another one, and what is missing here."""
+    from mmsearch_trl.recipe.recipe import load_recipe
+
+    kind = "sft" if job == "sft" else "grpo"
+    try:
+        return load_recipe(path, overrides, kind=kind), None
+    except UserError as error:
+        recipe = load_recipe(path, {**overrides, **_ON_CPU}, kind=kind)  # raises whatever else is wrong
+        return recipe, f"{error} (the rest was looked at as if on a CPU)"
+
+
+def _first_demonstration(recipe: "Recipe") -> str:
+    from mmsearch_trl.recipe.build import build_protocol, load_processor
+    from mmsearch_trl.recipe.preflight import spelled
+    from mmsearch_trl.sft import Demonstrations
+
+    protocol = build_protocol(recipe, load_processor(recipe.model))
+    trajectory = Demonstrations(recipe, protocol).trajectory(recipe.data.train_files[0], 0)
+    return spelled(protocol.chat, trajectory.token_ids)

@@ -1,0 +1,299 @@
+"""What can be told of a run before anything is loaded: `mmsearch check` tells all of it, a run stops at the first
+problem. In seconds, and without weights.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, partial
+from itertools import groupby, islice
+from pathlib import Path
+
+from mmsearch_trl.core.errors import EngineError, SearchLost, UserError, VersionError
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.tasks import count_rows, read_tasks
+from mmsearch_trl.engine.vllm_client import VLLMClient
+from mmsearch_trl.models.location import find_model
+from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.recipe.build import adapter_instead_of_model, build_protocol, is_adapter, load_processor
+from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
+from mmsearch_trl.recipe.recipe import Recipe
+from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
+from mmsearch_trl.search.calls.section import BackendConfig
+from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.index_info import describe_index
+from mmsearch_trl.search.web.service import check_url
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+
+
+_FIRST_ROWS = 20
+_ANY_STEPS = 1000
+_MODEL, _SHAPE, _MEMORY, _DATA = "model", "adapter and attention", "memory", "data"
+_RESTS_ON = {_SHAPE: (_MODEL,), _MEMORY: (_MODEL, _SHAPE), _DATA: (_MODEL,)}
+_LOADS_ENCODER = ("dense", "hybrid", "qdrant")
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    found: str
+    level: Level = Level.OK
+
+
+Check = tuple[str, Callable[[], str]]
+"""A name, and what looks: it says what it found, or raises."""
+
+
+class Preflight:
+    """The checks of a recipe.
+
+    Args:
+        evaluation: It is to be evaluated by and not trained by.
+    """
+
+    def __init__(self, recipe: Recipe, *, evaluation: bool = False) -> None:
+        self._recipe = recipe
+        self._args = recipe.trainer
+        self._evaluation = evaluation
+        self._warned: dict[str, str] = {}
+
+    def require(self) -> None:
+        """What a run does not look at by itself before it loads a model.
+
+        Raises:
+            UserError: the first problem; says where the recipe is.
+        """
+        for _, look in self._of_the_run():
+            try:
+                look()
+            except UserError as error:
+                message = str(error)
+                path = str(self._recipe.path)
+                raise UserError(message if path in message else f"{path}: {message}") from error
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything, one check after the other; what rests on one that failed is left out."""
+        failed: set[str] = set()
+        for name, look in [("recipe", self._validated), *self._of_the_run(), *self._of_the_world()]:
+            if failed.intersection(_RESTS_ON.get(name.partition(":")[0], ())):
+                continue
+            finding = examined(name, look)
+            failed |= {name} if finding.level is Level.PROBLEM else set()
+            yield finding
+            if warning := self._warned.pop(name, None):
+                yield Finding(name=name, found=warning, level=Level.WARNING)
+
+    def first_prompt(self) -> str:
+        """The prompt of the first question as the model sees it, image tokens counted.
+
+        Raises:
+            UserError: the processor, the prompt or the question cannot be used.
+        """
+        task = next(self._tasks(self._files[0]), None)
+        if task is None:
+            raise UserError(f"{self._files[0]}: no usable row among the first {_FIRST_ROWS}")
+        return spelled(self._protocol.chat, self._protocol.prompt(task).token_ids)
+
+    def _of_the_run(self) -> list[Check]:
+        checks: list[Check] = [(_MODEL, self._model)]
+        if self._evaluation:
+            return checks
+        checks += [("evaluations", self._evaluations), ("batches", self._batches), ("learning rate", self._learning)]
+        return [*checks, (_SHAPE, self._shape_found)]
+
+    def _of_the_world(self) -> list[Check]:
+        checks: list[Check] = [] if self._evaluation else [(_MEMORY, self._memory)]
+        if isinstance(self._args, MMSearchGRPOConfig):
+            checks += [(f"{_DATA}: {Path(file).name}", partial(self._data, file)) for file in self._files]
+            for name, section in (
+                ("image search", self._recipe.search.image),
+                ("text search", self._recipe.search.text),
+            ):
+                if section is not None:
+                    checks.append((name, partial(self._search, section)))
+            if self._args.use_vllm and self._args.vllm_mode == "server":
+                checks += [
+                    (f"vLLM: {url}", partial(self._server, url))
+                    for url in self._args.sampler_options().vllm_server_urls
+                ]
+        return checks
+
+    @property
+    def _files(self) -> Sequence[str]:
+        data = self._recipe.data
+        return data.eval_files if self._evaluation else [*data.train_files, *data.eval_files]
+
+    def _validated(self) -> str:
+        self._recipe.validate(evaluation=self._evaluation)
+        return str(self._recipe.path)
+
+    def _model(self) -> str:
+        model = self._recipe.model
+        name = str(model.model_name_or_path)
+        find_model("model_name_or_path", name, revision=model.model_revision)
+        adapter = is_adapter(model)
+        if adapter and not self._evaluation:
+            raise UserError(adapter_instead_of_model(name))
+        return f"{name} (an adapter)" if adapter else name
+
+    @cached_property
+    def _shape(self) -> ModelShape:
+        args = self._args
+        grpo = isinstance(args, MMSearchGRPOConfig)
+        return model_shape(
+            self._recipe.model,
+            optim=plain(args.optim),
+            freeze_vision=grpo and args.freeze_vision,
+            reference=grpo and args.beta != 0.0,
+        )
+
+    def _shape_found(self) -> str:
+        shape = self._shape
+        share = shape.trained / shape.parameters
+        return f"{shape.family}, {shape.parameters / 1e6:,.1f} million parameters, {share:.1%} of them trained"
+
+    def _memory(self) -> str:
+        there, device = memory_here()
+        needed = f"{self._shape.gib:.1f} GiB for weights, gradients and optimizer states of one process"
+        if self._shape.gib > there:
+            self._warned[_MEMORY] = (
+                f"more than the {there:.1f} GiB of {device}, unless they are sharded (docs/hardware.md)"
+            )
+        return f"{needed}; activations come on top. {device} has {there:.1f} GiB"
+
+    def _evaluations(self) -> str:
+        names = [Path(file).stem for file in self._recipe.data.eval_files]
+        check_evaluations(self._args, names)
+        return f"eval_strategy: {plain(self._args.eval_strategy)}, on {', '.join(names) or 'nothing'}"
+
+    @cached_property
+    def _rows(self) -> int | None:
+        """Rows of the training data, bad ones included; None where they can be told by reading alone."""
+        counts = [count_rows(file) for file in self._recipe.data.train_files]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def _batches(self) -> str:
+        args, rows = self._args, self._rows
+        if not isinstance(args, MMSearchGRPOConfig) or rows is None:
+            size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            return f"{size} conversations an update"
+        batches = Batches.of(args, rows)
+        return (
+            f"{batches.prompts} questions x {args.num_generations} rollouts = {batches.rollouts} a batch, "
+            f"updated on {batches.updates} x, {batches.steps} steps in all on {rows} questions"
+        )
+
+    def _learning(self) -> str:
+        args, steps = self._args, _ANY_STEPS
+        if args.max_steps > 0:
+            steps = args.max_steps
+        elif isinstance(args, MMSearchGRPOConfig) and self._rows is not None:
+            steps = Batches.of(args, self._rows).steps
+        return check_learning_rate(args, steps)
+
+    @cached_property
+    def _protocol(self) -> TurnProtocol:
+        return build_protocol(self._recipe, load_processor(self._recipe.model))
+
+    def _tasks(self, file: str) -> Iterator[Task]:
+        data = self._recipe.data
+        return islice(read_tasks(file, on_error=data.on_bad_row, resize=data.resize_images), _FIRST_ROWS)
+
+    def _data(self, file: str) -> str:
+        count, lengths, pictures = count_rows(file), [], 0
+        for task in self._tasks(file):
+            if task.images and not self._protocol.chat.sees_images:
+                raise UserError(
+                    f"{file}: question {task.id} has an image, and the model is a language model: name a "
+                    "vision-language model, or data without images"
+                )
+            pictures += bool(task.images)
+            lengths.append(len(self._protocol.prompt(task).token_ids))
+        if not lengths:
+            raise UserError(f"{file}: no usable row among the first {_FIRST_ROWS}")
+        most = self._recipe.data.max_prompt_length
+        if most is not None and min(lengths) > most:
+            raise UserError(
+                f"{file}: max_prompt_length is {most}, and each of the first {len(lengths)} prompts has "
+                f"{min(lengths)} tokens or more: all would be left out; raise it"
+            )
+        if not pictures and self._recipe.search.image is not None:
+            name = f"{_DATA}: {Path(file).name}"
+            self._warned[name] = "the recipe searches by image, and none of the first questions has one"
+        total = "" if count is None else f"{count:,} rows; "
+        return f"{total}of the first {len(lengths)}, {pictures} with images, prompts of up to {max(lengths)} tokens"
+
+    def _search(self, section: BackendConfig) -> str:
+        section.check()
+        described = [
+            describe_index(Path(getattr(section, key)))
+            for key in section.paths
+            if Path(getattr(section, key), "manifest.json").is_file()
+        ]
+        for info in described:
+            if info.missing:
+                raise UserError(f"{section.section}: the index is damaged ({info.missing}): build it again")
+        if encoder := getattr(section, "encoder", None):
+            find_model(f"{section.section}.encoder", encoder)
+        if section.backend not in _LOADS_ENCODER and not any(info.manifest.model for info in described):
+            image = section.section == "search.image"
+            config = self._recipe.search
+            runtime = build_runtime(
+                SearchConfig(image=section, denied_hosts=config.denied_hosts)
+                if image
+                else SearchConfig(text=section, denied_hosts=config.denied_hosts)
+            )  # pyright: ignore[reportArgumentType]
+            try:
+                if config.cache_mode != "replay":
+                    asyncio.run(runtime.check())
+            finally:
+                runtime.close()
+        held = "".join(f", {info.manifest.count:,} entries" for info in described)
+        return f"{section.backend}, ready{held}"
+
+    def _server(self, url: str) -> str:
+        check_url(url, "http://127.0.0.1:8000")
+
+        async def ask() -> bool:
+            client = VLLMClient(url, request_seconds=10)
+            try:
+                return await client.healthy()
+            finally:
+                await client.close()
+
+        if asyncio.run(ask()):
+            return "answers"
+        self._warned[f"vLLM: {url}"] = (
+            "start it with `mmsearch vllm MODEL`; a run waits for it for "
+            f"{self._args.vllm_server_timeout:g} s"  # pyright: ignore[reportAttributeAccessIssue]
+        )
+        return "does not answer"
+
+
+def examined(name: str, look: Callable[[], str]) -> Finding:
+    """What a check found, or the problem that it raised."""
+    try:
+        return Finding(name=name, found=look())
+    except (UserError, VersionError, SearchLost, EngineError) as error:
+        return Finding(name=name, found=" ".join(str(error).split()), level=Level.PROBLEM)
+
+
+def spelled(chat: ChatEncoder, token_ids: Sequence[int]) -> str:
+    """Tokens as text, control tokens included, a run of image tokens by its length."""
+    parts = []
+    for image, run in groupby(token_ids, lambda token: token == chat.image_pad_id):
+        tokens = list(run)
+        text = chat.tokenizer.decode(tokens[:1] if image else tokens, skip_special_tokens=False)
+        parts.append(f"{text} x {len(tokens)} " if image else text)
+    return "".join(parts)
