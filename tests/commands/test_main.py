@@ -68,7 +68,7 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "run_demo", lambda out, **options: seen.append((out, options)))
     assert status("demo", "--seed", "3", "--engine", "vllm", "--max_steps", "2") == 0
     [(out, options)] = seen
-    assert (out, options["recipe"]) == (Path("runs/demo"), Path("recipes/world/grpo.yaml"))
+    assert (out, options["recipe"]) == (Path("runs/demo"), Path("world/grpo"))
     assert (options["seed"], options["engine"], options["max_steps"]) == (3, "vllm", 2)
     assert options["warm_start_steps"] == demo.WARM_START_STEPS
 

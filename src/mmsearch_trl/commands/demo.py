@@ -12,8 +12,10 @@ def add_demo(demo: argparse.ArgumentParser) -> None:
     engines = ("transformers", "vllm", "vllm-colocate")
     demo.add_argument("--engine", choices=engines, default=engines[0], help="what writes the rollouts")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of all that it makes: %(default)s")
-    recipe = Path("recipes/world/grpo.yaml")
-    demo.add_argument("--recipe", type=Path, default=recipe, help="GRPO settings: %(default)s")
+    recipe = Path("world/grpo")
+    demo.add_argument(
+        "--recipe", type=Path, default=recipe, help="GRPO settings, a file or a shipped recipe: %(default)s"
+    )
     demo.add_argument("--warm_start_steps", type=int, metavar="N", help="supervised steps, 900 by default")
     demo.add_argument("--max_steps", type=int, help="GRPO steps; by default the recipe's")
     overwrite = "remove the demo that the folder holds; without it, it is refused"
