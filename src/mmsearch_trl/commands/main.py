@@ -21,6 +21,7 @@ from mmsearch_trl.commands.recipes import add_recipes
 from mmsearch_trl.commands.runs import add_eval, add_sft, add_train
 from mmsearch_trl.commands.search import add_search
 from mmsearch_trl.commands.serve import add_serve
+from mmsearch_trl.commands.tiny import add_tiny
 from mmsearch_trl.commands.view import add_plot, add_view
 from mmsearch_trl.commands.vllm import add_vllm
 from mmsearch_trl.commands.world import add_world
@@ -34,6 +35,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...]
     ("check", add_check, "say what would go wrong with a recipe, in seconds: RECIPE [--key value ...]"),
     ("ask", add_ask, "ask a trained agent, and watch it search: QUESTION --model RUN [--image FILE]"),
     ("recipes", add_recipes, "list, show and copy the recipes that come with the package"),
+    ("tiny", add_tiny, "try a recipe on a CPU: a small model, data and indexes for it, made on the spot"),
     ("search", add_search, "search once, on any backend: TEXT or --image FILE [--config RECIPE] [--key ...]"),
     ("vllm", add_vllm, "serve a model to rollouts: MODEL [--port 8000] [any flag of vllm serve]"),
     ("demo", add_demo, "build a world, train in it, show what came of it"),

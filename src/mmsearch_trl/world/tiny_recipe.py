@@ -1,0 +1,121 @@
+"""A recipe in miniature: the same recipe over a small model, questions and indexes made on the spot, on a CPU.
+
+model/          of the recipe's family, untrained
+world/          questions with their images, indexes; demonstrations for a supervised recipe
+recipe.yaml     extends the recipe, and changes no more than what it runs on and how long
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.layers import Layers
+from mmsearch_trl.recipe.shipped import shipped_recipes
+from mmsearch_trl.world.demonstrations import write_demonstrations
+from mmsearch_trl.world.files import write_world
+from mmsearch_trl.world.miniature import Family, save_miniature
+from mmsearch_trl.world.protocol import build_protocol
+from mmsearch_trl.world.tokenizer import build_processor
+from mmsearch_trl.world.world import Group, World
+
+
+_ON_A_CPU: dict[str, Any] = {
+    "dtype": "float32",
+    "attn_implementation": "sdpa",
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "push_to_hub": False,
+    "report_to": "none",
+}
+_SHORT: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 4,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "eval_on_start": False,
+}
+_SHORT_ROLLOUTS: dict[str, Any] = {
+    "num_generations": 2,
+    "generation_batch_size": None,
+    "steps_per_generation": None,
+    "filter_zero_variance_groups": False,  # untrained rollouts all earn the same
+    "use_vllm": False,
+}
+_PROMPT_KEYS = (
+    *("first_turn_prompt", "after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt"),
+    "reply_templates",
+)
+_DEMONSTRATIONS = 16
+_EVALUATED = 4
+
+
+def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"], Path]:
+    """Write all of it; returns the subcommand that runs it, and the file.
+
+    Raises:
+        UserError: the recipe cannot be read, or `out` holds something already or cannot be written.
+    """
+    layers = Layers()
+    layers.add_file(recipe)
+    values = layers.values
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name a new folder")
+    supervised = not {"rollout", "search", "reward", "num_generations"} & set(values)
+    vision = values.get("protocol", "mmsearch_r1") != "search_r1"
+    world = World(0)
+    with writing(out):
+        save_miniature(Family.of(str(values.get("model_name_or_path", "")), vision=vision), out / "model")
+        write_world(world, out / "world")
+        keys = {"model_name_or_path": str(out / "model"), "output_dir": str(out / "run"), **_ON_A_CPU, **_SHORT}
+        keys |= _prompts(values, out / "world" / "prompts")
+        if supervised:
+            demonstrations = write_demonstrations(
+                world, build_protocol(build_processor()), out / "world", _DEMONSTRATIONS
+            )
+            keys |= {"train_files": [str(demonstrations)], "eval_files": []}
+        else:
+            keys |= _SHORT_ROLLOUTS | _data(world, out / "world", vision=vision)
+        file = out / "recipe.yaml"
+        shipped = {path: name for name, path in shipped_recipes().items()}
+        base = shipped.get(recipe, str(recipe.resolve()))
+        text = yaml.safe_dump({"extends": base} | keys, sort_keys=False)
+        file.write_text(f"# {base} in miniature: to try it before a GPU is rented.\n{text}", encoding="utf-8")
+    return "sft" if supervised else "train", file
+
+
+def _prompts(values: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """The world's own, where a recipe names prompts that a world has and that are not there yet."""
+    named = {key: folder / Path(str(values[key])).name for key in _PROMPT_KEYS if values.get(key)}
+    return {key: str(file) for key, file in named.items() if file.is_file() and not Path(values[key]).is_file()}
+
+
+def _data(world: World, folder: Path, *, vision: bool) -> dict[str, Any]:
+    """Keys of questions and indexes; a language model's questions name what they are about."""
+    keys: dict[str, Any] = {"train_files": [str(folder / "train.jsonl")]}
+    few = folder / "few.jsonl"
+    if vision:
+        few.write_text("".join((folder / "held_out.jsonl").read_text().splitlines(keepends=True)[:_EVALUATED]))
+    else:
+        rows = [
+            json.dumps({"id": entity.name, "question": f"What city is {entity.name} in?", "answers": [entity.city]})
+            for group in (Group.UNKNOWN, Group.HELD_OUT)
+            for entity in world.groups[group]
+        ]
+        (folder / "train.jsonl").write_text("\n".join(rows[:-_EVALUATED]) + "\n")
+        few.write_text("\n".join(rows[-_EVALUATED:]) + "\n")
+    search: dict[str, Any] = {"text": {"backend": "bm25", "path": str(folder / "text_index")}, "cache": None}
+    if vision:
+        search["image"] = {"backend": "index", "path": str(folder / "image_index")}
+    limits = {"max_turns": 3, "max_turn_tokens": 48}
+    return keys | {"eval_files": [str(few)], "search": search, "rollout": limits}

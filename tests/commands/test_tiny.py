@@ -1,0 +1,53 @@
+"""`mmsearch tiny`: recipes tried on a CPU, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsearch_trl.commands.main import main
+from mmsearch_trl.world.miniature import Family
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "family", "adapter"),
+    [
+        ("mmsearch_r1/qwen2.5-vl-7b-paper-lora", "qwen2_5_vl", True),
+        ("mmsearch_r1/qwen3-vl-8b", "qwen3_vl", False),
+        ("search_r1/qwen2.5-3b-structure", "qwen2", False),
+        ("search_r1/qwen2.5-7b-lora", "qwen2", True),
+        ("world/sft", "qwen2_5_vl", False),
+    ],
+)
+def test_a_recipe_runs_in_miniature(
+    recipe: str, family: str, adapter: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tiny", recipe, "--out", str(tmp_path / "tiny")]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    words = said.removeprefix("to run it: mmsearch ").split()
+    assert words == ["sft" if recipe == "world/sft" else "train", "--config", str(tmp_path / "tiny" / "recipe.yaml")]
+    assert json.loads((tmp_path / "tiny" / "model" / "config.json").read_text())["model_type"] == family
+    assert main(words) == 0
+    run = tmp_path / "tiny" / "run"
+    assert (run / ("adapter_model.safetensors" if adapter else "model.safetensors")).is_file()
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").touch()
+    assert main(["tiny", "world/grpo", "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path} is not empty: name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "vision", "family"),
+    [
+        ("Qwen/Qwen3-VL-8B-Instruct", True, Family.QWEN3_VL),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", True, Family.QWEN25_VL),
+        ("somebody/else-vl", True, Family.QWEN25_VL),
+        ("Qwen/Qwen2.5-7B", False, Family.QWEN2),
+    ],
+)
+def test_a_miniature_is_of_the_recipes_family(name: str, vision: bool, family: Family) -> None:
+    assert Family.of(name, vision=vision) is family
