@@ -15,6 +15,7 @@ from mmsearch_trl.commands.main import parse
 from mmsearch_trl.commands.search_once import search_config
 from mmsearch_trl.recipe.command_line import keys_of, recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.recipe.shipped import find_recipe, shipped_recipes
 
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def check_mmsearch(words: Sequence[str]) -> None:
         _, *keys = options.rest if options.image is None else ["", *options.rest]
         if options.config is None:
             search_config(None, keys_of(keys))
-    elif options.takes_rest and words[0] != "vllm":
+    elif options.takes_rest and words[0] != "vllm" and options.config is not None:
         check_recipe(options.config, keys_of(options.rest), "sft" if words[0] == "sft" else "grpo")
 
 
@@ -87,8 +88,8 @@ def check_launch(words: Sequence[str]) -> None:
 def check_recipe(path: Path, overrides: Mapping[str, Any], kind: Any) -> None:
     """The recipe is there and takes every override that is written behind it."""
     if str(path).startswith(MADE_BY_THE_READER):
-        path = ROOT / "recipes" / "world" / "grpo.yaml"
-    load_recipe(ROOT / path, {**overrides, **ON_CPU}, kind=kind).validate(check_files=False)
+        path = Path("world/grpo")
+    load_recipe(find_recipe(path), {**overrides, **ON_CPU}, kind=kind).validate(check_files=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -115,10 +116,10 @@ def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:
     assert [page.name for page in PAGES if page.parent.name == "docs" and f"docs/{page.name}" not in linked] == []
 
 
-def test_a_recipe_named_in_the_readme_is_there() -> None:
-    names = [name for name in _CODE.findall(text_of(READMES[0])) if name.endswith(".yaml") and "*" not in name]
-    recipes = {path.name for path in ROOT.glob("recipes/*/*.yaml")}
-    assert names and set(names) <= recipes
+def test_a_recipe_named_in_a_table_of_the_readme_is_shipped() -> None:
+    rows = [line.split("|")[1] for line in text_of(READMES[0]).splitlines() if line.startswith("| `qwen")]
+    names = [name for row in rows for name in _CODE.findall(row)]
+    assert names and {f"mmsearch_r1/{name}" for name in names} <= shipped_recipes().keys()
 
 
 def test_both_readmes_have_the_same_sections_commands_and_links() -> None:

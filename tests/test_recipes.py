@@ -47,7 +47,7 @@ def test_a_recipe_builds_and_contradicts_nothing(path: Path) -> None:
 def test_a_recipe_explains_itself_and_how_it_is_launched(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# ")
-    assert f"--config recipes/{path.relative_to(ROOT / 'recipes')}" in text
+    assert f"--config {path.relative_to(ROOT / 'recipes').with_suffix('')}\n" in text
     if "\nextends: " not in text:
         assert all(section in text for section in ("# Model --", "# Data --", "# Trainer --"))
 

@@ -60,8 +60,8 @@ Any key can be overridden on the command line in the same way, nested ones with 
 values after one key are a list, and none is `true`; `null` takes a section out:
 
 ```bash
-mmsearch train --config recipes/world/grpo.yaml --learning_rate 1e-4 --rollout.max_turns 2 --log_completions
-mmsearch train --config recipes/world/grpo.yaml --search.text.backend ddgs --search.text.top_k 2
+mmsearch train --config world/grpo --learning_rate 1e-4 --rollout.max_turns 2 --log_completions
+mmsearch train --config world/grpo --search.text.backend ddgs --search.text.top_k 2
 ```
 
 An unknown key, a value of the wrong type, a missing file, a `num_generations` that does not divide the batch, or a

@@ -6,7 +6,7 @@ Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `M
 names what may be called besides the searches (`recipe/tools.py`). Any key can be overridden on the command line,
 nested ones with a dot:
 
-    --config recipes/mmsearch_r1/qwen2.5-vl-7b.yaml --learning_rate 1e-6 --rollout.max_turns 2
+    --config mmsearch_r1/qwen2.5-vl-7b --learning_rate 1e-6 --rollout.max_turns 2
 
 `extends: other.yaml` takes everything from another recipe and changes what it names (`layers.py`).
 
