@@ -140,7 +140,8 @@ def test_a_page_in_chinese_has_the_sections_and_commands_of_the_english_one(page
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
 def test_the_layout_of_the_readme_names_every_room(readme: Path) -> None:
-    rooms = {path.name for path in (ROOT / "src" / "mmsearch_trl").iterdir() if (path / "__init__.py").is_file()}
+    package = ROOT / "src" / "mmsearch_trl"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
     [layout] = [body for kind, body in _BLOCK.findall(text_of(readme)) if kind == "text"]
     assert set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE)) == rooms
 
