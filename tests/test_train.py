@@ -12,6 +12,8 @@ from runs import QUICK, grpo_arguments, write_jsonl
 from mmsearch_trl import train
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.core import versions
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.evaluation.evaluator import Evaluator
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
@@ -144,6 +146,30 @@ def test_a_backend_of_ones_own_answers_in_training(
     )
     message = refused([*arguments, "--search.image.titel=1"], monkeypatch, capsys)
     assert "search.image.titel: their_images:look takes no `titel`; did you mean `title`?" in message
+
+
+def test_an_engine_that_cannot_work_ends_a_run_with_the_first_reason(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(self: TransformersEngine, *given: object) -> None:
+        raise EngineError("OutOfMemoryError: CUDA out of memory")
+
+    monkeypatch.setattr(TransformersEngine, "generate", broken)
+    assert main(["train", *grpo_arguments(world_home, tmp_path / "run", **QUICK)]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmsearch: error: ")]
+    assert "training ended early: none of the last 4 rollouts worked; the first: OutOfMemoryError: CUDA" in line
+    assert "no step is saved" in line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_retriever_that_is_not_there_is_told_before_the_model_is_loaded(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "load_model", lambda model: pytest.fail("a model was loaded"))
+    options = {"search.text.backend": "retriever", "search.text.url": "http://127.0.0.1:9", "search.text.top_k": 3}
+    arguments = grpo_arguments(world_home, tmp_path / "run", **options)
+    assert main(["train", *(word for word in arguments if not word.startswith("--search.text.path"))]) == 1
+    assert "the search backend retriever cannot be used: " in capsys.readouterr().err
 
 
 def test_a_run_leaves_model_recipe_environment_card_and_traces(run: Path) -> None:

@@ -30,7 +30,7 @@ from transformers import set_seed
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.boundaries import writing
-from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.data.dataset import row_to_task
@@ -48,6 +48,7 @@ from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.trainer.checks import check_pictures
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
@@ -99,7 +100,8 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
 
     Raises:
         UserError: a data file, or a row of it, cannot be used; or it was launched with sharded weights.
-        EngineError: no rollout of a file could be finished; or vLLM cannot serve.
+        EngineError: rollouts cannot be written, or vLLM cannot serve.
+        SearchLost: searches are not answered.
     """
     args = recipe.trainer
     assert isinstance(args, MMSearchGRPOConfig)
@@ -121,6 +123,8 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     )
     if sampler.max_model_len is not None:
         rollouter.limits = rollouter.limits.within(sampler.max_model_len)
+    for rows in data.values():
+        check_pictures(rows, rollouter.limits, search, sampler.max_images)
     started = time.perf_counter()
     try:
         summaries = _evaluate_all(recipe, args, data, rollouter, sampler, policy, ranks)
@@ -177,12 +181,7 @@ def _evaluate_all(
                 settings=settings,
                 rows_file=_folder(recipe) / f"{name}_{len(rows)}.json",
             )
-            evaluated = evaluator.run(evaluation, cast("Sequence[Row]", rows), to_task, opened.engine)
-            if evaluated.summary.overall.rollout_failure_ratio == 1:  # or a model that never got to answer has 0 %
-                raise EngineError(
-                    f"{name}: none of {len(rows)} rollouts could be finished; the first: {evaluated.failure}"
-                )
-            summaries[name] = evaluated.summary
+            summaries[name] = evaluator.run(evaluation, cast("Sequence[Row]", rows), to_task, opened.engine)
     return summaries
 
 

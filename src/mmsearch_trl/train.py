@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import set_seed
 from trl import get_peft_config
 
-from mmsearch_trl.core.errors import SearchLost
+from mmsearch_trl.core.errors import EngineLost, SearchLost
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.distributed.ranks import Ranks
@@ -59,17 +59,18 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
         args = trainer.args
         if PartialState().is_main_process:
             record_run(recipe, out)
-        with trainer.preemption.on_sigterm():
-            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        try:
+            with trainer.preemption.on_sigterm():
+                trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        except (EngineLost, SearchLost) as error:
+            print_searches(trainer.rollouter.tools, trainer.ranks)
+            raise type(error)(f"training ended early: {error} ({what_is_saved(out)})") from error
         # An internal call, for any other would push at once and everything would travel twice.
         trainer.save_model(args.output_dir, _internal_call=True)
         trainer.save_state()
-        if trainer.ended_early is not None:
+        if (lost := trainer.collector.outage.lost_at_end()) is not None:
             print_searches(trainer.rollouter.tools, trainer.ranks)
-            raise SearchLost(
-                f"training ended early: {trainer.ended_early}. It is saved in {out}: go on with "
-                "--resume_from_checkpoint true when searches are answered again"
-            )
+            raise type(lost)(f"training came to its end and is saved in {out}, but {lost}")
         if trainer.eval_dataset is not None:
             metrics = trainer.last_evaluation() or trainer.evaluate()
             if PartialState().is_main_process:

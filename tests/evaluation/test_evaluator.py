@@ -5,6 +5,7 @@ import gc
 import json
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import pytest
 import torch
 
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
-from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.core.errors import EngineError, EngineLost, SearchError, SearchLost
 from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.evaluator import Evaluated, Evaluation, EvaluationOptions, Evaluator
+from mmsearch_trl.evaluation.evaluator import Evaluation, EvaluationOptions, Evaluator
+from mmsearch_trl.evaluation.metrics import EvaluationSummary
 from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.outage import OutageMonitor
 from mmsearch_trl.rollout.rollouter import Rollouter
+from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.traces.files import read_traces
 from mmsearch_trl.world.protocol import build_protocol
@@ -28,10 +33,6 @@ from mmsearch_trl.world.tokenizer import build_processor
 
 
 PROTOCOL = build_protocol(build_processor())
-TURN = (
-    *PROTOCOL.chat.tokenizer("<reason> it is new</reason><answer> Kelso</answer>")["input_ids"],
-    PROTOCOL.chat.turn_end_id,
-)
 Row = dict[str, Any]
 
 
@@ -40,12 +41,17 @@ class Killed(BaseException):
 
 
 class Engine:
-    """Gives one answer, after a wait for each task that is told."""
+    """Says the same in every turn, after a wait for each task that is told."""
 
     busy_seconds = 0.0
 
-    def __init__(self, wait: Callable[[str], Any] | None = None) -> None:
+    def __init__(
+        self,
+        wait: Callable[[str], Any] | None = None,
+        says: str = "<reason> it is new</reason><answer> Kelso</answer>",
+    ) -> None:
         self._wait = wait
+        self._turn = (*PROTOCOL.chat.tokenizer(says)["input_ids"], PROTOCOL.chat.turn_end_id)
         self.running = self.most = 0
         self.seeds: dict[str, int | None] = {}
 
@@ -59,7 +65,7 @@ class Engine:
             await (self._wait(str(sampling.affinity)) if self._wait else asyncio.sleep(0))
         finally:
             self.running -= 1
-        return Completion(TURN, (0.0,) * len(TURN), FinishReason.STOP)
+        return Completion(self._turn, (0.0,) * len(self._turn), FinishReason.STOP)
 
 
 class Threads:
@@ -135,10 +141,19 @@ def evaluate(
     scorer: Any = score,
     places: int = 4,
     temperature: float = 1.0,
+    bear: float = 0.2,
+    tools: Any = None,
     **changed: Any,
-) -> Evaluated:
-    rollouter = Rollouter(PROTOCOL, SearchRuntime(None, None), Limits())
-    options = EvaluationOptions(run_dir=folder, temperature=temperature, seed=7, places=places, save_traces=True)
+) -> EvaluationSummary:
+    rollouter = Rollouter(PROTOCOL, tools or SearchRuntime(None, None), Limits())
+    options = EvaluationOptions(
+        run_dir=folder,
+        temperature=temperature,
+        seed=7,
+        places=places,
+        save_traces=True,
+        outage=partial(OutageMonitor, bear, bear, 50, few=8),
+    )
     evaluation: dict[str, Any] = {"name": "eval_x", "split": "x", "step": 3, "weights": "w"}
     evaluation |= {"rows_file": folder / "evaluation" / "x.json"} | changed
     evaluator = Evaluator(rollouter, scorer, ranks or Ranks(), options)
@@ -229,7 +244,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_ranks(tmp_path: Path
     expected = evaluate(tmp_path / "whole", rows(20))
     folder = tmp_path / "killed"
 
-    def killed(ranks: Ranks) -> Evaluated:
+    def killed(ranks: Ranks) -> EvaluationSummary:
         return evaluate(folder, rows(20), ranks=ranks, places=1, scorer=scoring_until(3))
 
     assert all(isinstance(result, Killed) for result in on_threads(Threads(before), killed))
@@ -293,8 +308,7 @@ def test_a_defect_is_raised_and_a_failure_of_one_row_is_its_own(tmp_path: Path) 
     with pytest.raises(ZeroDivisionError):
         evaluate(tmp_path / "few", rows(2), Engine(broken))
     evaluated = evaluate(tmp_path / "one", rows(10), Engine(broken_once), scorer=lenient)
-    assert evaluated.summary.overall.rollout_failure_ratio == 0.1
-    assert evaluated.failure == "ZeroDivisionError: row-2"
+    assert evaluated.overall.rollout_failure_ratio == 0.1
 
 
 def test_a_row_with_a_defect_does_not_keep_an_evaluation_from_going_on(tmp_path: Path) -> None:
@@ -306,16 +320,88 @@ def test_a_row_with_a_defect_does_not_keep_an_evaluation_from_going_on(tmp_path:
 
     with pytest.raises(Killed):
         evaluate(tmp_path, rows(6), Engine(broken_last), places=1, scorer=scoring_until(5))
-    assert evaluate(tmp_path, rows(6), Engine(broken_last), scorer=lenient).failure == "ZeroDivisionError: row-5"
+    summary = evaluate(tmp_path, rows(6), Engine(broken_last), scorer=lenient, bear=1.0)
+    assert summary.overall.rollout_failure_ratio == pytest.approx(1 / 6)
 
 
-def test_an_engine_that_fails_says_so_in_the_result(tmp_path: Path) -> None:
+def test_an_engine_that_cannot_work_ends_the_evaluation_with_the_first_reason(tmp_path: Path) -> None:
     async def down(name: str) -> None:
-        raise EngineError("no server")
+        raise EngineError(f"no server for {name}")
 
-    evaluated = evaluate(tmp_path, rows(10), Engine(down), scorer=lenient)
-    assert evaluated.summary.overall.rollout_failure_ratio == 1
-    assert evaluated.failure == "no server"
+    engine = Engine(down)
+    with pytest.raises(EngineLost, match=r"^none of the last \d+ rollouts worked; the first: no server for row-0$"):
+        evaluate(tmp_path / "all", rows(2000), engine, scorer=lenient)
+    assert len(engine.seeds) < 20, "it ends soon"
+    with pytest.raises(EngineLost, match=r"^none of 3 rollouts worked; the first: no server for row-0$"):
+        evaluate(tmp_path / "few", rows(3), Engine(down), scorer=lenient)
+    assert not (tmp_path / "few" / "evaluation" / "x.json").exists()
+
+
+def test_an_engine_that_fails_for_some_rows_ends_it_where_these_are_many(tmp_path: Path) -> None:
+    """Such as those with more pictures than it takes: a mean over the others would look like a result."""
+
+    def down(share: int) -> Engine:
+        async def refuse(name: str) -> None:
+            if int(name.removeprefix("row-")) % share == 0:
+                raise EngineError("too many pictures")
+
+        return Engine(refuse)
+
+    with pytest.raises(EngineLost, match=r"of the last 5. rollouts failed.*max_rollout_failure_share.*too many"):
+        evaluate(tmp_path / "half", rows(2000), down(2), scorer=lenient)
+    with pytest.raises(EngineLost, match=r"^10 of the last 20 rollouts failed"):
+        evaluate(tmp_path / "short", rows(20), down(2), scorer=lenient)
+    assert evaluate(tmp_path / "rare", rows(200), down(10), scorer=lenient).overall.rollout_failure_ratio == 0.1
+
+
+def test_the_rows_that_an_outage_spoiled_are_evaluated_again(tmp_path: Path) -> None:
+    """The rows and the traces are those of an evaluation that nothing happened to."""
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    evaluate(whole, rows(60))
+
+    async def dying(name: str) -> None:
+        if int(name.removeprefix("row-")) > 30:
+            raise EngineError("out of memory")
+
+    with pytest.raises(EngineLost, match="out of memory"):
+        evaluate(ended, rows(60), Engine(dying), scorer=lenient_or_right)
+    engine = Engine()
+    evaluate(ended, rows(60), engine)
+    assert saved(ended) == saved(whole)
+    assert 29 <= len(set(engine.seeds)) <= 40, "what was done before is not done again"
+    assert sorted(record.id for record in read_traces(ended)) == sorted(record.id for record in read_traces(whole))
+
+
+def test_all_ranks_end_where_the_engine_of_one_cannot_work(tmp_path: Path) -> None:
+    async def down(name: str) -> None:
+        raise EngineError("this card is gone")
+
+    def run(ranks: Ranks) -> EvaluationSummary:
+        return evaluate(
+            tmp_path, rows(60), Engine(down if ranks.index else None), ranks=ranks, scorer=lenient_or_right
+        )
+
+    for error in on_threads(Threads(2), run):
+        assert isinstance(error, EngineLost) and "this card is gone" in str(error)
+
+
+def test_searches_that_are_not_answered_end_the_evaluation(tmp_path: Path) -> None:
+    class Dead:
+        name, fingerprint = "retriever", "1"
+
+        async def search(self, query: str, k: int) -> Any:
+            raise SearchError(FailureKind.UNAVAILABLE, "the service is not there")
+
+    tools = SearchRuntime(None, Dead(), text_policy=CallPolicy(retries=0))
+    engine = Engine(says="<reason>?</reason><text_search>Kelso</text_search>")
+    with pytest.raises(SearchLost, match=r"none of the last .* searches worked; the first: unavailable"):
+        evaluate(tmp_path, rows(200), engine, scorer=lenient, tools=tools)
+    assert len(engine.seeds) < 100
+
+
+def lenient_or_right(given: Sequence[Row], trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory]:
+    pairs = list(zip(given, trajectories, strict=True))
+    return [(score if trajectory.turns else lenient)([row], [trajectory])[0] for row, trajectory in pairs]
 
 
 def lenient(given: Sequence[Row], trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory]:

@@ -15,7 +15,9 @@ from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, Obs
 from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend import Answer
 from mmsearch_trl.search.calls.backend_client import CallPolicy
+from mmsearch_trl.search.image.service import ImageService
 from mmsearch_trl.search.runtime import Mode, SearchRuntime, normalise_query
+from mmsearch_trl.search.text.retriever import Retriever
 
 
 RED = Image.new("RGB", (8, 8), "red")
@@ -462,3 +464,15 @@ def test_the_tries_of_a_call_are_told_and_counted_once_for_all_that_shared_it() 
     observations = asyncio.run(both())
     assert [observation.tries for observation in observations] == [2, 2]
     assert sum(record.tries for record in runtime.drain_records()) == len(backend.queries) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "name"),
+    [
+        (ImageService("http://127.0.0.1:9"), None, "image-service"),
+        (None, Retriever("http://127.0.0.1:9/retrieve"), "retriever"),
+    ],
+)
+def test_a_server_that_is_not_there_is_noticed_before_the_first_search(image: Any, text: Any, name: str) -> None:
+    with pytest.raises(SearchLost, match=f"the search backend {name} cannot be used: .*not there"):
+        asyncio.run(SearchRuntime(image, text).check())

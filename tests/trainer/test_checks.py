@@ -1,13 +1,18 @@
 """What the trainer refuses before it does anything."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 from datasets import Dataset
 
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model
+from mmsearch_trl.core.errors import EngineError
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model, check_pictures
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -47,3 +52,27 @@ def test_the_loss_that_balances_experts_is_refused_before_the_first_rollout(tmp_
     model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
     with pytest.raises(ValueError, match=r"router_aux_loss_coef: .* set it to 0"):
         check_model(model, has_processor=True, has_auxiliary_loss=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "limits", "most", "refused"),
+    [
+        (1, {}, 6, None),
+        (1, {}, 5, "takes 5 pictures in a prompt, and a rollout may hold 6 (1 of the question, 5 of image searches)"),
+        (2, {"image_search_limit": 0}, 1, "takes 1 pictures in a prompt, and a rollout may hold 2"),
+        (2, {"image_search_limit": 0}, 2, None),
+        (2, {"max_turns": 1}, 2, None),
+        (0, {}, 1, None),
+        (3, {}, None, None),
+    ],
+)
+def test_an_engine_that_takes_too_few_pictures_is_refused_before_the_first_rollout(
+    images: int, limits: dict[str, Any], most: int | None, refused: str | None
+) -> None:
+    rows = tiny.dataset(tiny.tasks(4, images=(0, images)))
+    arguments = (rows, Limits(**limits), SearchRuntime(None, None, k_image=5), most)
+    if refused is None:
+        check_pictures(*arguments)
+        return
+    with pytest.raises(EngineError, match=re.escape(refused)):
+        check_pictures(*arguments)

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import SearchLost, UserError
+from mmsearch_trl.core.failure_monitor import FailureMonitor
 from mmsearch_trl.core.json_lines import read_lines
 from mmsearch_trl.core.observation import ImageQuery, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.questions import bare_question
 from mmsearch_trl.data.tasks import read_tasks
-from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 from mmsearch_trl.search.calls.totals import SearchTotals
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime

@@ -39,6 +39,10 @@ class EngineError(Exception):
     """The engine could not write a turn: an infrastructure failure of one trajectory, never of the batch."""
 
 
+class EngineLost(EngineError):
+    """Rollouts are not written, so there is no use in going on; raised by all ranks of a run together."""
+
+
 class ContextOverflow(EngineError):
     """The prompt does not fit the engine's window: the end of a trajectory, and nobody's failure."""
 
@@ -61,4 +65,4 @@ class RunEnded(BaseException):
 
 
 class SearchLost(Exception):
-    """Searches are not answered, so there is no use in going on."""
+    """Searches are not answered, so there is no use in going on; raised by all ranks of a run together."""

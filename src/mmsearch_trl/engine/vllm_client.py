@@ -49,6 +49,7 @@ class ServerInfo:
         chunked_prefill: Whether it cuts long prompts into pieces.
         worker_extension: Class mixed into its workers, "" for none.
         device: `cpu` or `cuda`.
+        max_images: Of one prompt; None where it says nothing of them.
     """
 
     model: str
@@ -59,10 +60,12 @@ class ServerInfo:
     chunked_prefill: bool
     worker_extension: str
     device: str
+    max_images: int | None = None
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> "ServerInfo":
         lora, transfer = config["lora_config"], config["weight_transfer_config"]
+        multimodal = config["model_config"].get("multimodal_config")
         return cls(
             model=str(config["model_config"]["model"]),
             max_model_len=int(config["model_config"]["max_model_len"]),
@@ -72,7 +75,14 @@ class ServerInfo:
             chunked_prefill=bool(config["scheduler_config"]["enable_chunked_prefill"]),
             worker_extension=str(config["parallel_config"]["worker_extension_cls"]),
             device=str(config["device_config"]["device"]),
+            max_images=images_per_prompt((multimodal or {}).get("limit_per_prompt") or {}),
         )
+
+
+def images_per_prompt(limits: Mapping[str, Any]) -> int | None:
+    """What vLLM's `limit_mm_per_prompt` says of images; None where it says nothing."""
+    limit = limits.get("image")
+    return int(limit["count"]) if isinstance(limit, Mapping) and "count" in limit else limit
 
 
 class VLLMClient:

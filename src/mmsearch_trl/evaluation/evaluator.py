@@ -5,6 +5,8 @@
 * A trajectory is scored and written when it ends, and its place is taken by the next row.
 * An interrupted evaluation goes on where it stopped, with any number of processes (`parts.py`).
 * No trajectory and no row is kept in memory; the summary is made of the lines on disk.
+* Where the engine, or searches, cannot work, it ends with the first reason (`rollout/outage.py`), and who goes on
+  with it evaluates again the rows that this spoiled.
 """
 
 import hashlib
@@ -18,15 +20,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import EngineLost, SearchLost, UserError
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.engine.base import TimedEngine
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, Measures, Summarizer
-from mmsearch_trl.evaluation.parts import Part, Parts
+from mmsearch_trl.evaluation.parts import Part, Parts, PartWriter
 from mmsearch_trl.evaluation.report import save_rows
+from mmsearch_trl.rollout.outage import OutageMonitor, Tally
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.rollout.stream import Ended, Job
 from mmsearch_trl.traces.files import TraceWriter, trace_path
@@ -66,6 +69,7 @@ class EvaluationOptions:
         run_dir: Traces go to `traces/` in it.
         temperature: 0 is greedy.
         places: Trajectories that one rank has in flight at a time.
+        outage: Makes what ends an evaluation that cannot work.
         progress: Show a bar.
     """
 
@@ -74,19 +78,8 @@ class EvaluationOptions:
     seed: int
     places: int
     save_traces: bool
+    outage: Callable[[], OutageMonitor]
     progress: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """What an evaluation came to.
-
-    Attributes:
-        failure: Why the first rollout that could not be finished could not; None where all were.
-    """
-
-    summary: EvaluationSummary
-    failure: str | None
 
 
 class Evaluator:
@@ -100,11 +93,12 @@ class Evaluator:
 
     def run(
         self, evaluation: Evaluation, rows: Sequence[Row], to_task: Callable[[Row], Task], engine: TimedEngine
-    ) -> Evaluated:
+    ) -> EvaluationSummary:
         """Evaluate one data set; every rank must call it.
 
         Raises:
             UserError: there is no row.
+            EngineLost, SearchLost: rollouts, or searches, fail and will go on failing; on all ranks alike.
         """
         ranks, options, split = self._ranks, self._options, evaluation.split
         if not len(rows):
@@ -120,6 +114,7 @@ class Evaluator:
         jobs = (Job(n, to_task(dict(rows[n])), f"{options.seed}/{evaluation.name}/{n}") for n in left)
         stream = self._rollouter.stream(jobs, engine, options.temperature, options.places, proven=any(done))
         tokenizer = self._rollouter.protocol.chat.tokenizer
+        monitor, tally, lost = options.outage(), Tally(), None
         with (
             TraceWriter(trace_path(options.run_dir, split, ranks.index), tokenizer) as traces,
             parts.writer(traces.size) as writer,
@@ -131,20 +126,29 @@ class Evaluator:
                     if options.save_traces:
                         traces.write([scored], step=evaluation.step, split=split)
                     row = asdict(evaluation_row(scored, tokenizer, step=evaluation.step))
-                    failure = scored.trajectory.failure
-                    part = Part(
-                        number=number,
-                        row=row,
-                        measures=Measures.of(scored.trajectory, scored.parts),
-                        failure=failure.message if failure is not None else None,
-                        traces_size=traces.size,
-                    )
-                    writer.write(part.to_line())
+                    measures = Measures.of(scored.trajectory, scored.parts)
+                    part = Part(number=number, row=row, measures=measures, traces_size=traces.size)
+                    writer.write_row(part.to_line(), spoiled=Tally.of([scored.trajectory]).spoiled)
                 bar.update(len(ended))
+                batch = Tally.of([trajectory for _, trajectory in ended])
+                tally += batch
+                if (lost := monitor.lost(batch)) is not None:
+                    break
+            self._end_alike(lost, tally, writer)
         parts.gather()
-        evaluated = ranks.on_main(lambda: self._finish(parts.in_order(), evaluation.rows_file))
+        summary = ranks.on_main(lambda: self._finish(parts.in_order(), evaluation.rows_file))
         parts.remove()
-        return evaluated
+        return summary
+
+    def _end_alike(self, lost: EngineLost | SearchLost | None, tally: Tally, writer: PartWriter) -> None:
+        """Raise on every rank what one of them, or all of them together, found."""
+        found = self._ranks.gather_objects([(lost, tally)])
+        together = self._options.outage()
+        whole = together.lost(sum((each for _, each in found), Tally())) or together.lost_at_end()
+        first = next((each for each, _ in found if each is not None), whole)
+        if first is not None:
+            writer.cut_spoiled()
+            raise first
 
     def _header(self, evaluation: Evaluation, rows: Sequence[Row], to_task: Callable[[Row], Task]) -> str:
         """Digest of all that the rows of an evaluation depend on; the same on every rank, for any number of ranks."""
@@ -172,18 +176,15 @@ class Evaluator:
         for (job, _), item in zip(ended, scored, strict=True):
             yield job.number, item
 
-    def _finish(self, parts: Iterable[Part], rows_file: Path) -> Evaluated:
+    def _finish(self, parts: Iterable[Part], rows_file: Path) -> EvaluationSummary:
         """Write the rows in their order and sum them up on the way."""
         tools = [tool.name for tool in self._rollouter.protocol.tools]
         summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1), tools)
-        failures: list[str] = []
 
         def rows() -> Iterator[Row]:
             for part in parts:
                 summarizer.add(part.measures)
-                if part.failure is not None and part.measures.failed and not failures:
-                    failures.append(part.failure)
                 yield part.row
 
         save_rows(rows(), rows_file)
-        return Evaluated(summarizer.summary(), failures[0] if failures else None)
+        return summarizer.summary()

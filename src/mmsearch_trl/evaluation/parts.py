@@ -13,6 +13,7 @@ Memory is that of a byte a row, and of two numbers a row on rank 0 at the end: n
 import json
 import shutil
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,6 +30,8 @@ from mmsearch_trl.traces.files import cut_torn_line, cut_traces, forget_traces, 
 
 
 _LINES_AT_A_TIME = 64
+_ROWS_IN_DOUBT = 200
+"""So many rows before the end of an evaluation that could not go on may be those of its failure."""
 _BEFORE_NUMBER = b'{"number": '
 
 
@@ -39,14 +42,12 @@ class Part:
     Attributes:
         number: In the data set.
         row: As it will be saved.
-        failure: Why the rollout could not be finished; None for one that was.
         traces_size: Bytes of this process's trace file when the row was written.
     """
 
     number: int
     row: dict[str, Any]
     measures: Measures
-    failure: str | None
     traces_size: int
 
     def to_line(self) -> bytes:
@@ -180,6 +181,8 @@ class PartWriter:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self._path = path
+        self._spoiled: deque[int | None] = deque(maxlen=_ROWS_IN_DOUBT)
+        """Where the newest rows begin that something spoiled; None for one that nothing did."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
@@ -190,6 +193,20 @@ class PartWriter:
         with writing(self._path):
             self._file.write(lines)
             self._file.flush()
+
+    def write_row(self, line: bytes, *, spoiled: bool) -> None:
+        """
+        Args:
+            spoiled: Something failed in it through no fault of the policy.
+        """
+        self._spoiled.append(self._file.tell() if spoiled else None)
+        self.write(line)
+
+    def cut_spoiled(self) -> None:
+        """Leave out the newest rows, from the first on that was spoiled: who goes on evaluates them again."""
+        if (begin := next((place for place in self._spoiled if place is not None), None)) is not None:
+            with writing(self._path):
+                self._file.truncate(begin)
 
     def __enter__(self) -> "PartWriter":
         return self

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import loading, writing
-from mmsearch_trl.core.errors import RunEnded
+from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
@@ -47,6 +47,7 @@ class FullCheckpoints(Trainer):
         UserError: from `train`, when there is no such checkpoint, or the output's folder holds another run; from it
             and `save_model`, when the folder cannot be written.
         RunEnded: from `train`, when `preemption` asked for it; the last whole step is saved.
+        EngineLost, SearchLost: from `train`, when it cannot go on; likewise.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,7 +74,7 @@ class FullCheckpoints(Trainer):
         checkpoint = Ranks().on_main(prepare)
         try:
             return super().train(checkpoint, *args, **kwargs)
-        except RunEnded:
+        except (RunEnded, EngineLost, SearchLost):
             self._save_step_end()
             raise
 

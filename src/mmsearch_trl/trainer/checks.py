@@ -5,7 +5,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.loop import Tools
+from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
@@ -47,6 +51,28 @@ def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
             f"A batch takes {prompts} questions (per_device_train_batch_size x processes x steps_per_generation / "
             f"num_generations) and the training data hold {len(dataset)}: nothing would be trained. Lower the batch "
             "size or steps_per_generation, or add data."
+        )
+
+
+def check_pictures(rows: Any, limits: Limits, tools: Tools, max_images: int | None) -> None:
+    """Refuse an engine that takes fewer pictures in a prompt than rollouts will hold: it would fail them every time.
+
+    Args:
+        rows: Of the data; those of a data set of another kind are not looked at.
+
+    Raises:
+        EngineError: the message gives both numbers.
+    """
+    if max_images is None or not isinstance(rows, Dataset) or "image_sizes" not in rows.column_names:
+        return
+    asked = max((len(sizes or ()) for sizes in rows["image_sizes"]), default=0)
+    searches = min(limits.image_search_limit, limits.max_turns - 1) if asked else 0
+    found = searches * tools.k[ActionKind.IMAGE_SEARCH] if isinstance(tools, SearchRuntime) else searches
+    if asked + found > max_images:
+        raise EngineError(
+            f"vLLM takes {max_images} pictures in a prompt, and a rollout may hold {asked + found} ({asked} of the "
+            f"question, {found} of image searches): raise its limit_mm_per_prompt (a server's --limit-mm-per-prompt), "
+            "or lower search.image.top_k"
         )
 
 

@@ -12,8 +12,8 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.dataset import row_to_task
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.rollout.outage import Tally
 from mmsearch_trl.rollout.rollouter import Rollouter
-from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.group_filter import GroupFilter
@@ -33,12 +33,10 @@ class Collection:
 
     Attributes:
         metrics: Of each rollout that it took, for the log.
-        abort_reason: Why the run should end, where its searches are not answered; the same on every rank.
     """
 
     batch: CollectedBatch
     metrics: list[dict[str, float]]
-    abort_reason: str | None
 
 
 class Collector:
@@ -64,7 +62,7 @@ class Collector:
         self._reward_functions = reward_functions
         self._ranks = ranks
         self.resize_images = resize_images
-        self._failure_monitor = FailureMonitor(args.max_search_failure_share, args.search_failure_window)
+        self.outage = args.outage_monitor(few=2 * int(args.num_generations or 1))  # one prompt may be at fault itself
         self._rollouts = (-1, 0)
         """The step of the newest rollout, and how many that step had before it."""
 
@@ -81,20 +79,19 @@ class Collector:
         """
         args = self._args
         if not args.filter_zero_variance_groups:
-            batch, metrics, reason = self._roll_out(rows, policy, state)
-            return Collection(batch, [metrics], reason)
-        size, all_metrics, abort_reason = int(args.num_generations or 1), [], None
+            batch, metrics = self._roll_out(rows, policy, state)
+            return Collection(batch, [metrics])
+        size, all_metrics = int(args.num_generations or 1), []
         groups = GroupFilter(size, wanted=len(rows))
         for refill in range(args.max_refills + 1):
-            batch, metrics, reason = self._roll_out(rows, policy, state)
+            batch, metrics = self._roll_out(rows, policy, state)
             all_metrics.append(metrics)
-            abort_reason = abort_reason or reason
             groups.add(batch)
             if not self._ranks.any(not groups.full):
                 rows, trajectories = groups.kept
                 # Once more, on what is kept: the functions log means over the rows that they are given.
                 kept = CollectedBatch(rows, trajectories, self._reward_functions(rows, trajectories, state))
-                return Collection(kept, [*all_metrics, {"train/generation_batches": refill + 1.0}], abort_reason)
+                return Collection(kept, [*all_metrics, {"train/generation_batches": refill + 1.0}])
             rows = groups.draw(dataset, f"{args.seed}/{self._rollouts}/{self._ranks.index}")
         raise UserError(
             f"filter_zero_variance_groups: {args.max_refills + 1} batches held {len(groups.kept[0]) // size} prompts "
@@ -105,13 +102,12 @@ class Collector:
     def to_task(self, row: Row) -> Task:
         return row_to_task(row, resize=self.resize_images)
 
-    def _roll_out(
-        self, rows: list[Row], policy: Policy, state: Any
-    ) -> tuple[CollectedBatch, dict[str, float], str | None]:
+    def _roll_out(self, rows: list[Row], policy: Policy, state: Any) -> tuple[CollectedBatch, dict[str, float]]:
         """Roll out rows with the current weights and score them.
 
         Raises:
             RunEnded: one of the ranks abandoned its rollouts.
+            EngineLost, SearchLost: rollouts, or searches, fail and will go on failing.
         """
         args, count = self._args, self._rollouts[1] + 1
         self._rollouts = (policy.step, count if self._rollouts[0] == policy.step else 0)
@@ -131,7 +127,9 @@ class Collector:
         calls = SearchCalls.gather(report.calls, self._ranks)
         tools = [tool.name for tool in self._rollouter.protocol.tools]
         metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks, tools) | calls.metrics()
-        reason = self._failure_monitor.abort_reason(calls.total.calls, calls.infrastructure_failures)
+        tallies = self._ranks.gather_objects([Tally.of(report.trajectories)])
+        if (lost := self.outage.lost(sum(tallies, Tally()))) is not None:
+            raise lost
         rows = [{key: value for key, value in row.items() if key not in _IMAGE_COLUMNS} for row in rows]
         rewards = self._reward_functions(rows, report.trajectories, state)
-        return CollectedBatch(rows, report.trajectories, rewards), metrics, reason
+        return CollectedBatch(rows, report.trajectories, rewards), metrics

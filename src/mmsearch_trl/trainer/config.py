@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.evaluation.evaluator import EvaluationOptions
+from mmsearch_trl.rollout.outage import OutageMonitor
 from mmsearch_trl.trainer.options import REPLACED, check_replaced, check_requirements
 from mmsearch_trl.trainer.sampler.sampler import SamplerOptions
 
@@ -55,11 +56,16 @@ class MMSearchGRPOConfig(GRPOConfig):
     max_search_failure_share: float = field(
         default=0.2,
         metadata={
-            "help": "Share of searches that may fail through no fault of the policy before the run is saved and ends."
+            "help": "Share of searches that may fail through no fault of the policy before the run is saved and ends; "
+            "1 for any."
         },
     )
+    max_rollout_failure_share: float = field(
+        default=0.2,
+        metadata={"help": "The same of rollouts, which an engine fails to write. An evaluation ends likewise."},
+    )
     search_failure_window: int = field(
-        default=200, metadata={"help": "Searches, of all processes, over which that share is taken."}
+        default=200, metadata={"help": "Searches, and rollouts, of all processes, over which these shares are taken."}
     )
     freeze_vision: bool = field(
         default=False, metadata={"help": "Leave the vision tower as it is, adapters in it included."}
@@ -138,7 +144,13 @@ class MMSearchGRPOConfig(GRPOConfig):
             places=self.max_trajectories_in_flight or max(self.max_rollout_batch, self.per_device_eval_batch_size),
             save_traces=self.save_traces,
             progress=progress,
+            outage=self.outage_monitor,
         )
+
+    def outage_monitor(self, *, few: int = 20) -> OutageMonitor:
+        """Ends a run, or an evaluation, whose engine or searches cannot work."""
+        shares = self.max_rollout_failure_share, self.max_search_failure_share
+        return OutageMonitor(*shares, self.search_failure_window, few=few)
 
     def sampler_options(self) -> SamplerOptions:
         """What samplers take of these arguments."""

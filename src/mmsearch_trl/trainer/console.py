@@ -10,7 +10,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
-_SHARES = frozenset({"accuracy", "search", "image", "text", "format", "token accuracy"})
+_FAILURES = {"ROLLOUTS FAILED": "rollout/failed", "SEARCHES FAILED": "search/failure_rate"}
+"""Shown where there are any."""
+_SHARES = frozenset({"accuracy", "search", "image", "text", "format", "token accuracy", *_FAILURES})
 _COLUMNS = (
     ("loss", ("loss",)),
     ("token accuracy", ("mean_token_accuracy",)),
@@ -22,6 +24,7 @@ _COLUMNS = (
     ("format", ("format/valid",)),
     ("kl", ("kl",)),
     ("s/step", ("step_time",)),
+    *((title, (name,)) for title, name in _FAILURES.items()),
 )
 
 
@@ -61,7 +64,8 @@ def summary_line(logs: dict[str, Any]) -> str:
     shown = []
     for title, names in _COLUMNS:
         value = next((float(logs[name]) for name in names if logs.get(name) is not None), None)
-        if value is not None and not (title == "loss" and "reward" in logs):
+        hidden = (title == "loss" and "reward" in logs) or (title in _FAILURES and not value)
+        if value is not None and not hidden:
             shown.append(f"{title} {value:.0%}" if title in _SHARES else f"{title} {value:.3g}")
     return "  ".join(shown)
 

@@ -14,7 +14,6 @@ What it works with is handed what it needs and returns what it found; this class
 this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +36,7 @@ from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model, freeze_vision
+from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model, check_pictures, freeze_vision
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -47,9 +46,6 @@ from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
 from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
-
-
-logger = logging.getLogger(__name__)
 
 
 class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
@@ -94,8 +90,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             freeze_vision(self.model)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         protocol = protocol or default_protocol(self.processing_class)
-        self.ended_early: str | None = None
-        """Why training was ended before its time."""
         self.ranks = Ranks()
         self.rollouter = Rollouter(protocol, search, limits or Limits(), max_in_flight=args.max_trajectories_in_flight)
         loop = self.rollouter.loop
@@ -104,6 +98,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         )
         if self.sampler.max_model_len is not None:
             self.rollouter.limits = self.rollouter.limits.within(self.sampler.max_model_len)
+        check_pictures(self.train_dataset, self.rollouter.limits, search, self.sampler.max_images)
         self.reward_functions = RewardFunctions(
             self.reward_funcs, self.reward_processing_classes, self.reward_weights, self.chat_template_kwargs, loop
         )
@@ -137,10 +132,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             collection = self.collector.collect(inputs, self.policy, self.state, self.train_dataset)
         for metrics in collection.metrics:
             self.append_metrics(metrics)
-        if collection.abort_reason is not None and self.ended_early is None:
-            self.ended_early = collection.abort_reason
-            self.control.should_training_stop = self.control.should_save = True
-            logger.error("The run ends after this step, and is saved: %s.", self.ended_early)
         self._batch = batch = collection.batch
         try:
             with images_as_encoded(self.processing_class, self.rollouter.protocol.chat.images):
@@ -205,6 +196,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
 
         Raises:
             UserError: there are no evaluation data.
+            EngineLost, SearchLost: rollouts, or searches, fail and will go on failing.
         """
         dataset: Any = eval_dataset or self.eval_dataset
         if dataset is None:
@@ -232,8 +224,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         self._evaluating = True
         try:
             with self.sampler.open(self.policy) as opened:
-                evaluated = evaluator.run(evaluation, dataset, self.collector.to_task, opened.engine)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluated.summary.as_dict().items()}
+                summary = evaluator.run(evaluation, dataset, self.collector.to_task, opened.engine)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.as_dict().items()}
             self.log(metrics)
         finally:
             self._evaluating = False

@@ -96,3 +96,26 @@ def test_a_server_that_cannot_be_started_is_unavailable() -> None:
             await backend.close()
 
     assert asyncio.run(run()) is FailureKind.UNAVAILABLE
+
+
+async def readiness(backend: McpSearch) -> str | None:
+    try:
+        return await backend.check()
+    except SearchError as error:
+        return error.failure.message
+
+
+def test_a_server_is_asked_for_its_tool_before_the_first_search() -> None:
+    assert searching("structured", readiness) is None
+    assert "has no tool missing; it has " in searching("missing", readiness)
+
+
+def test_a_server_that_is_not_there_is_noticed_before_the_first_search() -> None:
+    async def run() -> Any:
+        backend = McpSearch(["/nowhere/at/all"], "search")
+        try:
+            return await readiness(backend)
+        finally:
+            await backend.close()
+
+    assert "the MCP server failed" in asyncio.run(run())

@@ -138,3 +138,16 @@ def test_retry_after_as_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert 85 < (seconds_of(later) or 0) <= 90
     assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "retriever:8000"])
+def test_an_address_without_a_scheme_is_told_to_be_none(url: str) -> None:
+    async def run() -> None:
+        service = Service(url)
+        try:
+            await service.get("/search")
+        finally:
+            await service.close()
+
+    with pytest.raises(SearchError, match="does not begin with http:// or https://"):
+        asyncio.run(run())

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import tiny
+from fake_vllm import configuration
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mmsearch_trl.core.errors import EngineError
-from mmsearch_trl.engine.vllm_client import ServerInfo
+from mmsearch_trl.engine.vllm_client import ServerInfo, images_per_prompt
 from mmsearch_trl.engine.vllm_worker import EXTENSION
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.sampler.vllm_options import check_server, logprobs_mode, sends_adapter
@@ -133,3 +134,16 @@ def test_a_model_without_an_adapter_is_sent_whole_and_that_is_no_news(caplog: py
     assert caplog.text == ""
     with pytest.raises(ValueError, match="the model has no adapter"):
         sends_adapter(model, "adapter", 4)
+
+
+@pytest.mark.parametrize(
+    ("limits", "images"), [({}, None), ({"image": 3}, 3), ({"image": {"count": 1}}, 1), ({"video": 0}, None)]
+)
+def test_the_pictures_that_a_prompt_may_hold_are_read_in_both_ways(limits: dict[str, Any], images: int | None) -> None:
+    model = configuration()["model_config"] | {"multimodal_config": {"limit_per_prompt": limits}}
+    assert ServerInfo.parse(configuration(model_config=model)).max_images == images == images_per_prompt(limits)
+
+
+def test_a_language_model_s_server_says_nothing_of_pictures() -> None:
+    model = configuration()["model_config"] | {"multimodal_config": None}
+    assert ServerInfo.parse(configuration(model_config=model)).max_images is None

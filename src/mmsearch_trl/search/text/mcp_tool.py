@@ -116,6 +116,23 @@ class McpSearch:
         texts = [block.text for block in answer.content if block.type == "text"]
         return list(_hits(answer.structured_content, texts))[:k]
 
+    async def check(self) -> None:
+        """See that the server is there and has the tool.
+
+        Raises:
+            SearchError: `UNAVAILABLE`.
+        """
+        connection = self._connection = self._connection or _Connection(self._target())
+        try:
+            tools = (await (await connection.client()).list_tools()).tools
+        except Exception as error:  # transports raise whatever theirs is
+            await connection.close()
+            raise SearchError(FailureKind.UNAVAILABLE, f"the MCP server failed: {type(error).__name__}") from None
+        names = [tool.name for tool in tools]
+        if self._tool not in names:
+            known = ", ".join(names[:10]) or "none"
+            raise SearchError(FailureKind.UNAVAILABLE, f"the MCP server has no tool {self._tool}; it has {known}")
+
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.failure_monitor import LASTING
 from mmsearch_trl.core.observation import Failure, FailureKind, TextHit
 from mmsearch_trl.search.calls.backend import Answer, SearchBackend
 from mmsearch_trl.search.calls.backend_client import call, is_paid
 from mmsearch_trl.search.calls.cost import note_cut
 from mmsearch_trl.search.calls.deadline import seconds_for_parts
-from mmsearch_trl.search.calls.failure_monitor import LASTING
 from mmsearch_trl.search.calls.section import AnswerStore, Shared, TextConfig, named
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.validation import text_hits

@@ -101,6 +101,8 @@ class Service:
                 body = await self._read(response)
         except TimeoutError:
             raise SearchError(FailureKind.TIMEOUT, "the service did not answer in time") from None
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            raise SearchError(FailureKind.UNAVAILABLE, "its address does not begin with http:// or https://") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             raise SearchError(FailureKind.UNAVAILABLE, f"the service is not there: {type(error).__name__}") from None
         except (aiohttp.ClientError, ValueError) as error:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.engine.vllm_client import images_per_prompt
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 from mmsearch_trl.engine.vllm_requests import Vocabulary
 from mmsearch_trl.engine.weight_files import save_adapter, sync_folder
@@ -45,6 +46,7 @@ class ColocatedSampler:
         )
         self._resources.callback(self._engine.close)
         self.max_model_len: int | None = self._engine.max_model_len
+        self.max_images = images_per_prompt(options.vllm_engine_args.get("limit_mm_per_prompt") or {})
         if self._adapter:
             folder = Path(options.output_dir) / f"rank{ranks.index}"  # each for its own engine
             size = policy.num_bytes(trainable_only=True)

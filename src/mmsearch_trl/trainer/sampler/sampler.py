@@ -49,6 +49,9 @@ class Sampler(Protocol):
     max_model_len: int | None
     """Tokens of prompt and response that the engine can hold; None where the model decides."""
 
+    max_images: int | None
+    """Pictures of one prompt that it takes; None for any number."""
+
     def open(self, policy: Policy) -> AbstractContextManager[OpenEngine]: ...
 
     def close(self) -> None: ...

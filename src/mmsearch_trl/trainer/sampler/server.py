@@ -55,6 +55,8 @@ class ServerSampler:
         self._sync = ServerSync(self._clients, patience_seconds=timeout)
         infos = ranks.on_main(self._examine)
         self.max_model_len: int | None = min(info.max_model_len for info in infos)
+        limits = [info.max_images for info in infos if info.max_images is not None]
+        self.max_images: int | None = min(limits, default=None)
         lora_ranks = [info.max_lora_rank for info in infos if info.max_lora_rank]
         max_rank = min(lora_ranks) if len(lora_ranks) == len(infos) else None
         self._adapter = sends_adapter(policy.model, options.vllm_lora_sync, max_rank)

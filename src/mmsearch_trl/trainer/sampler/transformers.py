@@ -17,6 +17,7 @@ class TransformersSampler:
     """
 
     max_model_len: int | None = None
+    max_images: int | None = None
 
     def __init__(self, options: SamplerOptions, chat: ChatEncoder, stop_ids: Collection[int]) -> None:
         self._options = options

@@ -1,9 +1,9 @@
 import pytest
 
 from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.failure_monitor import FailureMonitor
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.search.calls.budget import Budget
-from mmsearch_trl.search.calls.failure_monitor import FailureMonitor
 
 
 def test_a_share_over_the_window_ends_the_run_and_says_what_failed() -> None:
