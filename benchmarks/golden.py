@@ -100,20 +100,7 @@ def carry_out(name: str, out: Path) -> dict[str, Any]:
 
 
 def _train(out: Path, folder: Path, overrides: Keys, processes: int) -> None:
-    world = out / "world"
-    keys: dict[str, Any] = {
-        "model_name_or_path": out / "warm_start",
-        "train_files": world / "train.jsonl",
-        "eval_files": f"[{world / 'known.jsonl'}, {world / 'held_out.jsonl'}]",
-        "output_dir": folder,
-        "search.image.path": world / "image_index",
-        "search.text.path": world / "text_index",
-        "reply_templates": world / "prompts" / "wording.yaml",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
-    for prompt in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
-        keys[f"{prompt}_prompt"] = world / "prompts" / f"{prompt}.txt"
+    keys = world_keys(out) | {"output_dir": folder, "logging_steps": 1, "disable_tqdm": True}
     launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
     launch += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]  # gloo, by `use_cpu`
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -123,6 +110,22 @@ def _train(out: Path, folder: Path, overrides: Keys, processes: int) -> None:
         done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(f"the run {folder.name} ended with {done.returncode}; see {log.name}")
+
+
+def world_keys(out: Path) -> dict[str, Any]:
+    """The places of what `prepare` made."""
+    world = out / "world"
+    keys: dict[str, Any] = {
+        "model_name_or_path": out / "warm_start",
+        "train_files": world / "train.jsonl",
+        "eval_files": f"[{world / 'known.jsonl'}, {world / 'held_out.jsonl'}]",
+        "search.image.path": world / "image_index",
+        "search.text.path": world / "text_index",
+        "reply_templates": world / "prompts" / "wording.yaml",
+    }
+    for prompt in ("first_turn", "after_image_search", "after_text_search", "forced_answer"):
+        keys[f"{prompt}_prompt"] = world / "prompts" / f"{prompt}.txt"
+    return keys
 
 
 def figures(folder: Path) -> dict[str, Any]:

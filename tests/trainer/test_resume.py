@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.evaluation.evaluator import Evaluator
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
@@ -133,3 +134,24 @@ def test_a_resumed_run_drops_what_other_processes_and_evaluations_recorded_later
         "eval-rank0": [0, 1],
         "eval_known-rank3": [0, 1],
     }
+
+
+def test_an_evaluation_that_was_broken_off_after_the_checkpoint_begins_anew_with_its_traces(tmp_path: Path) -> None:
+    data = {"few": tiny.dataset(tiny.tasks(3))}
+    options: dict[str, Any] = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "eval_dataset": data}
+    first = trainer(tmp_path, **options)
+    traced = 0
+
+    def break_off(*arguments: Any, **options: Any) -> None:
+        nonlocal traced
+        traced = len((tmp_path / "traces" / "eval_few-rank0.jsonl").read_text().splitlines())
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "_finish", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+    first.close()
+    assert traced == 3 and (tmp_path / "evaluation" / "eval_few.parts").is_dir()
+    carried_out(tmp_path, "auto", **options)
+    assert len((tmp_path / "traces" / "eval_few-rank0.jsonl").read_text().splitlines()) == 3

@@ -103,22 +103,31 @@ def trace_files(run_dir: Path) -> list[Path]:
     return files
 
 
-def forget_traces(run_dir: Path, split: str, step: int) -> None:
-    """Drop what any process wrote of a split at `step` or later; steps never fall within a file."""
+def forget_traces(run_dir: Path, split: str, step: int) -> bool:
+    """Drop what any process wrote of a split at `step` or later; steps never fall within a file.
+
+    Returns whether there was any.
+    """
+    dropped = False
     for path in _files_of(run_dir, split):
         with writing(path):
             cut_torn_line(path)
             last = _last_line(path)
         if last and TraceRecord.from_json(last).step >= step:
             _forget(path, step)
+            dropped = True
+    return dropped
 
 
-def forget_steps_from(run_dir: Path, step: int) -> None:
+def forget_steps_from(run_dir: Path, step: int) -> list[str]:
     """Drop what a run that goes on from a checkpoint of `step` records again: its rollouts from there on, and what
-    evaluations recorded at later steps; of every process that ever wrote to the folder."""
-    splits = {_FILE.fullmatch(path.name) for path in (run_dir / "traces").glob("*.jsonl")}
-    for split in sorted({match[1] for match in splits if match is not None}):
-        forget_traces(run_dir, split, step if split == TRAIN else step + 1)
+    evaluations recorded at later steps; of every process that ever wrote to the folder.
+
+    Returns the splits of which there was any.
+    """
+    matches = [_FILE.fullmatch(path.name) for path in (run_dir / "traces").glob("*.jsonl")]
+    splits = sorted({match[1] for match in matches if match is not None})
+    return [split for split in splits if forget_traces(run_dir, split, step if split == TRAIN else step + 1)]
 
 
 def cut_traces(path: Path, size: int) -> None:

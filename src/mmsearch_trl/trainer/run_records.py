@@ -73,7 +73,9 @@ def begin_records(run_dir: Path, checkpoint: Path | None, *, overwrite: bool) ->
         for path in checkpoints(run_dir):
             if step_of(path) > step or obstacle(path) is not None:
                 _set_aside(path)
-        forget_steps_from(run_dir, step)
+        for split in forget_steps_from(run_dir, step):
+            # Of an evaluation that was broken off: its rows would count as done, and have no traces any more.
+            shutil.rmtree(run_dir / "evaluation" / f"{split}.parts", ignore_errors=True)
         for rows in (run_dir / "evaluation").glob("*.json"):
             evaluated = _EVALUATED_STEP.fullmatch(rows.name)
             if evaluated is not None and int(evaluated[1]) > step:

@@ -1,0 +1,179 @@
+"""SIGKILL in the middle of training, and the same command again: the end is that of the uninterrupted run, to the bit.
+
+A handful of points, each inside something; `python -m benchmarks.kill` draws them at random.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tiny
+import torch
+from core.command_lines import TRAIN
+from forks import Forks
+from runs import grpo_arguments, write_jsonl
+from safetensors.torch import load_file
+from servers import Servers
+from test_train import some_rows
+
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+KEYS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "num_generations": 2,
+    "max_steps": STEPS,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "freeze_vision": "false",
+    "resume_from_checkpoint": "auto",
+}
+FOUR_STEPS_ON_A_BATCH = {"steps_per_generation": 4, "gradient_accumulation_steps": 1}
+LORA = {"use_peft": "true", "lora_r": 2, "lora_target_modules": "[q_proj,v_proj]"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full, a batch a step": {},
+    "full, four steps on a batch": FOUR_STEPS_ON_A_BATCH,
+    "LoRA, four steps on a batch": FOUR_STEPS_ON_A_BATCH | LORA,
+}
+
+KILL = """
+import os, signal, threading
+from functools import wraps
+
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before(cls, name, number, act=end):
+    method, calls = getattr(cls, name), []
+    @wraps(method)
+    def acting(*arguments, **options):
+        calls.append(1)
+        if len(calls) == number:
+            act() if act is end else act(*arguments)
+        return method(*arguments, **options)
+    setattr(cls, name, acting)
+
+from mmsearch_trl.evaluation.evaluator import Evaluator
+from mmsearch_trl.rollout.rollouter import Rollouter
+from mmsearch_trl.traces.files import TraceWriter
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer as Trainer
+from mmsearch_trl.engine.vllm_sync import ServerSync
+from transformers import TrainerState
+"""
+POINTS = {
+    "before the first step": "before(Rollouter, 'run', 1)",
+    "in an update": "before(Trainer, '_clip_grad_norm', 3)",
+    "in a save, between weights and optimizer": "before(Trainer, '_save_optimizer_and_scheduler', 2)",
+    "in a save, in the state": """
+def half(state, path):
+    open(path, 'w').write('{"epoch": 0.')
+    end()
+before(TrainerState, 'save_to_json', 3, half)
+""",
+    "in a line of traces": """
+def torn(writer, *rest):
+    writer._file.write(b'{"id": "')
+    writer._file.flush()
+    end()
+before(TraceWriter, 'write', 2, torn)
+""",
+    "in an evaluation": "before(Evaluator, '_finish', 1)",
+    "when the last step is saved": "before(Trainer, 'save_model', 5)",
+}
+
+
+class Whole(NamedTuple):
+    """The uninterrupted run: what its command is, and where it lies."""
+
+    arguments: list[str]
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.stop()
+
+
+def command(home: Path, taught: Path, place: Path, **keys: Any) -> list[str]:
+    """With `out` in the working directory as its output."""
+    train = write_jsonl(place / "questions.jsonl", some_rows(home, 10))
+    few = write_jsonl(place / "few.jsonl", some_rows(home, 2))
+    given = KEYS | {"model_name_or_path": taught, "train_files": train, "eval_files": few} | keys
+    return grpo_arguments(home, Path("out"), **given)
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+def whole(
+    request: pytest.FixtureRequest,
+    forks: Forks,
+    world_home: Path,
+    taught: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Whole:
+    place = tmp_path_factory.mktemp("whole")
+    arguments = command(world_home, taught, place, **request.param)
+    done = forks.run(TRAIN, *arguments, folder=place)
+    assert done.status == 0, done.err
+    return Whole(arguments, place / "out")
+
+
+def records(out: Path) -> list[Any]:
+    """Of every trajectory, what was asked, sampled and earned; those of evaluations, which are written as they end, by
+    their rows."""
+    lines = [line for path in sorted((out / "traces").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    found = [json.loads(line) for line in lines]
+    evaluated = sorted((r for r in found if r["split"] != "train"), key=lambda r: (r["split"], r["step"], r["id"]))
+    kept = ("id", "split", "step", "prompt", "reward", "rewards", "advantage", "images")
+    return [
+        [[record[key] for key in kept], [[turn["text"], turn["action"]] for turn in record["turns"]]]
+        for record in [*(r for r in found if r["split"] == "train"), *evaluated]
+    ]
+
+
+def check_same(found: Path, expected: Path) -> None:
+    [name] = [path.name for path in expected.glob("*.safetensors")]
+    weights, wanted = load_file(found / name), load_file(expected / name)
+    assert weights.keys() == wanted.keys()
+    assert [name for name, value in wanted.items() if not torch.equal(weights[name], value)] == []
+    assert records(found) == records(expected)
+    assert not list(found.glob("evaluation/*.parts"))
+
+
+def check_killed_and_resumed(forks: Forks, whole: Whole, plant: str, folder: Path) -> None:
+    killed = forks.run(TRAIN, *whole.arguments, folder=folder, plant=KILL + plant)
+    assert killed.status == -9, killed.err
+    resumed = forks.run(TRAIN, *whole.arguments, folder=folder)
+    assert resumed.status == 0, resumed.err
+    check_same(folder / "out", whole.out)
+
+
+@pytest.mark.parametrize("plant", POINTS.values(), ids=POINTS)
+def test_a_killed_run_ends_as_the_uninterrupted_one(plant: str, whole: Whole, forks: Forks, tmp_path: Path) -> None:
+    check_killed_and_resumed(forks, whole, plant, tmp_path)
+
+
+def test_the_runs_that_are_compared_learn_something(whole: Whole) -> None:
+    history = json.loads((whole.out / "trainer_state.json").read_text())["log_history"]
+    assert sum(log.get("grad_norm", 0) > 0 for log in history) >= 2
+
+
+def test_a_run_on_a_server_killed_in_a_sync_ends_as_the_uninterrupted_one(
+    servers: Servers, forks: Forks, world_home: Path, taught: Path, tmp_path: Path
+) -> None:
+    keys = {"use_vllm": "true", "vllm_mode": "server", "vllm_server_base_url": servers.url(tiny.qwen25())}
+    # How requests meet in a batch of vLLM moves the last bits of their log-probs, which the loss takes in.
+    keys |= {"max_trajectories_in_flight": 1, "eval_files": "[]", "eval_strategy": "'no'", "max_steps": 3}
+    arguments = command(world_home, taught, tmp_path, **keys)
+    done = forks.run(TRAIN, *arguments, folder=tmp_path)
+    assert done.status == 0, done.err
+    (tmp_path / "again").mkdir()
+    check_killed_and_resumed(
+        forks, Whole(arguments, tmp_path / "out"), "before(ServerSync, 'publish', 2)", tmp_path / "again"
+    )
