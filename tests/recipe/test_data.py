@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from runs import grpo_arguments, write_jsonl
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
@@ -44,3 +45,12 @@ def test_one_picture_is_enough_and_a_search_by_text_needs_none(
     assert "none of the" not in told(recipe_of(world_home, tmp_path), mixed, caplog)
     plain = write_jsonl(tmp_path / "plain.jsonl", [text])
     assert "none of the" not in told(recipe_of(world_home, tmp_path, **{"search.image": "null"}), plain, caplog)
+
+
+def test_a_bad_row_says_how_it_may_be_left_out(world_home: Path, tmp_path: Path) -> None:
+    rows = [{"question": "Who?", "answers": "she"}, {"question": "Which?", "answers": "A"}]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    protocol = build_protocol(build_processor())
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: .* cannot be scored.*`on_bad_row: skip` leaves bad"):
+        load_rows(recipe_of(world_home, tmp_path), [str(file)], protocol)
+    assert len(load_rows(recipe_of(world_home, tmp_path, on_bad_row="skip"), [str(file)], protocol)) == 1
