@@ -30,6 +30,7 @@ from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
+from mmsearch_trl.recipe.schedule import Batches
 from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
@@ -100,6 +101,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
+    Batches.of(args, len(train_dataset))  # refuses too few
     eval_files = recipe.data.eval_files
     eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
     return MMSearchGRPOTrainer(

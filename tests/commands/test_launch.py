@@ -22,6 +22,7 @@ def _mmsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     keys = grpo_arguments(tmp_path, tmp_path / "run", model_name_or_path=tmp_path)
     done = _mmsearch(tmp_path, "train", "--num_processes", "2", *keys)
     assert done.returncode == 1

@@ -102,7 +102,8 @@ def test_a_problem_is_told_and_the_run_refuses_it_before_anything_is_loaded(
     path, values = recipe_arguments(grpo_arguments(world_home, tmp_path / "run", **overrides))
     with pytest.raises(UserError) as refused:
         train.main(path, values)
-    assert message in str(refused.value) and len(str(refused.value)) < 900
+    assert message in str(refused.value), str(refused.value)
+    assert len(str(refused.value)) < 900
     assert not (tmp_path / "run").exists()
     if name != "a model that is not there":
         assert message in problem(findings(world_home, tmp_path / "run", **overrides))

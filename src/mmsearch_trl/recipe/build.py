@@ -87,13 +87,23 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     name = str(model.model_name_or_path)
     if not is_adapter(model):
         return _from_pretrained(name, _options(model))
+    base_name, revision = base_of(model)
+    base = _from_pretrained(base_name, _options(model) | {"revision": revision})
+    with loading("the adapter", name, SafetensorError):
+        return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+
+
+def base_of(model: ModelConfig) -> tuple[str, str]:
+    """Name and revision of the model that an adapter was trained on.
+
+    Raises:
+        UserError: the adapter cannot be read, or its base model is not there.
+    """
+    name = str(model.model_name_or_path)
     with loading("the adapter", name):
         config = PeftConfig.from_pretrained(name, revision=model.model_revision)
     find_base(name, config.base_model_name_or_path)
-    options = _options(model) | {"revision": config.revision or "main"}
-    base = _from_pretrained(str(config.base_model_name_or_path), options)
-    with loading("the adapter", name, SafetensorError):
-        return PeftModel.from_pretrained(base, name, revision=model.model_revision)
+    return str(config.base_model_name_or_path), config.revision or "main"
 
 
 def merge_adapter(name: str, out: Path) -> None:

@@ -17,7 +17,7 @@ from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.recipe.build import adapter_instead_of_model, build_protocol, is_adapter, load_processor
+from mmsearch_trl.recipe.build import adapter_instead_of_model, base_of, build_protocol, is_adapter, load_processor
 from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
@@ -109,11 +109,11 @@ class Preflight:
         checks: list[Check] = [(_MODEL, self._model)]
         if self._evaluation:
             return checks
-        checks += [("evaluations", self._evaluations), ("batches", self._batches), ("learning rate", self._learning)]
+        checks += [("evaluations", self._evaluations), ("learning rate", self._learning)]
         return [*checks, (_SHAPE, self._shape_found)]
 
     def _of_the_world(self) -> list[Check]:
-        checks: list[Check] = [] if self._evaluation else [(_MEMORY, self._memory)]
+        checks: list[Check] = [] if self._evaluation else [("batches", self._batches), (_MEMORY, self._memory)]
         if isinstance(self._args, MMSearchGRPOConfig):
             checks += [(f"{_DATA}: {Path(file).name}", partial(self._data, file)) for file in self._files]
             for name, section in (
@@ -141,11 +141,13 @@ class Preflight:
     def _model(self) -> str:
         model = self._recipe.model
         name = str(model.model_name_or_path)
-        find_model("model_name_or_path", name, revision=model.model_revision)
-        adapter = is_adapter(model)
-        if adapter and not self._evaluation:
+        find_model("model_name_or_path", name, revision=model.model_revision, weights=False)
+        if not is_adapter(model):
+            find_model("model_name_or_path", name, revision=model.model_revision)
+            return name
+        if not self._evaluation:
             raise UserError(adapter_instead_of_model(name))
-        return f"{name} (an adapter)" if adapter else name
+        return f"{name}, an adapter of {base_of(model)[0]}"
 
     @cached_property
     def _shape(self) -> ModelShape:
@@ -199,7 +201,7 @@ class Preflight:
         if args.max_steps > 0:
             steps = args.max_steps
         elif isinstance(args, MMSearchGRPOConfig) and self._rows is not None:
-            steps = Batches.of(args, self._rows).steps
+            steps = max(1, Batches.of(args, self._rows, enough=False).steps)
         return check_learning_rate(args, steps)
 
     @cached_property

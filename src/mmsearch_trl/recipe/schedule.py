@@ -38,14 +38,17 @@ class Batches:
     steps: int
 
     @classmethod
-    def of(cls, args: MMSearchGRPOConfig, rows: int) -> "Batches":
+    def of(cls, args: MMSearchGRPOConfig, rows: int, *, enough: bool = True) -> "Batches":
         """
+        Args:
+            enough: Refuse too few rows.
+
         Raises:
             UserError: the data hold fewer rows than a batch takes.
         """
         rollouts, group = int(args.generation_batch_size or 0), int(args.num_generations or 1)
         prompts = rollouts // group
-        if rows < prompts:
+        if enough and rows < prompts:
             raise UserError(
                 f"a batch takes {prompts} questions ({rollouts} rollouts: per_device_train_batch_size x processes x "
                 f"steps_per_generation, in groups of num_generations {group}), and the training data hold {rows}: "
