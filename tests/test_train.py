@@ -118,6 +118,8 @@ def run(world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     data = write_jsonl(out.parent / f"{out.name}.jsonl", some_rows(world_home, 3))
     options = QUICK | {"eval_files": data, "hub_token": "hf_secret", "report_to": "none"}
+    options |= {"run_name": "https://user:url-secret@tracker.example/?api_key=query-secret", "save_strategy": "steps"}
+    options |= {"save_steps": 1, "search.denied_hosts": "[https://user:host-secret@answers.example]"}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_TOKEN", "")
         assert main(["train", *grpo_arguments(world_home, out, **options)]) == 0
@@ -183,14 +185,19 @@ def test_a_run_leaves_model_recipe_environment_card_and_traces(run: Path) -> Non
 
 
 def test_the_recorded_recipe_is_the_one_that_ran(run: Path) -> None:
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml", {"run_name": "again", "search.denied_hosts": []})  # they held secrets
     assert recipe.trainer.max_steps == 1
     assert recipe.search.image is not None and recipe.search.image.top_k == 3
 
 
 def test_a_run_folder_holds_no_token_and_keeps_the_data_from_the_hub(run: Path) -> None:
     files = [file for file in run.rglob("*") if file.is_file()]
-    assert not [file for file in files if b"hf_secret" in file.read_bytes()]
+    names = {file.name for file in files}
+    assert names >= {"recipe.yaml", "training_args.bin", "README.md", "environment.json", "trainer_state.json"}
+    assert {"checkpoint-1", "traces"} <= {file.parent.name for file in files}
+    secrets = (b"hf_secret", b"url-secret", b"query-secret", b"host-secret")
+    assert not [(file, secret) for file in files for secret in secrets if secret in file.read_bytes()]
+    assert "run_name: https://<redacted>@tracker.example/?api_key=<redacted>" in (run / "recipe.yaml").read_text()
     assert (run / ".gitignore").read_text().split() == ["traces/", "evaluation/"]
 
 

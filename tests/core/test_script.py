@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -21,3 +24,29 @@ def test_a_text_for_a_message_is_cut_in_its_middle(length: int) -> None:
     text = "".join(str(number % 10) for number in range(length))
     short = shortened(text)
     assert len(short) <= 600 and (short == text or (short[:500], short[-80:]) == (text[:500], text[-80:]))
+
+
+def test_neither_the_line_nor_a_log_tells_a_secret() -> None:
+    """In a process of its own: where handlers are set up already, `run_script` leaves them alone."""
+    code = (
+        "import logging\n"
+        "from mmsearch_trl.core.errors import UserError\n"
+        "from mmsearch_trl.core.script import run_script\n"
+        "def script():\n"
+        "    logger = logging.getLogger('a')\n"
+        "    logger.warning('%s: no answer', 'http://user:sesame@host.example/x')\n"
+        "    try:\n"
+        "        raise RuntimeError('api_key=sesame')\n"
+        "    except RuntimeError:\n"
+        "        logger.exception('a rollout failed')\n"
+        "    raise UserError('http://host.example/?token=sesame refuses; so does open-the-door')\n"
+        "raise SystemExit(run_script(script))\n"
+    )
+    environment = os.environ | {"JINA_API_KEY": "open-the-door"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "WARNING a: http://<redacted>@host.example/x: no answer"
+    assert "RuntimeError: api_key=<redacted>" in lines
+    assert lines[-1] == "mmsearch: error: http://host.example/?token=<redacted> refuses; so does <redacted>"
+    assert "sesame" not in done.stderr

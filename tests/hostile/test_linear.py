@@ -23,6 +23,7 @@ import mmsearch_trl
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import Observation, TextHit
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.engine import vllm_client
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -79,6 +80,11 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "addresses of data": lambda n: "data:" * n,
     "an address of data": lambda n: "data:" + "a" * n + ";base64" * n,
     "digits": lambda n: "0x" + "f" * n + "g",
+    "options": lambda n: "--api-key " * n,
+    "an option and blanks": lambda n: "--api-key" + " " * n + "x",
+    "assignments": lambda n: "api_key=" * n,
+    "addresses with users": lambda n: "http://a:b" * n,
+    "parameters": lambda n: "?key=" * n,
     "thoughts": lambda n: "</think" * n,
 }
 
@@ -98,6 +104,7 @@ READERS: dict[str, dict[str, Callable[[str], object]]] = {
         "thousands of tokens": SafeText(_tokenizer_of_thousands()),
         "NFKC": SafeText(families.gemma(families.normalizers.NFKC())),
     },
+    "core/redaction.py": {"text": redacted},
     "core/tags.py": {"enclosed": lambda text: list(enclosed(text, "answer"))},
     "protocol/mmsearch.py": {
         "turn": MMSearchProtocol(CHAT, Prompts.load()).read,

@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from runs import QUICK, grpo_arguments
 
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.hub.card import _protocol, evaluation_table
+from mmsearch_trl.hub.card import _protocol, _tool, evaluation_table
 
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -64,6 +65,17 @@ def test_the_table_shows_the_last_evaluation_of_each_data_set() -> None:
     assert table is not None
     assert table.splitlines()[2:] == ["| known | 4 | 50.0% | 25.0% | - | - | - | - |"]
     assert evaluation_table([{"loss": 1.0}]) is None
+
+
+def test_what_a_tool_is_given_as_a_secret_is_not_in_the_quick_start() -> None:
+    @dataclass(frozen=True)
+    class Lookup:
+        api_key: str
+        url: str
+        limit: int = 2
+
+    code = _tool(Lookup("sesame", "https://user:sesame@host.example"))  # pyright: ignore[reportArgumentType]
+    assert code == "Lookup(api_key='<redacted>', url='https://<redacted>@host.example'),"
 
 
 def test_a_protocol_of_the_user_s_own_is_named_and_left_to_them() -> None:

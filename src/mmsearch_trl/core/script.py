@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from mmsearch_trl.core.errors import EngineError, HubError, RunEnded, SearchLost, UserError, VersionError, shortened
 from mmsearch_trl.core.interrupts import end, ended_by_signals, status_of, tell
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.core.text import printable
 
 
@@ -38,7 +39,9 @@ def run_script(script: Callable[[], object]) -> int:
     Raises:
         Exception: whatever the script raised that is a defect.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    console = logging.StreamHandler()
+    console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[console])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -50,11 +53,18 @@ def run_script(script: Callable[[], object]) -> int:
     except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
             raise
-        line = printable(shortened(" ".join(str(error).split()), _LONGEST_LINE)) or type(error).__name__
+        line = printable(shortened(redacted(" ".join(str(error).split())), _LONGEST_LINE)) or type(error).__name__
         if _first_to_say(line):
             print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+class _Redacting(logging.Formatter):
+    """Log lines, tracebacks among them, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def finish(status: int) -> NoReturn:

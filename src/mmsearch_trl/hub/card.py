@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 
 from mmsearch_trl.core.action import ActionKind
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.hub.card_template import TEMPLATE
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
@@ -93,7 +94,7 @@ def write_model_card(
         steps=facts.step,
         settings=_settings(facts),
         rewards=[
-            ", ".join(f"{key} {value}" for key, value in asdict(function.rule).items() if value != ())  # pyright: ignore
+            ", ".join(f"{key} {value}" for key, value in redacted(asdict(function.rule)).items() if value != ())  # pyright: ignore
             if isinstance(function, RuleReward)
             else name
             for name, function in facts.rewards.items()
@@ -104,7 +105,7 @@ def write_model_card(
     )
     path = folder / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
-    card.save(path)
+    path.write_text(redacted(str(card)), encoding="utf-8")
     return path
 
 
@@ -256,6 +257,7 @@ def _call(value: Any) -> str:
 
 
 def _arguments(name: str, values: Mapping[str, Any]) -> str:
+    values = redacted(values)
     if len(values) < 3:
         return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
     return f"{name}(\n" + "".join(f"    {key}={value!r},\n" for key, value in values.items()) + ")"

@@ -2,9 +2,7 @@
 
 import json
 import platform
-import re
 import shlex
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import torch
 import yaml
 
 from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.redaction import REDACTED, redacted
 from mmsearch_trl.recipe.recipe import Recipe
 
 
-_SECRET = re.compile(r"token|(.*_)?(key|secret|password|(hub|api|access|auth|bearer)_token)", re.IGNORECASE)
 _HOW_IT_BEGAN = ("overwrite_output_dir", "resume_from_checkpoint")
 _PACKAGES = ("mmsearch-trl", "trl", "transformers", "accelerate", "peft", "torch", "datasets", "deepspeed", "vllm")
 
@@ -32,7 +30,7 @@ def record_run(recipe: Recipe, folder: Path) -> None:
     """
     # How the run was begun is not what it is: a later one by this file must not overwrite it unasked.
     what = {key: value for key, value in recipe.values.items() if key not in _HOW_IT_BEGAN}
-    values = yaml.safe_dump(_without_secrets(what), sort_keys=False)
+    values = yaml.safe_dump(_without_redacted(redacted(what)), sort_keys=False)
     text = f"# Resolved from {recipe.path}, with what it extends and with overrides.\n{values}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,13 +50,11 @@ def next_steps(recipe: Recipe, folder: Path) -> list[str]:
     return lines
 
 
-def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without keys of that name: TRL's Hub tokens, and whatever a user's own backend is given."""
-    return {
-        key: _without_secrets(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if not _SECRET.fullmatch(key)
-    }
+def _without_redacted(value: Any) -> Any:
+    """Without keys of which nothing is left; a text that held a secret among other words says so."""
+    if isinstance(value, dict):
+        return {key: _without_redacted(entry) for key, entry in value.items() if entry != REDACTED}
+    return [_without_redacted(entry) for entry in value] if isinstance(value, list) else value
 
 
 def environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.redaction import REDACTED
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.declared import declared_fields
@@ -84,6 +85,11 @@ def read_written(
     layers.add_file(Path(path))
     layers.add_keys(overrides or {})
     values = layers.values
+    if (key := _redacted_key(values)) is not None:
+        raise UserError(
+            f"{layers.place(key) or path}: `{key}` holds {REDACTED}, for a secret is not written down: give it again, "
+            f"as --{key} VALUE"
+        )
 
     def where(key: str) -> str:
         return layers.place(key) or str(path)
@@ -129,6 +135,15 @@ def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:
             raise UserError(
                 f"{where(f'reward.{key}')}: reward.{key} is a key of protocol {others[0]}, and protocol is {protocol}"
             )
+
+
+def _redacted_key(values: Any, key: str = "") -> str | None:
+    """The dotted key of a value that lacks its secret, if there is one."""
+    if isinstance(values, dict):
+        found = (_redacted_key(value, f"{key}.{name}" if key else str(name)) for name, value in values.items())
+        return next((dotted for dotted in found if dotted is not None), None)
+    texts = values if isinstance(values, list) else [values]
+    return key if any(isinstance(text, str) and REDACTED in text for text in texts) else None
 
 
 def _section(cls: type, values: Any, name: str, where: Where) -> Any:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmsearch_trl.core.images import ImageInput, Part, image_digest
 from mmsearch_trl.core.observation import Failure, Hit, ImageHit, Observation
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.traces.records import (
@@ -111,7 +112,7 @@ def _hit(hit: Hit) -> TraceHit:
 
 
 def _failure(failure: Failure | None) -> TraceFailure | None:
-    return TraceFailure(failure.kind.value, failure.message) if failure else None
+    return TraceFailure(failure.kind.value, redacted(failure.message)) if failure else None
 
 
 def _part(part: Part) -> str | dict[str, str]:

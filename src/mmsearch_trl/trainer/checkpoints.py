@@ -6,6 +6,9 @@ weights that the model happened to have. A resumed run would start anew in silen
 where the checkpoint is that of the last step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
@@ -143,5 +147,19 @@ class FullCheckpoints(Trainer):
             super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with writing(output_dir or str(self.args.output_dir), SafetensorError):
+        with self._arguments_without_secrets(), writing(output_dir or str(self.args.output_dir), SafetensorError):
             super()._save(output_dir, state_dict)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with self._arguments_without_secrets():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _arguments_without_secrets(self) -> Iterator[None]:
+        """Within, what is saved of the arguments (`training_args.bin`) is what a stranger may see."""
+        args, self.args = self.args, copy(self.args)
+        vars(self.args).update(redacted(vars(args)))
+        try:
+            yield
+        finally:
+            self.args = args

@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.evaluation.evaluator import EvaluationOptions
 from mmsearch_trl.rollout.outage import OutageMonitor
 from mmsearch_trl.trainer.options import REPLACED, check_replaced, check_requirements
@@ -134,6 +135,10 @@ class MMSearchGRPOConfig(GRPOConfig):
             raise UserError(f"max_trajectories_in_flight must be at least 1, got {self.max_trajectories_in_flight}.")
         if not 0 < self.rollout_close_share <= 1:
             raise UserError(f"rollout_close_share is a share, above 0 and up to 1; got {self.rollout_close_share}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What trackers are told, without secrets."""
+        return redacted(super().to_dict())
 
     def evaluation_options(self, run_dir: Path, *, progress: bool = False) -> EvaluationOptions:
         """What an evaluation takes of these arguments."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.options import REPLACED_SUPERVISED, check_replaced
@@ -25,6 +26,10 @@ class MMSearchSFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         check_replaced(self, REPLACED_SUPERVISED)
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What trackers are told, without secrets."""
+        return redacted(super().to_dict())
 
 
 class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
