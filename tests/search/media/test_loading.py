@@ -1,5 +1,9 @@
 import io
+import os
+import signal
 import struct
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmsearch_trl.search.media import loading
 from mmsearch_trl.search.media.loading import load_image
 
 
@@ -88,6 +93,52 @@ def test_a_jpeg_of_many_scans_is_refused_from_its_markers() -> None:
     assert load_image(data).getpixel((0, 0)) == (254, 0, 0)
     with pytest.raises(ValueError, match="a JPEG of 2009 scans, more than the limit of 64"):
         load_image(data[:last] + data[last:-2] * 2000 + data[-2:])
+
+
+def test_images_are_decoded_within_a_budget_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty threads, and never more pixels at a time than the budget has; what is larger than it goes alone."""
+    monkeypatch.setattr(loading, "_budget", loading._Budget(1000))
+    lock, now, most, done = threading.Lock(), [], [], []
+
+    def load(image: Image.Image) -> None:
+        with lock:
+            now.append(image.width * image.height)
+            most.append((sum(now), len(now)))
+        time.sleep(0.005)
+        with lock:
+            now.remove(image.width * image.height)
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    images = [Image.new("RGB", size) for size in [(20, 20), (10, 10), (30, 30), (40, 40)] * 5]
+    threads = [threading.Thread(target=lambda image=image: done.append(load_image(image))) for image in images]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) == 20 and all(pixels <= 1000 or count == 1 for pixels, count in most)
+    assert max(count for _, count in most) > 1
+
+
+def test_an_image_that_cannot_be_decoded_gives_its_share_back(picture: Image.Image) -> None:
+    data = encoded(picture, "PNG")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            load_image(data[: len(data) // 2])
+    assert loading._budget._taken == 0
+
+
+def test_a_child_process_does_not_wait_for_threads_that_it_does_not_have(picture: Image.Image) -> None:
+    with loading._budget.taking(loading.PIXELS_AT_A_TIME):
+        child = os.fork()
+        if child == 0:
+            load_image(picture)
+            os._exit(0)
+    deadline = time.monotonic() + 10
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+    assert ended == (child, 0)
 
 
 def test_transparency_is_mixed_with_white_as_pillow_mixes_it() -> None:

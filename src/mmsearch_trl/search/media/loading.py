@@ -6,12 +6,15 @@ Ghostscript for a PostScript file), the size is read from the header before any 
 81 megapixels), a JPEG is decoded as often as its scans are many and may have so many, only the first frame is decoded,
 and a truncated file is an error, never an image with a grey end.
 
-The largest image takes half a gigabyte for a moment. What a search brings from strangers is decoded elsewhere
-(`search/calls/image_decoder.py`).
+The largest image takes half a gigabyte for a moment, and images that are decoded at a time, on whatever threads, have
+so many pixels together. What a search brings from strangers is decoded elsewhere (`search/calls/image_decoder.py`).
 """
 
 import io
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 MAX_PIXELS = 25_000_000
 """Largest image that is decoded; 100 MB of RGB, as Pillow holds it."""
+PIXELS_AT_A_TIME = 2 * MAX_PIXELS
+"""Of all images that one process decodes; further ones wait."""
 MAX_SCANS = 64
 """Of a JPEG: progressive ones have about ten, and each goes over all of the image again."""
 
@@ -49,12 +54,45 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise UserError(f"the image has {image.width}x{image.height} pixels, more than the limit of {max_pixels}")
     if image.width == 0 or image.height == 0:
         raise UserError(f"the image is empty ({image.width}x{image.height})")
-    try:
-        image.load()
-    # Decoders raise almost anything on a damaged file (OSError, SyntaxError, struct.error, zlib.error, IndexError).
-    except Exception as error:
-        raise UserError(f"the image cannot be decoded: {error or type(error).__name__}") from error
-    return _to_rgb(_upright(image))
+    with _budget.taking(image.width * image.height):
+        try:
+            image.load()
+        # Decoders raise almost anything on a damaged file: OSError, SyntaxError, struct.error, zlib.error, IndexError.
+        except Exception as error:
+            raise UserError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+        return _to_rgb(_upright(image))
+
+
+class _Budget:
+    """Lets as many pixels be decoded at a time as there may be, and any image alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most, self._taken = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taking(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_budget = _Budget(PIXELS_AT_A_TIME)
+
+
+def _forget_other_threads() -> None:
+    """What the threads of the process that forked have taken, they do not give back here."""
+    global _budget
+    _budget = _Budget(PIXELS_AT_A_TIME)
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _encoded(source: bytes | bytearray | memoryview | str | Path | Mapping[str, Any]) -> bytes:
