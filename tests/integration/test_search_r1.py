@@ -293,7 +293,9 @@ def test_it_was_trained_on_and_logged(run: Run, taught: Path) -> None:
     assert sum(clipped) / len(clipped) == pytest.approx(sum(cut_short) / len(cut_short)) and sum(cut_short) < 40
 
 
-def test_a_picture_for_a_language_model_is_refused_before_training(taught: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_picture_for_a_language_model_is_refused_before_training(
+    taught: Path, rows: Path, retriever: str, tmp_path: Path
+) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     lines = [
         {"question": "who?", "answers": ["she"]},
@@ -304,7 +306,7 @@ def test_a_picture_for_a_language_model_is_refused_before_training(taught: Path,
     recipe = _recipe(taught, file, "http://127.0.0.1:1", tmp_path / "run")
     with pytest.raises(UserError, match=r"rows\.jsonl: question 7 has an image, and the model is a language model"):
         load_rows(recipe, [str(file)], small_lm.build_protocol(WORDS))
-    evaluation = _recipe(taught, rows, "http://127.0.0.1:1", tmp_path / "run", eval_files=[str(file)])
+    evaluation = _recipe(taught, rows, retriever, tmp_path / "run", eval_files=[str(file)])
     with pytest.raises(UserError, match="question 7 has an image"):
         evaluate(evaluation)
 
