@@ -193,8 +193,8 @@ def test_an_index_remembers_what_went_before_texts(copy: Path, tmp_path: Path) -
     command = ["index", "dense", str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "index"), "--model", str(copy)]
     assert main([*command, "--query_prefix", "query : ", "--passage_prefix", "passage : "]) == 0
     assert tuple(read_manifest(tmp_path / "index", "dense").prefixes or ()) == ("query : ", "passage : ")
-    moved = shutil.move(copy, tmp_path / "elsewhere")
-    index = DenseIndex.open(tmp_path / "index", moved)
+    moved = copy.rename(tmp_path / "elsewhere")
+    index = DenseIndex.open(tmp_path / "index", str(moved))
     hits = index.search_now([f"{WORDS[3]} {WORDS[0]}"], 1)[0]
     expected = unit(states(moved, f"query : {WORDS[3]} {WORDS[0]}").mean(axis=0))
     shown = unit(states(moved, f"passage : {hits[0].text}").mean(axis=0))

@@ -61,7 +61,7 @@ class BadRows:
             UserError: `error`, where none may be passed over.
         """
         if not self._skip:
-            raise error
+            raise UserError(f"{error} (`--on_bad_row skip` passes over what cannot be used)") from error
         self.count += 1
         self.first = self.first or str(error)
 
