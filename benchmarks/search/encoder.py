@@ -4,6 +4,7 @@ No pretrained weights are needed: a BERT of two layers with random weights, whos
 other words apart. It is far cheaper than E5-base, so times say nothing about E5's own cost.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +27,7 @@ Vectors = NDArray[np.float32]
 
 
 def write_encoder(folder: Path) -> Path:
-    """A checkpoint whose name makes it an E5: questions and passages are told apart by a word in front."""
+    """A checkpoint that says of itself what E5 is: the mean of the last states, and a word before every text."""
     pieces = ["[PAD]", "[UNK]", "query", "passage", ":", '"', *PAIRS, *(f"##{syllable}" for syllable in SYLLABLES)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -46,6 +47,11 @@ def write_encoder(folder: Path) -> Path:
     # What stands where is noise in an untrained model, and would hide which words there are.
     bert.embeddings.position_embeddings.weight.data.zero_()
     bert.save_pretrained(model)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    steps = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (model / "modules.json").write_text(json.dumps(steps), encoding="utf-8")
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf-8")
     return model
 
 

@@ -20,7 +20,7 @@ from benchmarks.search.encoder import Encoded
 from benchmarks.search.indexes import FLAT, HYBRID, WORDS, build_all, size_of
 from benchmarks.search.load import LOADS, Load, Sample
 from benchmarks.search.process import Server, served
-from benchmarks.search.truth import Ranking, by_vectors, by_words, joined, recall
+from benchmarks.search.truth import by_vectors, by_words, joined, recall
 
 from mmsearch_trl.search.text.dense import EXACT, FAISS, VECTORS
 from mmsearch_trl.search.text.encoder import TextEncoder
@@ -102,7 +102,7 @@ class Size:
             report["plain"] |= plain.memory() or {}
         return report
 
-    def _wanted(self) -> dict[str, list[Ranking]]:
+    def _wanted(self) -> dict[str, list[list[int]]]:
         """What each index should find."""
         k, judged = self._settings.k, self._queries[: self._settings.judged]
         depth = _HYBRID_DEPTH * k
@@ -126,7 +126,7 @@ class Size:
         flags = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         return served("benchmarks.search.plain_server", flags, _port(), self._log)
 
-    def _describe(self, server: Server, wanted: list[Ranking], size: int) -> dict[str, Any]:
+    def _describe(self, server: Server, wanted: list[list[int]], size: int) -> dict[str, Any]:
         found = load.answers(server.url, _texts(self._queries[: len(wanted)]), self._settings.k)
         return {
             "disk_mb": _mb(size),

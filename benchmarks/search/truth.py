@@ -13,7 +13,12 @@ from mmsearch_trl.search.text.hybrid import fused
 
 _K1 = 1.2
 _ROWS_AT_ONCE = 65_536
-Ranking = list[int]
+
+
+class Ranking(list[int]):
+    """Numbers of passages, best first, and their scores, by which rankings are joined."""
+
+    scores: Sequence[float | None] = ()
 
 
 def by_words(corpus: Corpus, queries: Sequence[Query], k: int) -> list[Ranking]:
@@ -55,15 +60,20 @@ def by_vectors(vectors: Vectors, queries: Vectors, k: int) -> list[Ranking]:
     return [found.rows(above=-np.inf) for found in best]
 
 
-def joined(first: Sequence[Ranking], second: Sequence[Ranking], k: int) -> list[Ranking]:
+def joined(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], k: int) -> list[Ranking]:
     """Both rankings of each query as one."""
     return [
-        [int(hit.id or 0) for hit in fused([[TextHit("", "", id=str(row)) for row in rows] for rows in both])[:k]]
+        Ranking(int(hit.id or 0) for hit in fused([_hits(rows) for rows in both])[:k])
         for both in zip(first, second, strict=True)
     ]
 
 
-def recall(found: Sequence[Ranking], wanted: Sequence[Ranking]) -> float:
+def _hits(rows: Sequence[int]) -> list[TextHit]:
+    scores = getattr(rows, "scores", ()) or [None] * len(rows)
+    return [TextHit("", "", id=str(row), score=score) for row, score in zip(rows, scores, strict=True)]
+
+
+def recall(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
     """The share of what should be found that is."""
     hits = sum(len(set(mine) & set(theirs)) for mine, theirs in zip(found, wanted, strict=True))
     return hits / sum(map(len, wanted))
@@ -88,4 +98,6 @@ class _Best:
 
     def rows(self, *, above: float) -> Ranking:
         """Those with a score above this one."""
-        return self._rows[self._scores > above].tolist()
+        found = Ranking(self._rows[self._scores > above].tolist())
+        found.scores = self._scores[self._scores > above].tolist()
+        return found
