@@ -17,6 +17,7 @@ import tiny
 from faults import Proxy
 from servers import FLAGS, Servers, environment
 
+from mmsearch_trl.core.errors import EngineLost
 from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
@@ -115,13 +116,15 @@ def test_turns_that_are_never_answered(servers: Servers, tmp_path: Path) -> None
     assert proxy.hangs == retries > 0
 
 
-def test_turns_that_always_fail_are_failures_and_not_a_crash(servers: Servers, tmp_path: Path) -> None:
-    with spoiled(servers.url(FAMILY), errors=1.0) as (url, proxy), training_on(url, tmp_path) as trainer:
-        trajectories = trajectories_of(trainer)
+def test_turns_that_always_fail_end_the_run(servers: Servers, tmp_path: Path) -> None:
+    message = "none of the last 8 rollouts worked; the first: gave up after 4 attempts"
+    with (
+        spoiled(servers.url(FAMILY), errors=1.0) as (url, proxy),
+        training_on(url, tmp_path) as trainer,
+        pytest.raises(EngineLost, match=message),
+    ):
         trainer.train()
-    assert all(t.stop is StopReason.FAILED and "after 4 attempts" in t.failure.message for t in trajectories)
-    assert proxy.errors == proxy.turns == 4 * 8 * STEPS
-    assert [e["rollout/failed"] for e in trainer.state.log_history if "rollout/failed" in e] == [1.0] * STEPS
+    assert proxy.errors == proxy.turns == 4 * 8, "it ends with the first batch"
 
 
 def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Upstream's end of a rollout, over every length at which it can cut."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 from hypothesis import given
@@ -8,15 +10,27 @@ from hypothesis import strategies as st
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput
-from mmsearch_trl.core.observation import ImageHit, Observation
+from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, Observation
 from mmsearch_trl.core.trajectory import Trajectory, Turn
+from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits, cut_response
+from mmsearch_trl.trainer.batch import loss_mask
 
 
 PROTOCOL = tiny.qwen25().protocol()
 CHAT = PROTOCOL.chat
 [TASK] = tiny.tasks(1)
 END = CHAT.turn_end_id
+
+
+@pytest.mark.parametrize("kind", [FailureKind.TIMEOUT, FailureKind.UNAVAILABLE, FailureKind.INVALID_QUERY])
+def test_what_follows_a_failed_search_is_trained_as_upstream_trains_it(kind: FailureKind) -> None:
+    trajectory = _trajectory()
+    failed = Observation(tool=ActionKind.IMAGE_SEARCH, failure=Failure(kind, "down"))
+    trajectory.turns[0] = replace(trajectory.turns[0], observation=failed)
+    upstream, ours = (loss_mask(trajectory, limits, mask_failures=True) for limits in (UpstreamLimits(), Limits()))
+    assert upstream == trajectory.loss_mask
+    assert any(ours) is (kind is FailureKind.INVALID_QUERY)
 
 
 def _trajectory() -> Trajectory:

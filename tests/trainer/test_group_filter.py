@@ -35,7 +35,15 @@ def test_an_aborted_rollout_does_not_make_its_group_differ() -> None:
     groups = GroupFilter(2, wanted=2)
     groups.add(batch(1, 0, failed=(1,)))
     assert not groups.full
-    groups.add(batch(1, float("nan")))  # finished, and no function could score it: it counts 0
+
+
+def test_a_rollout_that_no_function_could_score_does_not_make_its_group_differ() -> None:
+    groups = GroupFilter(3, wanted=3)
+    nothing = float("nan")
+    for rewards in ((1, nothing, 1), (nothing, nothing, nothing), (nothing, 0.5, nothing)):
+        groups.add(batch(*rewards))
+    assert not groups.kept[0]
+    groups.add(batch(1, nothing, 0))
     assert groups.full
 
 

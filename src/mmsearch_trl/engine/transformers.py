@@ -9,7 +9,7 @@ tails cut by top-p or top-k are taken out of the draw only.
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class TransformersEngine:
         decode: Sampled ids as text; needed for `SamplingParams.stops`.
         max_batch: Requests generated together at most.
         gather_seconds: A batch starts when no request has arrived for this long.
+        autocast: Makes the context in which the model computes in training: outside of it, mixed precision rounds
+            otherwise, and sampled tokens are not quite the trained policy's.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TransformersEngine:
         decode: Decode | None = None,
         max_batch: int = 64,
         gather_seconds: float = 0.003,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._model = model
         self._images = images
@@ -67,6 +70,7 @@ class TransformersEngine:
         self._decode = decode
         self._max_batch = max_batch
         self._gather_seconds = gather_seconds
+        self._autocast = autocast
         width = model.get_output_embeddings().weight.shape[0]
         forbidden = set(forbidden_ids) | set(range(vocabulary_size, width))
         self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.long, device=model.device)
@@ -153,7 +157,7 @@ class TransformersEngine:
             pad_token_id=self._pad_id,
             use_cache=True,
         )
-        with _plain(self._model):
+        with _plain(self._model), self._autocast():  # here, since a context is that of its thread
             output = self._model.generate(
                 **inputs,
                 generation_config=config,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mmsearch_trl.core.action import SEARCHES, Action, ActionKind
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.observation import Failure, Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 
@@ -132,6 +132,10 @@ class Limits:
     def fits(self, trajectory: Trajectory, turn_tokens: int, reply_tokens: int, *, final: bool = False) -> bool:
         """Whether a reply can follow the newest turn (not yet in `trajectory`) with room left to react to it."""
         return turn_tokens + reply_tokens < self.remaining_tokens(trajectory, final=final)
+
+    def excuses(self, failure: Failure) -> bool:
+        """Whether tokens from the turn on whose search failed so may be left out of the loss."""
+        return failure.infrastructure
 
     def finish(self, trajectory: Trajectory, chat: "ChatEncoder") -> Trajectory:
         """A trajectory that came to its end, as it is scored and trained; limits that were kept leave it as it is."""

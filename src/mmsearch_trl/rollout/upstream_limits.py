@@ -1,6 +1,7 @@
 """The limits of MMSearch-R1's own rollout (`protocol: mmsearch_r1_upstream`), its quirks included.
 
-Turns are not clamped to what is left, replies are not measured, and no failure ends a trajectory. Upstream lets
+Turns are not clamped to what is left, replies are not measured, and a failed search neither ends a trajectory nor
+leaves anything out of the loss. Upstream lets
 turns and replies run past the total and cuts the finished response from the right; attends to it up to
 its last turn-end token; and trains the sampled tokens among those. A reward reads what is left of each turn without
 its last token, which upstream takes for the turn's end. One thing is done better even here: a cut that falls into an
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.images import ImageInput, Part
-from mmsearch_trl.core.observation import Observation
+from mmsearch_trl.core.observation import Failure, Observation
 from mmsearch_trl.core.trajectory import Trajectory, Turn
 from mmsearch_trl.rollout.limits import Limits
 
@@ -29,6 +30,10 @@ class UpstreamLimits(Limits):
     """As `Limits`, but for what MMSearch-R1's rollout worker does otherwise."""
 
     def should_abort(self, trajectory: Trajectory, newest: Observation) -> bool:
+        return False
+
+    def excuses(self, failure: Failure) -> bool:
+        """Never: upstream trains on what follows a failed search as on everything else."""
         return False
 
     def within(self, window: int) -> "UpstreamLimits":

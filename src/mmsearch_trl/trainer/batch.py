@@ -59,7 +59,7 @@ def generation(
     )
 
 
-def loss_mask(trajectory: Trajectory, *, mask_failures: bool) -> list[int]:
+def loss_mask(trajectory: Trajectory, limits: Limits, *, mask_failures: bool) -> list[int]:
     """1 on the sampled tokens that are trained, `(c,)`.
 
     With `mask_failures`, tokens from the turn on whose search failed through the infrastructure's fault are left out,
@@ -73,7 +73,7 @@ def loss_mask(trajectory: Trajectory, *, mask_failures: bool) -> list[int]:
     healthy = 1
     for turn in trajectory.turns:
         failure = turn.observation.failure if turn.observation else None
-        if failure is not None and failure.infrastructure:
+        if failure is not None and limits.excuses(failure):
             healthy = 0
         mask += [healthy] * len(turn.token_ids) + [0] * len(turn.reply_ids)
     return mask
@@ -87,7 +87,7 @@ def _row(
     if not completion:
         return prompt, [chat.turn_end_id], [0], [0.0]
     attended = limits.attended(completion, chat.turn_end_id)
-    mask = [a * m for a, m in zip(attended, loss_mask(trajectory, mask_failures=mask_failures), strict=True)]
+    mask = [a * m for a, m in zip(attended, loss_mask(trajectory, limits, mask_failures=mask_failures), strict=True)]
     logprobs = trajectory.logprobs
     assert len(completion) == len(mask) == len(logprobs), trajectory.task.id
     pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)

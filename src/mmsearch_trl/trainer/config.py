@@ -52,7 +52,10 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
     mask_infrastructure_failures: bool = field(
         default=True,
-        metadata={"help": "Leave tokens out of the loss from the turn on whose search failed through no fault of it."},
+        metadata={
+            "help": "Leave tokens out of the loss from the turn on whose search failed through no fault of it; "
+            "protocol: mmsearch_r1_upstream trains on them."
+        },
     )
     max_search_failure_share: float = field(
         default=0.2,
@@ -94,6 +97,13 @@ class MMSearchGRPOConfig(GRPOConfig):
         metadata={
             "help": "What vLLM is sent of a LoRA policy: adapter (the adapter alone), merged (all weights, merged "
             "beside the base weights), or auto: the adapter where vLLM can apply it."
+        },
+    )
+    max_sampler_difference: float = field(
+        default=0.2,
+        metadata={
+            "help": "Mean difference of log-probs between vLLM and the trainer, on the tokens that vLLM wrote, above "
+            "which the run ends: it samples from other weights."
         },
     )
     max_rollout_batch: int = field(

@@ -8,6 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.trainer.advantages import informative_groups
@@ -38,11 +40,9 @@ class GroupFilter:
 
     def add(self, batch: CollectedBatch) -> None:
         """Keep the groups of a batch that teach something."""
-        # A trajectory that no function could score counts 0 and may keep its group in; an aborted one says nothing.
-        rewards = batch.rewards.totals.nan_to_num(nan=0.0)
-        for i, trajectory in enumerate(batch.trajectories):
-            if trajectory.aborted:
-                rewards[i] = float("nan")
+        # A trajectory without a reward, which no function could score or which was aborted, says nothing.
+        aborted = torch.tensor([trajectory.aborted for trajectory in batch.trajectories])
+        rewards = batch.rewards.totals.masked_fill(aborted, torch.nan)
         for i in informative_groups(rewards, self._size).nonzero().flatten().tolist():
             members = slice(i * self._size, (i + 1) * self._size)
             self._rows += batch.rows[members]

@@ -45,6 +45,7 @@ from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
+from mmsearch_trl.trainer.sampler_agreement import check_agreement
 from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
 
 
@@ -107,7 +108,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         )
         self._batch: CollectedBatch | None = None  # between its rollout and its loss
         self._traces: TraceWriter | None = None
-        self._evaluating = False
+        self._evaluating = self._compared = False
         use_console(self, "GRPO")
 
     @property
@@ -138,6 +139,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
                 output = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = self._score_mask = None
+        self._check_sampler(output)
         self._finish_advantages(batch, output)
         if (accuracies := batch.rewards.columns.get("accuracy")) is not None:
             self.append_metrics(dict(accuracy_by_search(batch.trajectories, accuracies, self.ranks)))
@@ -171,6 +173,21 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             for value in values:
                 self._log_metric(name, value)
         return self.ranks.gather(rewards.values)
+
+    def _check_sampler(self, output: dict[str, Any]) -> None:
+        """Where TRL does not compare vLLM with the trainer in every batch, that is done in the first."""
+        if not self.use_vllm or (self._compared and "old_per_token_logps" not in output):
+            return
+        self._compared = True
+        trained = output.get("old_per_token_logps")
+        check_agreement(
+            output["sampling_per_token_logps"],
+            self.log_probs_of(output) if trained is None else trained,
+            output["tool_mask"] * output["completion_mask"],
+            self.ranks,
+            most=self.args.max_sampler_difference,
+            model=str(self.model.config._name_or_path),
+        )
 
     def _finish_advantages(self, batch: CollectedBatch, output: dict[str, Any]) -> None:
         """Put the configured epsilon in the place of TRL's fixed 1e-4."""

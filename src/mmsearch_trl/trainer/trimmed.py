@@ -87,6 +87,23 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             self._loss_inputs["ref_per_token_logps"] = bounded_reference(reference, log_probs)
         return log_probs, entropies, None
 
+    @torch.no_grad()
+    def log_probs_of(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probs of the sampled tokens of a generation batch, `(n, c)`."""
+        self._score_mask = batch["tool_mask"] * batch["completion_mask"]
+        try:
+            log_probs, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                **{name: batch.get(name) for name in VISION_INPUTS},
+            )
+        finally:
+            self._score_mask = None
+        return log_probs
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
         try:
