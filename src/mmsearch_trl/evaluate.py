@@ -11,7 +11,6 @@ goes on with an evaluation that was interrupted. What it leaves:
     <output_dir>/evaluation/traces/                the trajectories: `mmsearch view <output_dir>/evaluation`
 """
 
-import asyncio
 import json
 import shlex
 import time
@@ -45,6 +44,7 @@ from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.rewards.rule_reward import RuleReward
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
 from mmsearch_trl.search.factory import build_runtime
@@ -113,7 +113,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         )
     set_seed(args.seed)
     search = build_runtime(recipe.search)
-    asyncio.run(search.check())
+    run_to_end(search.check())
     protocol = build_protocol(recipe, load_processor(recipe.model))
     data = {Path(file).stem: load_rows(recipe, [file], protocol) for file in recipe.data.eval_files}
     policy = Policy(accelerator, _load(recipe, args), 0)

@@ -4,7 +4,6 @@ Reads top-down: the recipe is read and checked before anything is loaded; then d
 built; then it trains, saves, evaluates and, where the recipe says so, pushes to the Hub.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import closing
@@ -32,6 +31,7 @@ from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.recipe.schedule import Batches
 from mmsearch_trl.rewards.rule_reward import RuleReward
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
 from mmsearch_trl.search.factory import build_runtime
@@ -97,7 +97,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     keep_token_out_of_files(args)
     check_login(args)
     search = build_runtime(recipe.search)
-    asyncio.run(search.check())
+    run_to_end(search.check())
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)

@@ -112,3 +112,13 @@ def test_a_query_is_a_text_that_is_not_empty(tmp_path: Path, row: str) -> None:
     (tmp_path / "q.jsonl").write_text(row)
     with pytest.raises(UserError, match=r"q\.jsonl, line 1: "):
         list(read_queries(tmp_path / "q.jsonl"))
+
+
+def test_a_recipe_for_a_gpu_is_prefetched_without_one(
+    world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a trainer needs (bf16, a divisible batch, packages) is not asked for."""
+    gpu = {"bf16": True, "tf32": True, "use_cpu": False, "optim": "adamw_8bit", "num_generations": 7}
+    model = {"model_name_or_path": "some/model", "attn_implementation": "flash_attention_2"}
+    assert main(arguments(world_home, tmp_path, **gpu, **model)) == 0
+    assert "looked up" in capsys.readouterr().out

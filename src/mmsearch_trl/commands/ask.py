@@ -10,7 +10,7 @@ from mmsearch_trl.recipe.command_line import add_config, keys_of
 
 def add_ask(ask: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("question", metavar="QUESTION", help="what is asked")
     ask.add_argument("--model", required=True, metavar="M", help="folder of a run, or any model or adapter")
     ask.add_argument("--image", type=Path, metavar="FILE", help="the image that the question is about")
     ask.add_argument("--temperature", type=float, default=0.0, help="of sampling; default: %(default)s, greedy")

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.recipe.command_line import add_config, recipe_of
 
 
@@ -24,8 +23,8 @@ def add_cache(cache: argparse.ArgumentParser) -> None:
     for action, run in ((stats, _stats), (verify, _verify), (export, _export), (add, _import)):
         action.add_argument("file", type=Path, metavar="FILE", help="a `search.cache`")
         action.set_defaults(action=run)
-    export.add_argument("out", type=Path, metavar="OUT")
-    add.add_argument("others", type=Path, metavar="OTHER", nargs="+")
+    export.add_argument("out", type=Path, metavar="OUT", help="the new file")
+    add.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="files whose answers are added")
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -60,12 +59,11 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _prefetch(options: argparse.Namespace) -> None:
-    check_versions()
     from mmsearch_trl.commands.prefetch import prefetch
-    from mmsearch_trl.recipe.recipe import load_recipe
+    from mmsearch_trl.recipe.written import read_written
     from mmsearch_trl.search.calls.totals import summary_lines
 
-    outcomes, totals = prefetch(load_recipe(*recipe_of(options, options.rest)), options.queries)
+    outcomes, totals = prefetch(read_written(*recipe_of(options, options.rest)), options.queries)
     print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing to look up was found")
     for line in summary_lines(totals):
         print(line)

@@ -12,7 +12,7 @@ def add_data(data: argparse.ArgumentParser) -> None:
     """Give the subcommand its sets."""
     sets = data.add_subparsers(title="data", metavar="search-r1", required=True)
     search_r1 = sets.add_parser("search-r1", help="training data of Search-R1 (NQ, HotpotQA) and its seven test sets")
-    search_r1.add_argument("out", type=Path, metavar="FOLDER")
+    search_r1.add_argument("out", type=Path, metavar="FOLDER", help="where the files are written")
     search_r1.add_argument(
         "--source", default=FLASHRAG, help="data set on the Hub, or a folder with its files (default: %(default)s)"
     )

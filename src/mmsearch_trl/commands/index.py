@@ -33,8 +33,8 @@ def add_index(index: argparse.ArgumentParser) -> None:
         )
     dense.set_defaults(action=_index_dense)
     for kind in (image, text, dense):
-        kind.add_argument("source", type=Path, metavar="SOURCE")
-        kind.add_argument("--out", type=Path, required=True, metavar="DIR")
+        kind.add_argument("source", type=Path, metavar="SOURCE", help="file or folder that holds them")
+        kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the index")
         kind.add_argument("--overwrite", action="store_true", help="replace the index that DIR holds")
         kind.add_argument(
             "--on_bad_row",
@@ -43,12 +43,12 @@ def add_index(index: argparse.ArgumentParser) -> None:
             help="a row that cannot be used ends the build, or is passed over and counted (default: raise)",
         )
     query = kinds.add_parser("query", help="search an index once, by text or by an image")
-    query.add_argument("folder", type=Path, metavar="DIR")
-    query.add_argument("query", nargs="?", metavar="TEXT")
-    query.add_argument("--image", type=Path, metavar="FILE")
+    query.add_argument("folder", type=Path, metavar="DIR", help="of the index")
+    query.add_argument("query", nargs="?", metavar="TEXT", help="what is searched for")
+    query.add_argument("--image", type=Path, metavar="FILE", help="an image that is looked up")
     query.set_defaults(action=_index_query)
     info = kinds.add_parser("info", help="what a folder holds, and whether it is whole; exit status 1 where it is not")
-    info.add_argument("folder", type=Path, metavar="DIR")
+    info.add_argument("folder", type=Path, metavar="DIR", help="of the index")
     info.set_defaults(action=_index_info)
 
 

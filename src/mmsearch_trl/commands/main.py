@@ -12,11 +12,13 @@ from mmsearch_trl import __version__
 from mmsearch_trl.commands.ask import add_ask
 from mmsearch_trl.commands.cache import add_cache
 from mmsearch_trl.commands.check import add_check
+from mmsearch_trl.commands.completion import add_completion
 from mmsearch_trl.commands.data import add_data
 from mmsearch_trl.commands.demo import add_demo
 from mmsearch_trl.commands.doctor import add_doctor
 from mmsearch_trl.commands.index import add_index
 from mmsearch_trl.commands.merge import add_merge
+from mmsearch_trl.commands.parser import Parser, with_underscores
 from mmsearch_trl.commands.recipes import add_recipes
 from mmsearch_trl.commands.runs import add_eval, add_sft, add_train
 from mmsearch_trl.commands.search import add_search
@@ -47,6 +49,7 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...]
     ("merge", add_merge, "merge a LoRA adapter into its base model"),
     ("view", add_view, "write one HTML page of a run's trajectories"),
     ("plot", add_plot, "plot accuracy and search ratio of a run over its steps"),
+    ("completion", add_completion, "print what a shell needs to complete commands and options"),
     ("doctor", add_doctor, "say what is installed, what is missing, and how to install it"),
 )
 
@@ -60,25 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def parser() -> Parser:
+    """What reads the command line."""
+    made = Parser(prog="mmsearch", description="Teach vision-language models to search only when they must.")
+    made.add_argument("--version", action="version", version=f"mmsearch-trl {__version__}")
+    made.set_defaults(takes_rest=False, whole=made)
+    commands = made.add_subparsers(title="commands", metavar="COMMAND")
+    for name, declare, text in COMMANDS:
+        declare(commands.add_parser(name, help=text, description=text))
+    return made
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; `action` carries it out.
 
     `rest` is what a command takes beside its own options: keys of a recipe (`recipe/command_line.py`), flags of vLLM.
     """
-    parser = argparse.ArgumentParser(
-        prog="mmsearch", description="Teach vision-language models to search only when they must.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"mmsearch-trl {__version__}")
-    parser.set_defaults(takes_rest=False)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, declare, text in COMMANDS:
-        declare(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    options, rest = parser.parse_known_args(arguments)
+    words = list(arguments)
+    reader = parser()
+    options, rest = reader.parse_known_args(words if words[:1] == ["vllm"] else with_underscores(words))
     if not hasattr(options, "action"):
-        parser.print_help()
-        parser.exit(2 if arguments else 0)
+        reader.print_help()
+        reader.exit(2 if arguments else 0)
     if rest and not options.takes_rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        reader.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options
 

@@ -9,7 +9,7 @@ from mmsearch_trl.core.versions import check_versions
 def add_merge(merge: argparse.ArgumentParser) -> None:
     """Declare the options."""
     merge.add_argument("adapter", help="folder or Hub name of the adapter")
-    merge.add_argument("--out", type=Path, required=True, metavar="DIR")
+    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder of the merged model")
     merge.set_defaults(action=_merge)
 
 

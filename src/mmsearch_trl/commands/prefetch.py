@@ -20,6 +20,7 @@ from mmsearch_trl.core.observation import ImageQuery, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.questions import bare_question
 from mmsearch_trl.data.tasks import read_tasks
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.calls.totals import SearchTotals
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -27,6 +28,7 @@ from mmsearch_trl.search.runtime import SearchRuntime
 
 if TYPE_CHECKING:
     from mmsearch_trl.recipe.recipe import Recipe
+    from mmsearch_trl.recipe.written import WrittenRecipe
 
 QUESTIONS = "questions"
 """Stands for the questions of the recipe's data, where a file of queries could be named."""
@@ -42,7 +44,7 @@ class Prefetched(NamedTuple):
     totals: Mapping[ActionKind, SearchTotals]
 
 
-def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
+def prefetch(recipe: "Recipe | WrittenRecipe", queries: str | None = None) -> Prefetched:
     """Look up the image of every question of a recipe, or text queries, so that a run finds the results cached.
 
     Args:
@@ -61,12 +63,12 @@ def prefetch(recipe: "Recipe", queries: str | None = None) -> Prefetched:
             raise UserError(f"no {tool.replace('_', ' ')} is configured: there is nothing to look up")
         if queries is None:
             images = (query for task in _tasks(recipe) if (query := ImageQuery.of(task)) is not None)
-            outcomes = asyncio.run(_prefetch(runtime, runtime.image_search, images, "image"))
+            outcomes = run_to_end(_prefetch(runtime, runtime.image_search, images, "image"))
         else:
             questions = (task.question for task in _tasks(recipe))
             # Read to its end before anything is asked: a bad line does not end the work half-way.
             asked = questions if queries == QUESTIONS else list(read_queries(Path(queries)))
-            outcomes = asyncio.run(_prefetch(runtime, runtime.text_search, asked, "query"))
+            outcomes = run_to_end(_prefetch(runtime, runtime.text_search, asked, "query"))
         return Prefetched(outcomes, runtime.totals)
     finally:
         runtime.close()
@@ -122,6 +124,6 @@ async def _prefetch(
     return outcomes
 
 
-def _tasks(recipe: "Recipe") -> Iterator[Task]:
+def _tasks(recipe: "Recipe | WrittenRecipe") -> Iterator[Task]:
     for file in (*recipe.data.train_files, *recipe.data.eval_files):
         yield from read_tasks(file, on_error=recipe.data.on_bad_row, resize=recipe.data.resize_images)

@@ -3,7 +3,6 @@
 The backend is that of a recipe's `search:` section, of keys on the command line, or of both.
 """
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mmsearch_trl.core.observation import Hit, ImageHit, ImageQuery, Observation
 from mmsearch_trl.core.text import printable
 from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.validation import build
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.media.loading import load_image
@@ -30,7 +30,7 @@ _TEXT_CHARS = 400
 
 
 def search_config(config: Path | None, keys: Mapping[str, Any]) -> SearchConfig:
-    """The `search:` section of a recipe, with keys of the command line over it.
+    """The `search:` section of a recipe, with keys of the command line over it: `search.text.top_k`, or `text.top_k`.
 
     Raises:
         UserError: a key is unknown, or a value is wrong.
@@ -38,7 +38,7 @@ def search_config(config: Path | None, keys: Mapping[str, Any]) -> SearchConfig:
     layers = Layers()
     if config is not None:
         layers.add_file(config)
-    layers.add_keys(keys, "search.")
+    layers.add_keys({key.removeprefix("search."): value for key, value in keys.items()}, "search.")
     section = layers.values.get("search") or {}
     return build(SearchConfig, section, lambda key: layers.place(key) or str(config), "search.")
 
@@ -52,7 +52,7 @@ def search(config: SearchConfig, what: str | Path) -> None:
     """
     runtime = build_runtime(config)
     try:
-        observation = asyncio.run(_search(runtime, what))
+        observation = run_to_end(_search(runtime, what))
     finally:
         runtime.close()
     if observation.failure is not None:

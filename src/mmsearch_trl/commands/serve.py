@@ -2,10 +2,15 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.command_line import add_config, keys_of
+
+
+if TYPE_CHECKING:
+    from mmsearch_trl.search.config import SearchConfig
 
 
 RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
@@ -24,13 +29,14 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     )
     retriever.add_argument("--top_k", type=int, default=3, metavar="K", help="passages, where a request does not say")
     images = kinds.add_parser("images", help="an image index: POST /image_search")
-    images.add_argument("--index", metavar="DIR", required=True, help="folder made by `mmsearch index image`")
+    images.add_argument("--index", metavar="DIR", help="folder made by `mmsearch index image`")
     images.add_argument("--encoder", metavar="M", help="encoder of --index, where it has moved")
     retriever.set_defaults(action=_serve_retriever)
     images.set_defaults(action=_serve_images)
     for kind, port in ((retriever, 8000), (images, 8001)):
         kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
-        kind.add_argument("--port", type=int, default=port)
+        kind.add_argument("--port", type=int, default=port, help="where it listens; 0: any that is free")
+        add_config(kind, "instead, what the `search:` section of this recipe names")
 
 
 def _serve_retriever(options: argparse.Namespace) -> None:
@@ -38,6 +44,12 @@ def _serve_retriever(options: argparse.Namespace) -> None:
     from mmsearch_trl.search.text.dense_config import DenseConfig
     from mmsearch_trl.search.text.hybrid import HybridConfig
 
+    if (written := _written(options)) is not None:
+        if options.bm25 or options.dense or options.encoder:
+            raise UserError("name what is served once: by --bm25 and --dense, or by a recipe and its keys")
+        if written.text is None:
+            raise UserError("search.text is not set: name its backend, such as --search.text.backend bm25")
+        return _serve(options, text=written.text, reranker=options.reranker)
     bm25, dense, encoder, top_k = options.bm25, options.dense, options.encoder, options.top_k
     if encoder and not dense:
         raise UserError("--encoder is the encoder of --dense, and --dense is not given")
@@ -54,7 +66,24 @@ def _serve_retriever(options: argparse.Namespace) -> None:
 def _serve_images(options: argparse.Namespace) -> None:
     from mmsearch_trl.search.image.index import ImageIndexConfig
 
+    if (written := _written(options)) is not None:
+        if options.index or options.encoder:
+            raise UserError("name what is served once: by --index, or by a recipe and its keys")
+        if written.image is None:
+            raise UserError("search.image is not set: name its backend, such as --search.image.backend index")
+        return _serve(options, image=written.image)
+    if options.index is None:
+        raise UserError("name the index that is served: --index DIR")
     _serve(options, image=ImageIndexConfig(path=options.index, encoder=options.encoder))
+
+
+def _written(options: argparse.Namespace) -> "SearchConfig | None":
+    """What a recipe and keys on the command line name, as for `mmsearch search` and `train`; None without any."""
+    if options.config is None and not options.rest:
+        return None
+    from mmsearch_trl.commands.search_once import search_config
+
+    return search_config(options.config, keys_of(options.rest))
 
 
 def _serve(options: argparse.Namespace, **served: Any) -> None:

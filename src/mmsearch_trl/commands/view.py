@@ -7,14 +7,14 @@ from pathlib import Path
 def add_view(view: argparse.ArgumentParser) -> None:
     """Declare the options."""
     view.add_argument("run", type=Path, metavar="RUN", help="folder that holds traces/")
-    view.add_argument("--out", type=Path, metavar="FILE")
+    view.add_argument("--out", type=Path, metavar="FILE", help="the page; default: trajectories.html of RUN")
     view.set_defaults(action=_view)
 
 
 def add_plot(plot: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    plot.add_argument("run", type=Path, metavar="RUN")
-    plot.add_argument("--out", type=Path, metavar="FILE")
+    plot.add_argument("run", type=Path, metavar="RUN", help="folder that holds traces/")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="the picture; default: learning.png of RUN")
     plot.set_defaults(action=_plot)
 
 

@@ -12,9 +12,11 @@ DEMONSTRATIONS = 6000
 
 def add_world(world: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    world.add_argument("--seed", type=int, default=0)
-    world.add_argument("--out", type=Path, required=True, metavar="DIR")
-    world.add_argument("--demonstrations", type=int, default=DEMONSTRATIONS, metavar="N")
+    world.add_argument("--seed", type=int, default=0, help="of emblems, questions, and weights")
+    world.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that takes world/ and model/")
+    world.add_argument(
+        "--demonstrations", type=int, default=DEMONSTRATIONS, metavar="N", help="conversations to learn from"
+    )
     world.set_defaults(action=_world)
 
 

@@ -25,6 +25,7 @@ import yaml
 
 from mmsearch_trl.core.boundaries import missing, reading, writing
 from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.engine.vllm_key import KEY_VARIABLE, RequireKey
 from mmsearch_trl.engine.vllm_worker import EXTENSION
@@ -241,10 +242,11 @@ def become_server(model: str, flags: Sequence[str], *, port: int, max_lora_rank:
     """Replace this process by a server; `flags` are vLLM's own, and come after the defaults that they may replace.
 
     Raises:
-        UserError: see `serve_command`; there is more than one key, or a configuration file cannot be read.
+        UserError: see `serve_command`; the port is taken, there are several keys, or a file of flags cannot be read.
     """
     ours, rest = _ours_among(flags)
     command, environment = serve_command(model, ours | {"port": port}, max_lora_rank=max_lora_rank)
+    listening_at(str(ours.get("host", _LOOPBACK)), port).close()  # or vLLM would say it after half a minute
     os.execvpe(command[0], [*command, *rest], environment)
 
 

@@ -2,7 +2,6 @@
 problem. In seconds, and without weights.
 """
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +20,7 @@ from mmsearch_trl.recipe.build import adapter_instead_of_model, base_of, build_p
 from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.calls.section import BackendConfig
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
@@ -258,7 +258,7 @@ class Preflight:
             )  # pyright: ignore[reportArgumentType]
             try:
                 if config.cache_mode != "replay":
-                    asyncio.run(runtime.check())
+                    run_to_end(runtime.check())
             finally:
                 runtime.close()
         held = "".join(f", {info.manifest.count:,} entries" for info in described)
@@ -274,7 +274,7 @@ class Preflight:
             finally:
                 await client.close()
 
-        if asyncio.run(ask()):
+        if run_to_end(ask()):
             return "answers"
         self._warned[f"vLLM: {url}"] = (
             "start it with `mmsearch vllm MODEL`; a run waits for it for "

@@ -3,11 +3,21 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 
 T = TypeVar("T")
+
+
+def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, and also where this thread's own event loop is running, as in a notebook: then on another."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1, thread_name_prefix="run_to_end") as another:
+        return another.submit(asyncio.run, coroutine).result()
 
 
 class BackgroundLoop:

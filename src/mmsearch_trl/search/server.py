@@ -31,6 +31,7 @@ from starlette.routing import Route
 
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
+from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.search.calls.backend import SearchBackend
 from mmsearch_trl.search.calls.backend_client import call
 from mmsearch_trl.search.calls.section import ImageConfig, TextConfig, open_backend
@@ -260,13 +261,14 @@ def serve(
     """Serve these backends, and this reranker, until the process is told to end.
 
     Raises:
-        UserError: there is no such index or model, or a server that others can reach has no token.
+        UserError: the port is taken, there is no such index or model, or a server that others can reach has no token.
     """
     import uvicorn
 
     token = os.environ.get(RETRIEVER_TOKEN)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise UserError(f"others can reach {host}: set {RETRIEVER_TOKEN} in the environment, here and for the clients")
+    bound = listening_at(host, port)
     served = {
         "retrieve": None if text is None else open_backend(text),
         "image_search": None if image is None else open_backend(image),
@@ -274,12 +276,13 @@ def serve(
     }
     for path, backend in served.items():
         if backend is not None:
-            print(f"{backend.name} at http://{host}:{port}/{path}", flush=True)
+            print(f"{backend.name} at http://{host}:{bound.getsockname()[1]}/{path}", flush=True)
     top_k = TextConfig.top_k if text is None else text.top_k
     server = SearchServer(
         served["retrieve"], served["image_search"], reranker=served["rerank"], top_k=top_k, token=token
     )
-    uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
+    config = uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
+    uvicorn.Server(config).run(sockets=[bound])
 
 
 def _reranker(model: str | None) -> "Reranker | None":
