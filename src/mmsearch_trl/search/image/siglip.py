@@ -37,7 +37,7 @@ class VisionEncoder:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu") -> None:
-        find_model("the vision model", str(model))
+        find_model(f"the vision model {str(model)!r} cannot be loaded", str(model))
         with loading("the vision model", model, SafetensorError):
             # The Pillow processor: the same pixels on every machine, torchvision or not.
             self._processor = AutoImageProcessor.from_pretrained(model, backend="pil")

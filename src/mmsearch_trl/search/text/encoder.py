@@ -46,7 +46,7 @@ class TextEncoder:
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
     ) -> None:
-        find_model("the text encoder", str(model))
+        find_model(f"the text encoder {str(model)!r} cannot be loaded", str(model))
         with loading("the text encoder", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             of_pairs = AutoConfig.from_pretrained(model).is_encoder_decoder  # such as T5: its encoder alone

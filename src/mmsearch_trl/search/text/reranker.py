@@ -38,7 +38,7 @@ class Reranker:
     name = "reranker"
 
     def __init__(self, model: str | Path) -> None:
-        find_model("the reranker", str(model))
+        find_model(f"the reranker {str(model)!r} cannot be loaded", str(model))
         with loading("the reranker", model, SafetensorError):
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
