@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from mmsearch_trl.core.errors import SearchError
+from mmsearch_trl.core.errors import SearchError, SearchLost
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.backend_client import CallPolicy
+from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.search.text.mcp_tool import McpSearch
 
 
@@ -119,3 +121,27 @@ def test_a_server_that_is_not_there_is_noticed_before_the_first_search() -> None
             await backend.close()
 
     assert "the MCP server failed" in asyncio.run(run())
+
+
+def test_a_server_that_is_silent_costs_its_call_and_is_left() -> None:
+    """It starts, and never says hello."""
+
+    async def run() -> float:
+        runtime = SearchRuntime(None, McpSearch(["sleep", "600"], "search"), text_policy=POLICY)
+        for _ in range(2):
+            observation = await runtime.text_search("velm")
+            assert observation.failure is not None
+            assert observation.failure.kind in (FailureKind.UNAVAILABLE, FailureKind.TIMEOUT)
+        with pytest.raises(SearchLost):
+            await runtime.check()
+        start = time.monotonic()
+        await runtime.disconnect()
+        return time.monotonic() - start
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    start = time.monotonic()
+    assert asyncio.run(run()) < 6 and time.monotonic() - start < 20
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+POLICY = CallPolicy(timeout_s=1.0, try_timeout_s=1.0, retries=0)

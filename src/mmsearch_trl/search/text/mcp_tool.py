@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import SearchError, UserError
 from mmsearch_trl.core.observation import FailureKind, TextHit
+from mmsearch_trl.search.calls.deadline import seconds_for_parts
 from mmsearch_trl.search.calls.section import Shared, TextConfig, named
 from mmsearch_trl.search.index.folder import digest_of
 from mmsearch_trl.search.web.service import check_url
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _TEXTS = ("text", "snippet", "body", "content", "contents", "summary", "description")
 _ADDRESSES = ("url", "link", "href")
+_CONNECTING_SECONDS = 30.0
+_LEAVING_SECONDS = 5.0
 _LISTS = ("results", "hits", "items", "result", "documents")
 
 
@@ -166,25 +169,35 @@ class _Connection:
         if self._owner is None or self._owner.done():
             self._leave = asyncio.Event()
             self._ready = asyncio.get_running_loop().create_future()
+            # Whoever waited may have left: asyncio logs an exception that nobody has looked at.
+            self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
             self._owner = asyncio.create_task(self._own(self._ready, self._leave))
         assert self._ready is not None
         # Many searches wait for one connection: the cancellation of one of them must not end it.
         return await asyncio.shield(self._ready)
 
     async def close(self) -> None:
-        """Let the owner leave, whichever task asks for it."""
+        """Let the owner leave, whichever task asks for it; one that the server keeps is cancelled."""
         owner, self._owner = self._owner, None
-        if owner is not None:
-            self._leave.set()
-            await asyncio.wait([owner])
+        if owner is None or self._ready is None:
+            return
+        self._leave.set()
+        if self._ready.done():
+            await asyncio.wait([owner], timeout=_LEAVING_SECONDS)
+        owner.cancel()
+        await asyncio.wait([owner], timeout=_LEAVING_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[Client]", leave: asyncio.Event) -> None:
         from mcp.client.client import Client
 
         try:
-            async with Client(self._target) as client:
-                ready.set_result(client)
-                await leave.wait()
+            # In the time of the call that begins it: a server that is silent costs that call, and the next one begins
+            # anew.
+            async with asyncio.timeout(seconds_for_parts(_CONNECTING_SECONDS)) as limit:
+                async with Client(self._target) as client:
+                    limit.reschedule(None)
+                    ready.set_result(client)
+                    await leave.wait()
         except Exception as error:
             if not ready.done():
                 ready.set_exception(error)
