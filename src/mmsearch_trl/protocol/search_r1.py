@@ -145,5 +145,7 @@ def _text(observation: Observation) -> str:
 
 
 def _passage(rank: int, hit: Hit) -> str:
-    text = hit.text if isinstance(hit, TextHit) else ""
-    return f"Doc {rank}(Title: {hit.title}) {text}\n"
+    title, text = hit.title, hit.text if isinstance(hit, TextHit) else ""
+    if not title and "\n" not in text:  # as upstream, which takes a passage's first line for its title
+        title, text = text, ""
+    return f"Doc {rank}(Title: {title}) {text}\n"
