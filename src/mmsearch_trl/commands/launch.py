@@ -55,6 +55,7 @@ def _launch(arguments: Sequence[str]) -> None:
     from subprocess import CalledProcessError
 
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # The processes say what is wrong; the launcher would add its own screen about that.
@@ -69,5 +70,7 @@ def _launch(arguments: Sequence[str]) -> None:
         status = failure.exitcode
         ended = f"mmsearch: error: process {rank} was ended by {signal.Signals(-status).name}" if status < 0 else None
         raise SystemExit(ended or status) from None
+    except SignalException as error:  # handed on to the processes, the first of which says what is saved
+        raise SystemExit(128 + error.sigval) from None
     except CalledProcessError as error:
         raise SystemExit(error.returncode) from None

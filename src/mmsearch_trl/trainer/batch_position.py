@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
@@ -80,8 +81,10 @@ class BatchPosition:
         file = _file(checkpoint, rank)
         micro_step, micro_batches, cut = step * layout.gradient_accumulation_steps, None, layout
         if file.is_file():
-            content = torch.load(file, map_location=device, weights_only=True)
-            micro_batches, saved = content["micro_batches"], BatchLayout(**content["layout"])
+            # To main memory first: torch knows no "cpu:0", which a rank of several is on.
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            saved = BatchLayout(**content["layout"])
+            micro_batches = send_to_device(content["micro_batches"], device)
             if saved == layout:
                 micro_step = content["micro_step"]
             elif micro_batches is not None:
