@@ -54,6 +54,7 @@ def launch(module: str, options: argparse.Namespace, words: Sequence[str]) -> bo
 def _launch(arguments: Sequence[str]) -> None:
     from subprocess import CalledProcessError
 
+    import torch.distributed.run  # noqa: F401  (all of whose loggers are to be there)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -12,6 +12,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,6 +25,10 @@ from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacl
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
 from mmsearch_trl.trainer.run_records import begin_records, check_unused
 
+
+# transformers loads an optimizer to the device of its rank; that of one of several on CPUs is "cpu:0", which torch
+# knows as a device, and not as a place to load to.
+torch.serialization.register_package(5, lambda _: None, lambda obj, place: obj if place.startswith("cpu:") else None)
 
 _EVALUATION_DUE = "evaluation_due"
 """In a checkpoint that was saved when its evaluation was broken off: the resumed run begins with that."""
