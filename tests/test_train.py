@@ -1,6 +1,7 @@
 """The training script: a wrong input is one line before any model is loaded, and a run leaves what it promises."""
 
 import json
+import resource
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from mmsearch_trl.evaluation.evaluator import Evaluator
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.search.imported import ImportedImageConfig
-from mmsearch_trl.traces.files import read_traces
+from mmsearch_trl.traces.files import TraceWriter, read_traces
 
 
 pytestmark = pytest.mark.slow
@@ -249,3 +250,27 @@ def test_the_best_model_is_evaluated_though_the_last_step_was(world_home: Path, 
     trainer = train.train(recipe)
     evaluated = [log["step"] for log in trainer.state.log_history if "eval_few_accuracy" in log]
     assert evaluated == [1, 2] if trainer.state.best_global_step == 2 else [1, 2, 2]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_traces_and_not_the_run(
+    world_home: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = TraceWriter.write
+    full = iter([True, False, False])
+
+    def write(writer: TraceWriter, batch: Any, **options: Any) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if next(full):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (writer.size + 100, limits[1]))
+        try:
+            written(writer, batch, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(TraceWriter, "write", write)
+    data = write_jsonl(tmp_path / "few.jsonl", some_rows(world_home, 4))
+    options = QUICK | {"model_name_or_path": taught, "train_files": data, "max_steps": 3}
+    assert main(["train", *grpo_arguments(world_home, tmp_path / "run", **options)]) == 0
+    assert "Step 0: 4 trajectories are not recorded, and training goes on: " in caplog.text
+    assert sorted({record.step for record in read_traces(tmp_path / "run")}) == [1, 2]
+    assert (tmp_path / "run" / "model.safetensors").is_file()

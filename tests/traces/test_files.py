@@ -1,4 +1,7 @@
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
@@ -89,3 +92,38 @@ def test_a_digest_never_leads_out_of_the_folder(tmp_path):
     assert store.find("../../../etc/passwd") is None
     with pytest.raises(ValueError, match="not a hexadecimal SHA-256"):
         store.put("../x", Image.new("RGB", (4, 4)))
+
+
+def test_on_a_full_disk_a_batch_is_written_whole_or_not_at_all(tmp_path, answering, tokenizer):
+    with TraceWriter(trace_path(tmp_path, "train"), tokenizer) as writer:
+        writer.write([answering] * 2, step=0)
+        whole = writer.path.read_bytes()
+        for room in (0, 1, len(whole) // 2 + 7):
+            with (
+                full_disk(len(whole) + room),
+                pytest.raises(UserError, match=r"train-rank0\.jsonl: cannot be written"),
+            ):
+                writer.write([answering] * 2, step=1)
+            assert writer.path.read_bytes() == whole and writer.size == len(whole)
+        writer.write([answering] * 1, step=2)
+    assert [record.step for record in read_traces(tmp_path)] == [0, 0, 2]
+
+
+def test_of_a_picture_that_does_not_fit_nothing_is_left(tmp_path):
+    store, picture = ImageStore(tmp_path), Image.effect_noise((64, 64), 90).convert("RGB")
+    with full_disk(100), pytest.raises(OSError):
+        store.put("ab" * 32, picture)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    store.put("ab" * 32, picture)
+    assert store.find("ab" * 32)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """The system writes no file beyond `size` bytes, and of a write that would the part that fits."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -50,33 +50,39 @@ class TraceWriter:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             cut_torn_line(path)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)  # a buffer would write later what could not be written now
         self.path = path
         self._images = ImageStore(path.parent / "images")
         self._spell = TokenSpeller(tokenizer)
 
     def write(self, batch: Iterable[ScoredTrajectory], *, step: int, split: str = "train") -> None:
-        """Append a batch and flush it; an image is on disk before a line names it."""
-        for scored in batch:
-            line = trace_record(scored, self._spell, step=step, split=split).to_json()
-            with writing(self.path):
+        """Append a batch, whole or not at all; an image is on disk before a line names it."""
+        lines, size = [], self.size
+        with writing(self.path):
+            for scored in batch:
+                line = trace_record(scored, self._spell, step=step, split=split).to_json()
                 for digest, image in images_of(scored.trajectory):
                     self._images.put(digest, image)
-                self._file.write(line.encode("ascii") + b"\n")
-        with writing(self.path):
-            self._file.flush()
+                lines.append(line.encode("ascii") + b"\n")
+            left = memoryview(b"".join(lines))
+            try:
+                while left:  # where the disk is nearly full, a part is written
+                    left = left[self._file.write(left) :]
+            except OSError:
+                os.truncate(self.path, size)
+                raise
 
     def forget_from(self, step: int) -> None:
         """Drop what was sampled at `step` or later: a run that resumes from a checkpoint samples it again."""
         self._file.close()
         _forget(self.path, step)
         with writing(self.path):
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
 
     @property
     def size(self) -> int:
         """Bytes of the file, up to the end of its last line."""
-        return self._file.tell()
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         with writing(self.path):

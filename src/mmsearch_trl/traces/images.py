@@ -35,8 +35,11 @@ class ImageStore:
         path = self._path(digest, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
-        aside.write_bytes(content)
-        aside.replace(path)
+        try:
+            aside.write_bytes(content)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)  # of a disk that is full, the part that fitted
         self._stored.add(digest)
 
     def find(self, digest: str) -> Path | None:

@@ -14,6 +14,7 @@ What it works with is handed what it needs and returns what it found; this class
 this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +48,9 @@ from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
 from mmsearch_trl.trainer.sampler_agreement import check_agreement
 from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
@@ -199,10 +203,18 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         output["advantages"] = advantages[first : first + len(batch.rows)].to(output["advantages"])
 
     def _write_traces(self, batch: CollectedBatch, advantages: list[float]) -> None:
-        if self._traces is None:
-            self._traces = TraceWriter(trace_path(self.run_dir, "train", self.ranks.index), self._tokenizer)
-            self._traces.forget_from(self.state.global_step)  # a resumed run samples these steps again
-        self._traces.write(batch.rewards.of(batch.trajectories, advantages), step=self.state.global_step)
+        step = self.state.global_step
+        try:
+            if self._traces is None:
+                traces = TraceWriter(trace_path(self.run_dir, "train", self.ranks.index), self._tokenizer)
+                traces.forget_from(step)  # a resumed run samples these steps again
+                self._traces = traces
+            self._traces.write(batch.rewards.of(batch.trajectories, advantages), step=step)
+        except (
+            UserError
+        ) as error:  # such as a full disk, which must not cost what was learnt; the next batch tries again
+            count = len(batch.trajectories)
+            logger.error("Step %d: %d trajectories are not recorded, and training goes on: %s", step, count, error)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
