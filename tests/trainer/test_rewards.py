@@ -58,7 +58,7 @@ def test_every_function_sees_the_columns_and_the_messages_and_may_log() -> None:
 
     rewards = functions(plain)(ROWS, SAID, STATE)
     assert rewards.values[:, 0].tolist() == [len(t.turns[0].text) for t in SAID]
-    assert dict(rewards.metrics) == {"length": [7.0]} and dict(rewards.columns) == {"words": [1, 1, 1]}
+    assert dict(rewards.metrics) == {"length": 7.0} and dict(rewards.columns) == {"words": [1, 1, 1]}
 
 
 def test_coroutines_run_together_and_weights_sum_functions_up() -> None:
@@ -106,6 +106,31 @@ def test_an_aborted_rollout_earns_nothing_and_is_told_apart_from_a_wrong_one() -
     scored = rewards.of(trajectories)
     assert [item.reward for item in scored] == [1.0, None, 0.0]
     assert scored[0].right is True and scored[2].right is False
+
+
+def test_what_functions_log_is_over_the_rollouts_that_ended_by_themselves() -> None:
+    """An outage must not look like falling accuracy."""
+    seen: list[str] = []
+
+    def watching(id: Any, log_metric: Any, **columns: Any) -> list[float]:
+        seen.extend(id)
+        return [1.0] * len(id)
+
+    stops = [StopReason.FAILED, StopReason.STRAGGLER]
+    trajectories = [SAID[0], *(trajectory("<answer>new</answer>", stop) for stop in stops)]
+    rewards = functions(watching, RuleReward(RewardConfig()))(ROWS, trajectories, STATE)
+    assert seen == ["0"]
+    assert rewards.metrics["reward/accuracy"] == rewards.metrics["format/valid"] == 1.0
+    assert rewards.metrics["reward/accuracy"].count == 1
+    assert rewards.columns["accuracy"] == [1.0, None, None]
+    assert rewards.values.isnan().tolist() == [[False, False], [True, True], [True, True]]
+
+
+def test_where_no_rollout_ended_by_itself_nothing_is_asked_and_nothing_logged() -> None:
+    rewards = functions(lambda **columns: pytest.fail("asked"))(ROWS[:1], [trajectory("", StopReason.FAILED)], STATE)
+    assert rewards.values.isnan().all() and not rewards.metrics and not rewards.columns
+    [scored] = rewards.of([trajectory("", StopReason.FAILED)])
+    assert scored.reward is None and scored.right is None
 
 
 def test_parts_that_nobody_judged_are_absent() -> None:

@@ -120,9 +120,15 @@ class Trajectory:
         return (turn.observation for turn in self.turns if turn.observation is not None)
 
     @property
+    def searches(self) -> Iterator[Observation]:
+        """Searches that were put to a tool, whether or not it answered: not those that nobody could carry out, such as
+        an image search without an image, and no calls of other tools."""
+        searches = (observation for observation in self.observations if observation.tool in SEARCHES)
+        return (each for each in searches if each.failure is None or each.failure.infrastructure)
+
+    @property
     def searched(self) -> bool:
-        """A search was put to a tool, whether or not it was answered; calls of other tools are no searches."""
-        return any(observation.tool in SEARCHES for observation in self.observations)
+        return any(True for _ in self.searches)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Numbers over finished trajectories: how often right, how often searched, and at what cost.
 
 All counts come from typed observations and their failures, never from the wording of tool text. A search counts once
-it was put to a tool, whether or not the tool could answer; one refused by a limit has no observation and does not.
+it was put to a tool, whether or not the tool could answer; one refused by a limit, an image search without an image
+and a text search without words do not.
 Every group's ratios are over that group's own trajectories.
 
 No trajectory is kept: each is reduced to its measures, and these to exact sums, so that a summary depends neither on
@@ -105,7 +106,7 @@ class Measures:
     """What a summary takes of one trajectory.
 
     Attributes:
-        reward: 0 where nothing was scored.
+        reward: 0 where nothing was scored; of an aborted rollout `accuracy` and `format` are 0, too.
         image_searches: Put to the tool; `image_failures` of them failed. The same for text.
         failed: The rollout could not be finished.
         response_length: Tokens the model wrote.
@@ -130,16 +131,17 @@ class Measures:
     def of(cls, trajectory: Trajectory, parts: RewardParts) -> "Measures":
         calls: Counter[str] = Counter()
         failures: Counter[str] = Counter()
-        for observation in trajectory.observations:
+        of_tools = (each for each in trajectory.observations if each.tool not in SEARCHES)
+        for observation in (*trajectory.searches, *of_tools):
             calls[observation.tool] += 1
             failures[observation.tool] += observation.failure is not None
         image, text = ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH
         return cls(
             data_source=trajectory.task.data_source,
             category=trajectory.task.category,
-            accuracy=parts.accuracy,
+            accuracy=0.0 if trajectory.aborted else parts.accuracy,
             reward=0.0 if math.isnan(parts.reward) else parts.reward,
-            format=parts.format,
+            format=0.0 if trajectory.aborted else parts.format,
             image_searches=calls[image],
             image_failures=failures[image],
             text_searches=calls[text],

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
-from mmsearch_trl.core.action import SEARCHES
 from mmsearch_trl.core.errors import EngineLost, SearchLost, shortened
 from mmsearch_trl.core.failure_monitor import FailureMonitor
 from mmsearch_trl.core.observation import FailureKind
@@ -56,7 +55,7 @@ class Tally:
 
 
 def _tally(trajectory: Trajectory) -> Tally:
-    searches = [observation for observation in trajectory.observations if observation.tool in SEARCHES]
+    searches = list(trajectory.searches)
     failures = [each.failure for each in searches if each.failure is not None and each.failure.infrastructure]
     # A rollout that its searches ended is theirs to be counted.
     by_engine = trajectory.stop is StopReason.FAILED and trajectory.failure not in failures

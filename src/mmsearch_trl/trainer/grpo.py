@@ -23,6 +23,7 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import pad
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
@@ -145,7 +146,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
             self._batch = self._score_mask = None
         self._check_sampler(output)
         self._finish_advantages(batch, output)
-        if (accuracies := batch.rewards.columns.get("accuracy")) is not None:
+        if self.ranks.any("accuracy" in batch.rewards.columns):
+            accuracies = batch.rewards.columns.get("accuracy", [None] * len(batch.rows))
             self.append_metrics(dict(accuracy_by_search(batch.trajectories, accuracies, self.ranks)))
         if self.args.save_traces:
             self._write_traces(batch, output["advantages"].tolist())
@@ -173,9 +175,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         rewards = self._batch.rewards
         for name, column in rewards.columns.items():
             self._log_completion_extra(name, list(column))
-        for name, values in rewards.metrics.items():
-            for value in values:
-                self._log_metric(name, value)
+        names = sorted(set(self.ranks.gather_objects(list(rewards.metrics))))
+        ratios = [rewards.metrics.get(name, Ratio(0, 0)) for name in names]
+        sums = self.ranks.sum([number for ratio in ratios for number in (ratio.total, ratio.count)])
+        self.append_metrics({name: Ratio(*sums[2 * i : 2 * i + 2]) for i, name in enumerate(names)})
         return self.ranks.gather(rewards.values)
 
     def _check_sampler(self, output: dict[str, Any]) -> None:

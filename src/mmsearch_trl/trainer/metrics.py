@@ -12,6 +12,7 @@ import torch
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.rollout.rollouter import RolloutReport
@@ -33,7 +34,7 @@ def rollout_metrics(report: RolloutReport, ranks: Ranks, tools: Sequence[str] = 
     for tool, used, calls, failed in zip(tools, of_tools, of_tools, of_tools, strict=True):
         metrics[f"tool/{tool}/ratio"] = used / count
         metrics[f"tool/{tool}/calls"] = calls
-        metrics[f"tool/{tool}/failure_rate"] = failed / max(calls, 1)
+        metrics[f"tool/{tool}/failure_rate"] = Ratio(failed, calls)
     metrics["rollout/seconds"] = max(row[-2] for row in rows)
     metrics["rollout/engine_busy"] = busy / seconds if seconds else 0.0
     return metrics
@@ -70,20 +71,20 @@ def _ended(trajectory: Trajectory) -> bool:
 
 
 def accuracy_by_search(
-    trajectories: Sequence[Trajectory], accuracies: Sequence[float], ranks: Ranks
+    trajectories: Sequence[Trajectory], accuracies: Sequence[float | None], ranks: Ranks
 ) -> Iterator[tuple[str, float]]:
     """`accuracy/searched` and `accuracy/unsearched` of what was finished; a group without trajectories is left out."""
     right, count = [0.0, 0.0], [0.0, 0.0]
     for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
-        if trajectory.stop is not StopReason.STRAGGLER:
-            right[trajectory.searched] += accuracy
+        if not trajectory.aborted:
+            right[trajectory.searched] += accuracy or 0.0
             count[trajectory.searched] += 1
     totals = ranks.sum([*right, *count])
     for name, correct, number in zip(
         ("accuracy/unsearched", "accuracy/searched"), totals[:2], totals[2:], strict=True
     ):
         if number:
-            yield name, correct / number
+            yield name, Ratio(correct, number)
 
 
 _COLUMNS = (
@@ -101,11 +102,12 @@ _COLUMNS = (
 def _row(trajectory: Trajectory, tools: Sequence[str]) -> list[float]:
     """`_COLUMNS`, then of each tool: whether it was called, how often, and how often in vain."""
     called = Counter(observation.tool for observation in trajectory.observations)
+    searched = {observation.tool for observation in trajectory.searches}
     failed = Counter(observation.tool for observation in trajectory.observations if observation.failure is not None)
     return [
         float(trajectory.searched),
-        float(ActionKind.IMAGE_SEARCH in called),
-        float(ActionKind.TEXT_SEARCH in called),
+        float(ActionKind.IMAGE_SEARCH in searched),
+        float(ActionKind.TEXT_SEARCH in searched),
         float(len(trajectory.turns)),
         float(trajectory.stop is StopReason.ANSWERED),
         float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),

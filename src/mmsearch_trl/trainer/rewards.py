@@ -18,6 +18,7 @@ from torch import nn
 from trl.data_utils import apply_chat_template
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
@@ -33,14 +34,14 @@ class Rewards:
     Attributes:
         values: `(n, functions)`, NaN where a function gave none and where the rollout was aborted.
         weights: `(functions,)`.
-        columns: What functions reported of each trajectory, by name (TRL's `log_extra`).
-        metrics: What they logged, by name (TRL's `log_metric`).
+        columns: What functions reported of each trajectory, by name (TRL's `log_extra`); None where it was aborted.
+        metrics: What they logged, by name (TRL's `log_metric`), each over the trajectories that were not aborted.
     """
 
     values: torch.Tensor
     weights: torch.Tensor
     columns: Mapping[str, Sequence[Any]]
-    metrics: Mapping[str, Sequence[float]]
+    metrics: Mapping[str, Ratio]
 
     @property
     def totals(self) -> torch.Tensor:
@@ -59,9 +60,9 @@ class Rewards:
                 trajectory=trajectory,
                 parts=RewardParts(
                     totals[i],
-                    accuracy[i] if accuracy else math.nan,
-                    form[i] if form else math.nan,
-                    int(searches[i]) if searches else 0,
+                    _or_nan(accuracy, i),
+                    _or_nan(form, i),
+                    int(searches[i] or 0) if searches else 0,
                     None,
                 ),
                 advantage=advantages[i] if advantages is not None else None,
@@ -99,6 +100,9 @@ class RewardFunctions:
     def __call__(self, rows: Sequence[Row], trajectories: Sequence[Trajectory], state: Any) -> Rewards:
         """Score trajectories of this rank; no other rank takes part.
 
+        An aborted rollout is no evidence about the policy: functions never see it, so that no mean of theirs takes it
+        for a wrong answer, and NaN keeps it out of its group's baseline.
+
         Args:
             rows: The row of the data of each, images left out.
             state: TRL's `trainer_state`.
@@ -106,8 +110,29 @@ class RewardFunctions:
         Raises:
             UserError: a function gave another number of rewards.
         """
+        values = torch.full((len(rows), len(self.functions)), torch.nan)
+        kept = [number for number, trajectory in enumerate(trajectories) if not trajectory.aborted]
+        if not kept:
+            return Rewards(values, self._weights, {}, {})
         columns: defaultdict[str, list[Any]] = defaultdict(list)
         metrics: defaultdict[str, list[float]] = defaultdict(list)
+        values[kept] = self._apply([rows[i] for i in kept], [trajectories[i] for i in kept], state, columns, metrics)
+        return Rewards(
+            values,
+            self._weights,
+            {name: _spread(column, kept, len(rows)) for name, column in columns.items()},
+            {name: Ratio(sum(logged) * len(kept), len(logged) * len(kept)) for name, logged in metrics.items()},
+        )
+
+    def _apply(
+        self,
+        rows: Sequence[Row],
+        trajectories: Sequence[Trajectory],
+        state: Any,
+        columns: defaultdict[str, list[Any]],
+        metrics: defaultdict[str, list[float]],
+    ) -> torch.Tensor:
+        """`(n, functions)`; what functions report and log goes to `columns` and `metrics`."""
         arguments: dict[str, Any] = {
             key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
         }
@@ -130,10 +155,7 @@ class RewardFunctions:
                 given[number] = function(**arguments)
         for number, rewards in zip(coroutines, self._loop.run(_together(coroutines.values())), strict=True):
             given[number] = rewards
-        values = torch.stack([_column(rewards, len(rows)) for rewards in given], dim=1)
-        # An aborted rollout is no evidence about the policy: NaN keeps it out of its group's baseline.
-        values[torch.tensor([trajectory.aborted for trajectory in trajectories])] = torch.nan
-        return Rewards(values, self._weights, columns, metrics)
+        return torch.stack([_column(rewards, len(rows)) for rewards in given], dim=1)
 
     def scorer(self, state: Any) -> Callable[[Sequence[Row], Sequence[Trajectory]], list[ScoredTrajectory]]:
         """These functions as an evaluation takes them: rows and trajectories in, scored trajectories out."""
@@ -156,6 +178,19 @@ class RewardFunctions:
 def messages_of(trajectory: Trajectory) -> list[dict[str, Any]]:
     """The completion as TRL shows it; an empty turn stands for a rollout that was aborted before its first."""
     return trajectory.messages or [{"role": "assistant", "content": ""}]
+
+
+def _spread(values: Sequence[Any], places: Sequence[int], count: int) -> list[Any]:
+    """The values at their places in a list of that length; None elsewhere."""
+    spread: list[Any] = [None] * count
+    for place, value in zip(places, values, strict=True):
+        spread[place] = value
+    return spread
+
+
+def _or_nan(column: Sequence[float | None] | None, number: int) -> float:
+    value = column[number] if column else None
+    return math.nan if value is None else value
 
 
 async def _together(coroutines: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 
 from mmsearch_trl.core.action import SEARCHES, ActionKind
 from mmsearch_trl.core.observation import Failure, FailureKind
+from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
@@ -48,12 +49,13 @@ class SearchCalls:
     def metrics(self) -> dict[str, float]:
         """Under the names of the log; rates are shares of all calls, or of all calls of a tool."""
         total = self.total
-        calls = max(total.calls, 1)
-        metrics = {f"search/failure_rate/{kind.value}": count / calls for kind, count in self.failures.items()}
+        metrics: dict[str, float] = {
+            f"search/failure_rate/{kind.value}": Ratio(count, total.calls) for kind, count in self.failures.items()
+        }
         metrics |= {
             "search/tries": float(total.tries),
             "search/paid_calls": float(total.paid),
-            "search/failure_rate": sum(self.failures.values()) / calls,
+            "search/failure_rate": Ratio(sum(self.failures.values()), total.calls),
             "search/latency_p95": self.latency_p95,
         }
         metrics |= _costs("search", total)
@@ -77,11 +79,10 @@ def gather_totals(totals: Mapping[ActionKind, SearchTotals], ranks: Ranks) -> di
 
 
 def _costs(name: str, total: SearchTotals) -> dict[str, float]:
-    calls = max(total.calls, 1)
     return {
         f"{name}/calls": float(total.calls),
-        f"{name}/cache_hit": total.cached / calls,
-        f"{name}/coalesced": total.coalesced / calls,
+        f"{name}/cache_hit": Ratio(total.cached, total.calls),
+        f"{name}/coalesced": Ratio(total.coalesced, total.calls),
         f"{name}/bytes": float(total.bytes),
         f"{name}/price": total.price,
     }

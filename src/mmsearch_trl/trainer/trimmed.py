@@ -4,6 +4,7 @@
 * `_get_per_token_logps_and_entropies` forwards only what is needed (`log_probs.py`).
 * `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`) and bounds of the
   KL term (`kl.py`).
+* `log` joins shares of several batches by what they are shares of.
 * `create_scheduler` has its learning rate (`schedules.py`).
 * `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
 * `_save_rng_state` and `_load_rng_state` keep where training stands in a generation batch (`batch_position.py`).
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -55,6 +57,14 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's, which takes the mean over batches; of shares, it is that of all batches together."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, values in metrics.items():
+            if values and all(isinstance(value, Ratio) for value in values):
+                metrics[name] = [Ratio.joined(values)]
+        super().log(logs, start_time)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
