@@ -9,8 +9,11 @@ from mmsearch_trl.core.errors import UserError
 
 
 _MARK = re.compile(
-    r"<image(?:[ _-]?\d{1,3})?>|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?", re.IGNORECASE
+    r"<image(?:[ _-]?\d{1,3})?>|<\|image(?:_\d{1,3})?\|>|<start_of_image>|<ImageHere>"
+    r"|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?",
+    re.IGNORECASE,
 )
+"""What data sets and models write where an image stands: LLaVA, MMMU, Phi, Llama, Gemma, InternLM, Qwen."""
 _NUMBER = re.compile(r"\d+")
 _IMAGE_BLOCKS = frozenset({"image", "image_url", "input_image"})
 
