@@ -48,11 +48,12 @@ class Echo:
 
 
 @contextmanager
-def serving(backend: Any, http: Any = "h11", **options: Any) -> Iterator[str]:
+def serving(backend: Any, http: Any = "h11", head_s: float = 30.0, **options: Any) -> Iterator[str]:
     """A server on a given parser of HTTP."""
     port = free_port()
     app = SearchServer(backend, None, **options).app
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="critical"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="critical")
+    server = server_guard.GuardedServer(config, head_s)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -229,6 +230,26 @@ def test_a_body_that_comes_in_drops_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_half_a_head_is_held_for_its_time_and_no_longer(http: str, before: bytes) -> None:
+    with serving(Echo(), http, head_s=0.5) as url:
+        start = time.monotonic()
+        answer = sent(url, before + b"POST /retrieve HTTP/1.1\r\nHost: a\r\n")
+        assert time.monotonic() - start < 4 and (b" 200 " in answer) == bool(before)
+        assert sent(url) == b"" and post(url, {"queries": ["fine"]})[0] == 200
+
+
+def test_a_request_that_takes_longer_is_not_cut_off() -> None:
+    class Slow(Echo):
+        async def search(self, query: str, k: int) -> Sequence[TextHit]:
+            await asyncio.sleep(2.0)
+            return await super().search(query, k)
+
+    with serving(Slow(), head_s=0.3) as url:
+        assert post(url, {"queries": ["fine"]})[0] == 200
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 10\r\n"])
 def test_a_body_in_pieces_is_refused_however_long_it_says_it_is(http: str, head: bytes) -> None:
     with serving(Echo(), http) as url:
@@ -252,6 +273,7 @@ def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_paths_that_nobody_serves_are_counted_as_one(url: str) -> None:
     for number in range(20):
         post(url, b"{}", f"/{number}")
+    post(url, {})
     text = get(url, "/metrics")
     assert 'path="other",status="404"' in text and 'path="/7"' not in text
     assert 'search_requests_total{path="/retrieve",status="422"}' in text

@@ -48,7 +48,7 @@ from mmsearch_trl.search.requests import (
     parsed,
     written,
 )
-from mmsearch_trl.search.server_guard import RETRY_AFTER_S, Guard, Metrics, Refusal, refuse
+from mmsearch_trl.search.server_guard import RETRY_AFTER_S, Guard, GuardedServer, Metrics, Refusal, refuse
 from mmsearch_trl.search.text.analysis import encodable
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN
 
@@ -282,7 +282,7 @@ def serve(
         served["retrieve"], served["image_search"], reranker=served["rerank"], top_k=top_k, token=token
     )
     config = uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
-    uvicorn.Server(config).run(sockets=[bound])
+    GuardedServer(config).run(sockets=[bound])
 
 
 def _reranker(model: str | None) -> "Reranker | None":

@@ -4,7 +4,9 @@
 2. A body says how long it is, is as long as its path allows at most, and is here within its time; all bodies together
    are bounded. A request that is refused unread is the last on its connection; what is still sent of it is thrown away
    for a moment, because a client that is cut off while it sends never reads why.
-3. Every refusal, of whatever part of the server, is one line in one shape, `{"error": {"kind", "message"}}`, and
+3. A connection on which no whole head of a request comes for a while is closed (`GuardedServer`; uvicorn waits for
+   ever).
+4. Every refusal, of whatever part of the server, is one line in one shape, `{"error": {"kind", "message"}}`, and
    repeats nothing of what was sent.
 
 Not a middleware of Starlette's, which start a task for every request and cost as much as a search by words.
@@ -14,7 +16,9 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
+import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,8 +31,12 @@ MAX_ELSEWHERE = 100_000
 MAX_HELD = 200_000_000
 """Bytes of all bodies that are being received or answered."""
 RETRY_AFTER_S = 1
+HEAD_S = 30
+"""Seconds in which the head of a request has to come, at least; twice as many at most."""
 _LINGER_S, _LINGER_BYTES = 2.0, 100_000_000
 _LONGEST_MESSAGE = 300
+_TICKS_A_SECOND = 10
+"""Of uvicorn's main loop."""
 
 
 class Refusal(Exception):
@@ -187,3 +195,23 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return received
+
+
+class GuardedServer(uvicorn.Server):
+    """uvicorn, without connections that never say anything whole."""
+
+    def __init__(self, config: uvicorn.Config, head_s: float = HEAD_S) -> None:
+        super().__init__(config)
+        self._every = max(1, round(head_s * _TICKS_A_SECOND))
+        self._waiting: dict[Any, Any] = {}
+        """Connections that had no request under way at the last look, each with its request before that."""
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % self._every == 0:
+            connections: list[Any] = [each for each in self.server_state.connections if hasattr(each, "cycle")]
+            waiting = {each: each.cycle for each in connections if each.cycle is None or each.cycle.response_complete}
+            for connection, cycle in waiting.items():
+                if connection in self._waiting and self._waiting[connection] is cycle:
+                    connection.transport.close()
+            self._waiting = waiting
+        return await super().on_tick(counter)
