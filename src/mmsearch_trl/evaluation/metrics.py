@@ -136,12 +136,13 @@ class Measures:
             calls[observation.tool] += 1
             failures[observation.tool] += observation.failure is not None
         image, text = ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH
+        unscored = trajectory.aborted and math.isnan(parts.accuracy)
         return cls(
             data_source=trajectory.task.data_source,
             category=trajectory.task.category,
-            accuracy=0.0 if trajectory.aborted else parts.accuracy,
+            accuracy=0.0 if unscored else parts.accuracy,
             reward=0.0 if math.isnan(parts.reward) else parts.reward,
-            format=0.0 if trajectory.aborted else parts.format,
+            format=0.0 if unscored else parts.format,
             image_searches=calls[image],
             image_failures=failures[image],
             text_searches=calls[text],
