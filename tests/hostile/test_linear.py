@@ -169,7 +169,7 @@ def no_endless_match() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def _expressions() -> Iterator[tuple[str, re.Pattern[str], str]]:
+def _expressions() -> Iterator[tuple[str, re.Pattern[Any], str]]:
     """Every regular expression of the package, with a method by which it is used, and where."""
     for path in sorted(SOURCE.rglob("*.py")):
         source = path.read_text("utf-8")
@@ -180,8 +180,9 @@ def _expressions() -> Iterator[tuple[str, re.Pattern[str], str]]:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             method, of = node.func.attr, ast.unparse(node.func.value)
-            if of == "re" and method in METHODS and isinstance(node.args[0], ast.Constant):
-                yield where, re.compile(node.args[0].value), method
+            first = node.args[0] if node.args else None
+            if of == "re" and method in METHODS and isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield where, re.compile(first.value), method
             elif method in METHODS and of.lstrip("_").isupper():
                 named.add(f"{of}.{method}")
         if named:
@@ -206,16 +207,20 @@ def test_the_regular_expressions_are_found() -> None:
     EXPRESSIONS,
     ids=[f"{where}-{expression.pattern[:20]!a}-{method}" for where, expression, method in EXPRESSIONS],
 )
-def test_every_regular_expression_is_linear(where: str, expression: re.Pattern[str], method: str) -> None:
+def test_every_regular_expression_is_linear(where: str, expression: re.Pattern[Any], method: str) -> None:
     """On what is hard for others, and on what it is made of itself."""
-    arguments = ("",) if method == "sub" else ()
+    source = expression.pattern
+    of_bytes = isinstance(source, bytes)
+    arguments = (b"" if of_bytes else "",) if method == "sub" else ()
 
     def use(text: str) -> None:
-        result = getattr(expression, method)(*arguments, text)
+        result = getattr(expression, method)(*arguments, text.encode("utf-8") if of_bytes else text)
         if method == "finditer":
             list(result)
 
-    own = dict.fromkeys(re.findall(r"[\w</>:=.,;-]+", expression.pattern.replace("\\", "")))
+    own = dict.fromkeys(
+        re.findall(r"[\w</>:=.,;-]+", (source.decode("latin-1") if of_bytes else source).replace("\\", ""))
+    )
     texts = dict(TEXTS)
     for piece in list(own)[:8]:
         texts[f"{piece!r} again and again"] = lambda n, piece=piece: piece * n
@@ -231,11 +236,11 @@ def test_twice_the_text_takes_twice_the_time(file: str, reader: str) -> None:
 
 def _assert_linear(read: Callable[[str], object], texts: Mapping[str, Callable[[int], str]]) -> None:
     for name, make in texts.items():
-        once = _seconds(read, make(1_000))
-        assert once < 1.0, name
-        twice, four_times = (_seconds(read, make(1_000 * factor)) for factor in (2, 4))
-        # The square would be sixteen times as long; what takes no time at all is not compared.
-        assert four_times < 9 * once + 0.02, (name, once, twice, four_times)
+        four_times = _seconds(read, make(4_000))
+        if four_times > 0.02:  # what takes no time at all is not compared
+            once, twice = (_seconds(read, make(1_000 * factor)) for factor in (1, 2))
+            # The square would be sixteen times as long.
+            assert four_times < 9 * once + 0.02, (name, once, twice, four_times)
 
 
 TAGGED = st.lists(st.sampled_from(["<a>", "</a>", "<b>", "</b>", "x", "\n", "<a", ">"]), max_size=12).map("".join)

@@ -95,7 +95,7 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
                 optimizer.step()
                 schedule.step()
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-        words = re.sub(r"\w+\(\) (got|missing)", r"it \1", _one_line(error)).replace("'", "`")
+        words = re.sub(r"\b\w+\(\) (got|missing)", r"it \1", _one_line(error)).replace("'", "`")
         raise UserError(f"lr_scheduler_type: {name} with lr_scheduler_kwargs {given or {}}: {words}") from error
     return f"{plain(args.optim)}, learning rate {args.learning_rate:g}, {name}, {warmup} warm-up steps of {steps}"
 
