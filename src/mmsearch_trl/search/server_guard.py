@@ -16,6 +16,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -205,6 +206,11 @@ class GuardedServer(uvicorn.Server):
         self._every = max(1, round(head_s * _TICKS_A_SECOND))
         self._waiting: dict[Any, Any] = {}
         """Connections that had no request under way at the last look, each with its request before that."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """To be told to end is how a server ends: uvicorn would raise the signal again when all is answered."""
+        self.force_exit = self.should_exit  # told twice
+        self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         if counter % self._every == 0:
