@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *words: object) -> None: ...
+        def log_message(self, format: str, *words: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -59,9 +59,9 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint=f"http://127.0.0.1:{port}"))
 
 
-def refusal(name: str, **options: bool) -> str:
+def refusal(name: str) -> str:
     with pytest.raises(UserError) as refused:
-        find_model("model_name_or_path", name, **options)
+        find_model("model_name_or_path", name)
     message = str(refused.value)
     assert message.startswith("model_name_or_path: ") and len(message) < 400
     return message

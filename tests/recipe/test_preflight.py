@@ -73,9 +73,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "load_agent", load)
 
 
-def findings(home: Path, out: Path, *, evaluation: bool = False, **overrides: Any) -> list[Finding]:
+def findings(home: Path, out: Path, **overrides: Any) -> list[Finding]:
     path, values = recipe_arguments(grpo_arguments(home, out, **overrides))
-    return list(Preflight(load_recipe(path, values), evaluation=evaluation).findings())
+    return list(Preflight(load_recipe(path, values)).findings())
 
 
 def problem(found: list[Finding]) -> str:
@@ -150,7 +150,8 @@ def test_data_that_do_not_fit_the_model_or_the_recipe_are_told(world_home: Path,
 
 def test_an_evaluation_needs_no_trainer(world_home: Path, tmp_path: Path) -> None:
     overrides = {"lr_scheduler_kwargs": "{gone: 1}", "train_files": "gone.jsonl"}
-    found = findings(world_home, tmp_path / "run", evaluation=True, **overrides)
+    path, values = recipe_arguments(grpo_arguments(world_home, tmp_path / "run", **overrides))
+    found = list(Preflight(load_recipe(path, values), evaluation=True).findings())
     assert {each.level for each in found} == {Level.OK}
     assert {each.name for each in found} >= {"model", "data: known.jsonl", "image search", "text search"}
 
@@ -176,7 +177,7 @@ def test_another_family_of_models_is_refused_by_name(world_home: Path) -> None:
 
     from mmsearch_trl.protocol.chat import ChatEncoder
 
-    tokenizer = build.load_processor(load_model_config(world_home)).tokenizer
+    tokenizer: Any = build.load_processor(load_model_config(world_home)).tokenizer
     other = LlavaProcessor(CLIPImageProcessor(), tokenizer, chat_template=tokenizer.chat_template or "{{ messages }}")
     with pytest.raises(UserError, match="LlavaProcessor makes tokens of images in another way than Qwen-VL"):
         ChatEncoder(other)

@@ -3,7 +3,7 @@ problem. In seconds, and without weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import groupby, islice
@@ -22,7 +22,6 @@ from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.calls.section import BackendConfig
-from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.index_info import describe_index
 from mmsearch_trl.search.web.service import check_url
@@ -181,19 +180,22 @@ class Preflight:
 
     @cached_property
     def _rows(self) -> int | None:
-        """Rows of the training data, bad ones included; None where they can be told by reading alone."""
-        counts = [count_rows(file) for file in self._recipe.data.train_files]
-        return None if None in counts else sum(count or 0 for count in counts)
+        """Rows of the training data, bad ones included; None where they cannot be counted, which others tell."""
+        try:
+            return sum(map(count_rows, self._recipe.data.train_files))
+        except UserError:
+            return None
 
     def _batches(self) -> str:
         args, rows = self._args, self._rows
-        if not isinstance(args, MMSearchGRPOConfig) or rows is None:
+        if not isinstance(args, MMSearchGRPOConfig):
             size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             return f"{size} conversations an update"
-        batches = Batches.of(args, rows)
+        batches = Batches.of(args, rows or 0, enough=rows is not None)
+        steps = "" if rows is None else f", {batches.steps} steps in all on {rows} questions"
         return (
             f"{batches.prompts} questions x {args.num_generations} rollouts = {batches.rollouts} a batch, "
-            f"updated on {batches.updates} x, {batches.steps} steps in all on {rows} questions"
+            f"updated on {batches.updates} x{steps}"
         )
 
     def _learning(self) -> str:
@@ -238,31 +240,27 @@ class Preflight:
 
     def _search(self, section: BackendConfig) -> str:
         section.check()
-        described = [
-            describe_index(Path(getattr(section, key)))
-            for key in section.paths
-            if Path(getattr(section, key), "manifest.json").is_file()
-        ]
+        folders = [Path(getattr(section, key)) for key in section.paths]
+        described = [describe_index(folder) for folder in folders if (folder / "manifest.json").is_file()]
         for info in described:
             if info.missing:
                 raise UserError(f"{section.section}: the index is damaged ({info.missing}): build it again")
         if encoder := getattr(section, "encoder", None):
             find_model(f"{section.section}.encoder", encoder)
         if section.backend not in _LOADS_ENCODER and not any(info.manifest.model for info in described):
-            image = section.section == "search.image"
-            config = self._recipe.search
-            runtime = build_runtime(
-                SearchConfig(image=section, denied_hosts=config.denied_hosts)
-                if image
-                else SearchConfig(text=section, denied_hosts=config.denied_hosts)
-            )  # pyright: ignore[reportArgumentType]
-            try:
-                if config.cache_mode != "replay":
-                    run_to_end(runtime.check())
-            finally:
-                runtime.close()
+            self._ask(section)
         held = "".join(f", {info.manifest.count:,} entries" for info in described)
         return f"{section.backend}, ready{held}"
+
+    def _ask(self, section: BackendConfig) -> None:
+        """Open a backend by itself, and see that it is ready where it can tell."""
+        search = self._recipe.search
+        alone = replace(search, image=None) if section is search.text else replace(search, text=None)
+        runtime = build_runtime(alone)
+        try:
+            run_to_end(runtime.check())
+        finally:
+            runtime.close()
 
     def _server(self, url: str) -> str:
         check_url(url, "http://127.0.0.1:8000")

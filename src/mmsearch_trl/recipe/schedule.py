@@ -88,7 +88,7 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
             optimizer,
             num_warmup_steps=warmup,
             num_training_steps=steps,
-            scheduler_specific_kwargs=dict(given) if isinstance(given, dict) else given,
+            scheduler_specific_kwargs=dict(given) if isinstance(given, dict) else None,
         )
         if name != "reduce_lr_on_plateau":
             for _ in range(min(steps, _TRIED_STEPS)):
