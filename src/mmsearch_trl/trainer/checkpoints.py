@@ -21,6 +21,7 @@ from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.hub.allow_list import allow_listed
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
 from mmsearch_trl.trainer.run_records import begin_records, check_unused
@@ -151,12 +152,17 @@ class FullCheckpoints(Trainer):
         if sharded or not load_full_weights(self.model, str(self.state.best_model_checkpoint)):
             super()._load_best_model()
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', of what may be published (`hub/allow_list.py`)."""
+        with allow_listed():
+            return super().push_to_hub(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._arguments_without_secrets(), writing(output_dir or str(self.args.output_dir), SafetensorError):
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with self._arguments_without_secrets():
+        with self._arguments_without_secrets(), allow_listed():
             super()._push_from_checkpoint(checkpoint_folder)
 
     @contextmanager
