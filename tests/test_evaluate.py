@@ -1,5 +1,4 @@
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,8 @@ def test_a_killed_evaluation_goes_on_with_the_rows_that_it_had_not_written(
 
     assert main(arguments("whole")) == 0
     monkeypatch.setattr(PartWriter, "write", write_some)
-    assert main(arguments("killed")) == 128 + signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments("killed"))
     left[0] = 3  # the rows that are left
     assert main(arguments("killed")) == 0
     whole, killed = (
@@ -107,3 +107,25 @@ def test_a_model_that_never_got_to_answer_is_no_result(
     assert main(["eval", *grpo_arguments(world_home, tmp_path / "run", eval_files=file)]) == 1
     assert "none of 1 rollouts worked; the first: out of memory" in capsys.readouterr().err
     assert not (tmp_path / "run" / "evaluation" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_holds_the_evaluation_of_one_model(
+    world_home: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluated on other data, a second model's trajectories would stand among the first's."""
+    lines = (world_home / "world" / "known.jsonl").read_text().splitlines()[:3]
+    rows = [row | {"image": str(world_home / "world" / row["image"])} for row in map(json.loads, lines)]
+    two, one = write_jsonl(tmp_path / "two.jsonl", rows[:2]), write_jsonl(tmp_path / "one.jsonl", rows[2:])
+    folder = tmp_path / "run" / "evaluation"
+    assert main(["eval", *grpo_arguments(world_home, tmp_path / "run", eval_files=two)]) == 0
+    other = grpo_arguments(world_home, tmp_path / "run", eval_files=one, model_name_or_path=taught)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["eval", *other]) == 1
+    message = capsys.readouterr().err
+    assert f"holds an evaluation of {world_home / 'model'}: name another output_dir" in message
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert main(["eval", *other, "--overwrite_output_dir"]) == 0
+    assert {record.split for record in read_traces(folder)} == {"one"}
+    assert sorted(path.name for path in folder.glob("*.json")) == ["one_1.json", "summary.json"]

@@ -1,6 +1,7 @@
 """The training script: a wrong input is one line before any model is loaded, and a run leaves what it promises."""
 
 import json
+import re
 import resource
 import shlex
 import sys
@@ -274,3 +275,22 @@ def test_a_disk_that_is_full_for_a_while_costs_traces_and_not_the_run(
     assert "Step 0: 4 trajectories are not recorded, and training goes on: " in caplog.text
     assert sorted({record.step for record in read_traces(tmp_path / "run")}) == [1, 2]
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_the_flags_that_messages_advise_do_what_they_say(
+    world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second run is refused; it goes on, or removes the first, with the words of that message."""
+    out = tmp_path / "run"
+    arguments = grpo_arguments(world_home, out, **(QUICK | {"save_strategy": "steps", "save_steps": 1}))
+    assert main(["train", *arguments]) == 0
+    with monkeypatch.context() as patch:
+        message = refused(arguments, patch, capsys)
+    assert "holds a run already (checkpoint-1)" in message
+    flags = re.findall(r"--\w+(?: auto)?", message)
+    assert flags == ["--resume_from_checkpoint auto", "--overwrite_output_dir"]
+    for flag, saved in (*((flag, True) for flag in (flags[0], "--resume_from_checkpoint")), (flags[1], False)):
+        (out / "checkpoint-1" / "mine").touch()
+        assert main(["train", *arguments, *flag.split()]) == 0, flag
+        assert (out / "checkpoint-1" / "mine").exists() is saved, flag
+    assert not {"overwrite_output_dir", "resume_from_checkpoint"} & load_recipe(out / "recipe.yaml").values.keys()

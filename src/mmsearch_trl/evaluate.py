@@ -13,6 +13,7 @@ goes on with an evaluation that was interrupted. What it leaves:
 
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from mmsearch_trl.core.action import ActionKind
-from mmsearch_trl.core.boundaries import writing
+from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
@@ -111,6 +112,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
             "evaluation holds the whole model in every process: launch it with accelerate_configs/ddp.yaml, and let "
             "vLLM hold a model that is too large for that"
         )
+    ranks.on_main(partial(_clear, recipe, overwrite=args.overwrite_output_dir))
     set_seed(args.seed)
     search = build_runtime(recipe.search)
     run_to_end(search.check())
@@ -145,6 +147,31 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         with writing(_folder(recipe)):
             (_folder(recipe) / "summary.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report
+
+
+def _clear(recipe: Recipe, *, overwrite: bool) -> None:
+    """Let the folder hold the evaluation of one model alone: rows of others would be read as this one's.
+
+    Raises:
+        UserError: it holds another's, which may not go.
+    """
+    folder, model = _folder(recipe), str(recipe.model.model_name_or_path)
+    if not (folder / "summary.json").is_file():
+        return
+    with reading(folder / "summary.json"):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary.get("model") == model:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder} holds an evaluation of {summary.get('model')}: name another output_dir for {model}, or give "
+            "--overwrite_output_dir to remove it"
+        )
+    with writing(folder):
+        for name, evaluated in summary.get("data", {}).items():
+            (folder / f"{name}_{evaluated['overall']['n']}.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "traces", ignore_errors=True)
+        (folder / "summary.json").unlink()
 
 
 def _load(recipe: Recipe, args: MMSearchGRPOConfig) -> Any:

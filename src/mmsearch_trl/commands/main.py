@@ -5,6 +5,7 @@ in one line), 2 when the command line itself is wrong.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = run_script(lambda: action(options))
     if arguments is None:
         finish(status)
+    if status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt  # the line is printed; who called from Python says what becomes of the process
     return status
 
 
