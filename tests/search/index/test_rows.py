@@ -119,6 +119,15 @@ def test_every_kind_of_index_passes_bad_rows_over_when_told(
     assert len(index) == 39 and index.search_now(emblem(39), 1)[0].title == "39"
 
 
+def test_where_all_rows_are_bad_the_first_is_told(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": ""}\n{oops\n')
+    with pytest.raises(ValueError, match=r"no passage was found: 2 bad rows .*c.jsonl:1: the passage is empty"):
+        build_text_index(tmp_path / "c.jsonl", tmp_path / "out", on_bad_row="skip", progress=False)
+    (tmp_path / "rows.jsonl").write_text('{"image": "a"}\n')
+    with pytest.raises(ValueError, match=r"no image was found: 1 bad rows .*rows.jsonl:1: key 'title' is missing"):
+        build_image_index(tmp_path / "rows.jsonl", tmp_path / "out", on_bad_row="skip", progress=False)
+
+
 def test_images_of_which_none_can_be_read_make_no_index(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_text("<html>")

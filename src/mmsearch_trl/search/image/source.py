@@ -79,7 +79,7 @@ def read_images(source: Path, captions: Path | None = None, bad: BadRows | None 
     else:
         images = list(usable(source, lambda row: _image(row, source.parent), bad))
     if not images:
-        raise UserError(f"{source}: no image was found (JPEG, PNG, WebP and GIF are read)")
+        raise bad.nothing(source, "image")
     return images
 
 

@@ -69,6 +69,11 @@ class BadRows:
         if self.count:
             logger.warning("%d bad rows were passed over; the first: %s", self.count, self.first)
 
+    def nothing(self, source: Path, what: str) -> UserError:
+        """That a source holds nothing to index, and what is wrong with the first that was passed over."""
+        more = f": {self.count} bad rows were passed over; the first: {self.first}" if self.count else ""
+        return UserError(f"{source}: no {what} was found{more}")
+
 
 def read_rows(path: Path, bad: BadRows | None = None) -> Iterator[Row]:
     """The rows of a corpus, whichever way it lies there (`corpus_file.py`); by default the first bad one is an error.

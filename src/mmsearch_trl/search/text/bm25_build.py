@@ -59,16 +59,16 @@ def write_text_index(
             is unknown or not that of the corpus, or `out` exists or cannot be written.
     """
     check_replaceable(out, overwrite=overwrite)
-    analyzer = make_analyzer(language)
+    analyzer, bad = make_analyzer(language), bad or BadRows()
     folder = unfinished(out)
     with writing(folder):
         try:
             index = _begin(folder, source, language)
             index.register_tokenizer(ANALYZER, analyzer)
-            passages = _in_language(usable(source, passage_of, bad or BadRows()), source, language)
+            passages = _in_language(usable(source, passage_of, bad), source, language)
             count, digest = _add_passages(passages, index, digest_of("bm25", language, str(FOLDING)), advance)
             if not count:
-                raise UserError(f"{source}: no passage was found")
+                raise bad.nothing(source, "passage")
         except UserError:  # the corpus has to be changed, and then nothing of this build is of use
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -108,9 +108,10 @@ def _begin(folder: Path, source: Path, encoder: TextEncoder, bad: BadRows | None
             return progress
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    count = write_passages(usable(source, passage_of, bad or BadRows()), folder)
+    bad = bad or BadRows()
+    count = write_passages(usable(source, passage_of, bad), folder)
     if not count:
-        raise UserError(f"{source}: no passage was found")
+        raise bad.nothing(source, "passage")
     np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=(count, encoder.dim)).flush()
     progress = _Progress(name, encoder.fingerprint, count, 0)
     _write_progress(folder, progress)
