@@ -21,7 +21,7 @@ def gone(package: str) -> str:
 MISTAKES = {
     "no recipe": train("recipe not found: gone.yaml")._replace(arguments=["--config", "gone.yaml"]),
     "no recipe named": Line(TRAIN, [], "--config FILE is missing"),
-    "no key": Line(EVALUATE, ["recipe.yaml"], "unexpected 'recipe.yaml'; write --config FILE and then --key value"),
+    "no key": Line(EVALUATE, ["recipe.yaml"], "unexpected 'recipe.yaml'; write --config FILE and then --name value"),
     "no yaml": Line(SFT, ["--config", "{place}/wrong.yaml"], ": not readable as YAML"),
     "no mapping": Line(EVALUATE, ["--config", "{place}/list.yaml"], "list.yaml: a recipe is a mapping"),
     "unknown key": train("unknown key `num_generation`; did you mean `num_generations`", num_generation=2),

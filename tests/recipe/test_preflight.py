@@ -128,6 +128,15 @@ def test_a_vllm_server_that_is_not_there_yet_is_a_warning_and_an_address_without
     assert "http:// or https:// is missing" in problem(found)
 
 
+def test_a_check_writes_nothing_and_asks_no_server_where_a_run_would_not(world_home: Path, tmp_path: Path) -> None:
+    path, values = recipe_arguments(grpo_arguments(world_home, tmp_path / "run"))
+    values = {key: value for key, value in values.items() if not key.startswith("search.text")}
+    values |= {"search.text.backend": "retriever", "search.text.url": "http://127.0.0.1:9"}
+    values |= {"search.cache": str(tmp_path / "cache" / "answers.sqlite"), "search.cache_mode": "replay"}
+    assert {each.level for each in Preflight(load_recipe(path, values)).findings()} == {Level.OK}
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
 def test_a_damaged_index_is_told(world_home: Path, tmp_path: Path) -> None:
     index = shutil.copytree(world_home / "world" / "image_index", tmp_path / "index")
     lines = (index / "hits.jsonl").read_text().splitlines(keepends=True)

@@ -58,7 +58,7 @@ def keys_of(words: Sequence[str]) -> dict[str, Any]:
             key = name.replace("-", "_")
             texts[key] = [value] if equals else []
         elif key is None:
-            raise UserError(f"command line: unexpected {word!r}; write --config FILE and then --key value")
+            raise UserError(f"command line: unexpected {word!r}; write --config FILE and then --name value")
         else:
             texts[key].append(word)
     return {key: _value(key, given) for key, given in texts.items()}

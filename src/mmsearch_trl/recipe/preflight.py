@@ -255,10 +255,12 @@ class Preflight:
     def _ask(self, section: BackendConfig) -> None:
         """Open a backend by itself, and see that it is ready where it can tell."""
         search = self._recipe.search
-        alone = replace(search, image=None) if section is search.text else replace(search, text=None)
+        alone = replace(search, cache=None, cache_mode="live")  # nothing is written
+        alone = replace(alone, image=None) if section is search.text else replace(alone, text=None)
         runtime = build_runtime(alone)
         try:
-            run_to_end(runtime.check())
+            if search.cache_mode != "replay":
+                run_to_end(runtime.check())
         finally:
             runtime.close()
 
