@@ -7,7 +7,7 @@ Losses, KL, clipping, PEFT, distribution, checkpoints and logging are TRL's. Wha
   After `super().__init__` a truthy `self.tools` and `tool_images=images` select the branch of TRL that builds pixel
   values and M-RoPE from prompt *and* completion.
 * The training step is TRL's on sampled tokens alone (`trimmed.py`); full checkpoints load (`checkpoints.py`).
-* `evaluate` rolls every row out once and reports exact means (`evaluation/evaluator.py`); `create_model_card` writes
+* `evaluate` rolls every row out once and reports exact means (`evaluated.py`); `create_model_card` writes
   one whose quick start searches (`hub/card.py`).
 
 What it works with is handed what it needs and returns what it found; this class alone logs. Facts about TRL 1.16 that
@@ -15,7 +15,6 @@ this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
 import logging
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +24,8 @@ from trl.trainer.utils import pad
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.versions import check_versions
-from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator
+from mmsearch_trl.distributed.sharding import check_pictures_alike, shards_weights
 from mmsearch_trl.hub.card import ModelFacts, write_model_card
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import default_protocol
@@ -38,23 +36,29 @@ from mmsearch_trl.traces.files import TraceWriter, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
-from mmsearch_trl.trainer.checks import check_arguments, check_enough_rows, check_model, check_pictures, freeze_vision
+from mmsearch_trl.trainer.checks import (
+    check_arguments,
+    check_enough_rows,
+    check_model,
+    check_pictures,
+    freeze_vision,
+    rows_with_pictures,
+)
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
+from mmsearch_trl.trainer.evaluated import EvaluatedByRollouts
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
-from mmsearch_trl.trainer.sampler_agreement import check_agreement
-from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
 
 
 logger = logging.getLogger(__name__)
 
 
-class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
+class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
     """Trains a vision-language model, or a language model, to search on demand.
 
     Args:
@@ -92,6 +96,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         self.use_vllm = args.use_vllm = use_vllm
         check_model(self.model, has_processor=self._is_vlm, has_auxiliary_loss=self.aux_loss_enabled)
         check_enough_rows(self.train_dataset, args)
+        self._sharded = shards_weights(self.accelerator)
         if args.freeze_vision:
             freeze_vision(self.model)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
@@ -105,6 +110,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         if self.sampler.max_model_len is not None:
             self.rollouter.limits = self.rollouter.limits.within(self.sampler.max_model_len)
         check_pictures(self.train_dataset, self.rollouter.limits, search, self.sampler.max_images)
+        if self._sharded:
+            check_pictures_alike(*rows_with_pictures(self.train_dataset), self.ranks)
         self.reward_functions = RewardFunctions(
             self.reward_funcs, self.reward_processing_classes, self.reward_weights, self.chat_template_kwargs, loop
         )
@@ -113,12 +120,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         )
         self._batch: CollectedBatch | None = None  # between its rollout and its loss
         self._traces: TraceWriter | None = None
-        self._evaluating = self._compared = False
+        self._evaluating = False
         use_console(self, "GRPO")
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(self.accelerator, self.model_wrapped, self.state.global_step)
 
     def abandon(self) -> None:
         # Ranks evaluate different rows and meet at the end: there they all end together.
@@ -144,7 +147,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
                 output = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = self._score_mask = None
-        self._check_sampler(output)
+        self.check_sampler(output, self.ranks)
         self._finish_advantages(batch, output)
         if self.ranks.any("accuracy" in batch.rewards.columns):
             accuracies = batch.rewards.columns.get("accuracy", [None] * len(batch.rows))
@@ -155,6 +158,9 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
 
     def _generate(self, prompts: list[Any]) -> Generation:
         assert self._batch is not None
+        if self._sharded:
+            trajectories = self._batch.trajectories
+            check_pictures_alike(sum(bool(t.images) for t in trajectories), len(trajectories), self.ranks)
         chat, limits = self.rollouter.protocol.chat, self.rollouter.limits
         mask_failures = self.args.mask_infrastructure_failures
         layout = generation(self._batch.trajectories, chat, limits, mask_failures=mask_failures)
@@ -181,21 +187,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         self.append_metrics({name: Ratio(*sums[2 * i : 2 * i + 2]) for i, name in enumerate(names)})
         return self.ranks.gather(rewards.values)
 
-    def _check_sampler(self, output: dict[str, Any]) -> None:
-        """Where TRL does not compare vLLM with the trainer in every batch, that is done in the first."""
-        if not self.use_vllm or (self._compared and "old_per_token_logps" not in output):
-            return
-        self._compared = True
-        trained = output.get("old_per_token_logps")
-        check_agreement(
-            output["sampling_per_token_logps"],
-            self.log_probs_of(output) if trained is None else trained,
-            output["tool_mask"] * output["completion_mask"],
-            self.ranks,
-            most=self.args.max_sampler_difference,
-            model=str(self.model.config._name_or_path),
-        )
-
     def _finish_advantages(self, batch: CollectedBatch, output: dict[str, Any]) -> None:
         """Put the configured epsilon in the place of TRL's fixed 1e-4."""
         if self.args.advantage_eps == 1e-4 or self.multi_objective_aggregation != "sum_then_normalize":
@@ -218,64 +209,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         ) as error:  # such as a full disk, which must not cost what was learnt; the next batch tries again
             count = len(batch.trajectories)
             logger.error("Step %d: %d trajectories are not recorded, and training goes on: %s", step, count, error)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Roll out every row of a data set, or of each of a mapping of them, once; returns the logged metrics.
-
-        TRL's own samples at the training temperature, averages the means of batches, and keeps the last batch only.
-
-        Raises:
-            UserError: there are no evaluation data.
-            EngineLost, SearchLost: rollouts, or searches, fail and will go on failing.
-        """
-        dataset: Any = eval_dataset or self.eval_dataset
-        if dataset is None:
-            raise UserError("There is nothing to evaluate: pass eval_dataset to the trainer or to evaluate().")
-        if isinstance(dataset, dict):
-            parts = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
-            return {key: value for metrics in parts for key, value in metrics.items()}
-        evaluator = Evaluator(
-            self.rollouter,
-            self.reward_functions.scorer(self.state),
-            self.ranks,
-            self.args.evaluation_options(self.run_dir, progress=not self.args.disable_tqdm),
-        )
-        step = self.state.global_step
-        evaluation = Evaluation(
-            name=metric_key_prefix,
-            split=metric_key_prefix,
-            step=step,
-            weights=self.policy.fingerprint(),
-            settings={"rewards": self.reward_func_names, "weights": self.reward_weights.tolist()},
-            rows_file=self.run_dir / "evaluation" / f"{metric_key_prefix}_step{step}_{len(dataset)}.json",
-        )
-        training = self.model.training
-        self.model.eval()
-        self._evaluating = True
-        try:
-            with self.sampler.open(self.policy) as opened:
-                summary = evaluator.run(evaluation, dataset, self.collector.to_task, opened.engine)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.as_dict().items()}
-            self.log(metrics)
-        finally:
-            self._evaluating = False
-            self.model.train(training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def last_evaluation(self) -> dict[str, Any] | None:
-        """What the evaluation of the last step came to on all of `eval_dataset`; None where that was not evaluated, or
-        the weights are those of another step since."""
-        went_back = self.args.load_best_model_at_end and self.state.best_global_step not in (
-            None,
-            self.state.global_step,
-        )
-        logs = [] if went_back else [log for log in self.state.log_history if log["step"] == self.state.global_step]
-        prefixes = tuple(f"eval_{name}_" for name in self.eval_dataset or ())
-        metrics = {key: value for log in logs for key, value in log.items() if key.startswith(prefixes)}
-        return metrics if all(f"{prefix}accuracy" in metrics for prefix in prefixes) else None
 
     def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]  (it has the signature of TRL's)
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -302,11 +235,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, TrimmedGRPOTrainer):
         if self._traces is not None:
             self._traces.close()
             self._traces = None
-
-    @property
-    def run_dir(self) -> Path:
-        """Where traces, evaluations and checkpoints of this run lie."""
-        return Path(str(self.args.output_dir))
 
 
 def _no_tool() -> None:

@@ -17,12 +17,14 @@ import torch
 from trl import GRPOTrainer
 
 from mmsearch_trl.core.ratio import Ratio
+from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.kl import bounded_reference
 from mmsearch_trl.trainer.log_probs import VISION_INPUTS, ScoredBatch, score_tokens
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
+from mmsearch_trl.trainer.sampler_agreement import check_agreement
 from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
@@ -46,9 +48,13 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     scale_rewards: RewardScale
     _buffered_inputs: Any
     aux_loss_enabled: bool
+    use_vllm: bool
 
     _score_mask: torch.Tensor | None = None
     """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
+
+    _compared = False
+    """Whether vLLM's log-probs were compared with the trainer's."""
 
     _loss_inputs: dict[str, Any] | None = None
     """What TRL's loss goes on to read, while it asks for log-probs."""
@@ -96,6 +102,21 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             reference = self._loss_inputs["ref_per_token_logps"]
             self._loss_inputs["ref_per_token_logps"] = bounded_reference(reference, log_probs)
         return log_probs, entropies, None
+
+    def check_sampler(self, batch: dict[str, Any], ranks: Ranks) -> None:
+        """Where TRL does not compare vLLM with the trainer in every generation batch, that is done in the first."""
+        trained = batch.get("old_per_token_logps")
+        if not self.use_vllm or (trained is None and self._compared):
+            return
+        self._compared = True
+        check_agreement(
+            batch["sampling_per_token_logps"],
+            self.log_probs_of(batch) if trained is None else trained,
+            batch["tool_mask"] * batch["completion_mask"],
+            ranks,
+            most=self.args.max_sampler_difference,
+            model=str(self.model.config._name_or_path),
+        )
 
     @torch.no_grad()
     def log_probs_of(self, batch: dict[str, Any]) -> torch.Tensor:
