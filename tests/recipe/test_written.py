@@ -55,6 +55,8 @@ def test_fields_read_from_sources_are_those_of_the_classes() -> None:
         ("train", "search: {text: {backend: bm52, path: x}}", "did you mean `bm25`?"),
         ("train", "reward: {search_penality: 1}", "did you mean `reward.search_penalty`?"),
         ("train", "protocol: search_r2", "`protocol` must be"),
+        ("train", "loss_type: bnop", "recipe.yaml: loss_type must be one of grpo, dr_grpo,"),
+        ("eval", "vllm_mode: sever", "got 'sever'; did you mean `server`?"),
         ("sft", "num_generations: 8", "unknown key `num_generations`"),
         ("sft", "search: {}", "unknown key `search`"),
         ("train", "extends: gone.yaml", "extends: recipe not found"),

@@ -1,7 +1,6 @@
 """One question to an agent in the terminal: its turns and what its tools find, as they come."""
 
 import argparse
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_trajectory
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
@@ -46,7 +46,7 @@ def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> T
     recipe = load_recipe(config, {**here, **keys, "model_name_or_path": options.model})
     image = None if options.image is None else image_file(options.image)
     search = build_runtime(recipe.search)
-    asyncio.run(search.check())
+    run_to_end(search.check())
     protocol = build_protocol(recipe, load_processor(recipe.model))
     task = _task(options.question, image, recipe, protocol)
     model: Any = load_agent(recipe.model).eval()
@@ -55,7 +55,7 @@ def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> T
     sampling = named_sampling(recipe.rollout, f"{options.seed}/ask", options.temperature)
     tools = _ShownTools(Toolbox(search, protocol.tools), console)
     try:
-        trajectory = asyncio.run(
+        trajectory = run_to_end(
             _roll_out(task, _ShownEngine(engine, protocol, console), protocol, tools, recipe, sampling)
         )
     finally:

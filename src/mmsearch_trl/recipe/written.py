@@ -22,6 +22,7 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.trainer.options import check_choices
 
 
 Kind = Literal["grpo", "sft"]
@@ -111,6 +112,11 @@ def read_written(
     for key, hint in (model | trainer).items():
         if key in values and not (key == RESUME and isinstance(values[key], bool)):
             convert(values[key], hint, key, where)
+    if kind == "grpo":
+        try:
+            check_choices(values)
+        except UserError as error:
+            raise UserError(f"{where(str(error).partition(' ')[0])}: {error}") from error
     check_model_keys(values, where)
     return WrittenRecipe(
         path=Path(path),

@@ -189,17 +189,25 @@ def check_replaced(args: Any, replaced: Mapping[str, str]) -> None:
             raise UserError(f"{name} has no effect here: {replaced[name]}. Leave it out (got {value!r}).")
 
 
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Refuse a value that nothing knows, of those options that are given.
+
+    Raises:
+        UserError: the message names the first of them.
+    """
+    for name, choices in _CHOICES.items():
+        if name in values and values[name] not in choices:
+            near = did_you_mean(str(values[name]), choices)
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {values[name]!r}{near}")
+
+
 def check_requirements(args: Any) -> None:
     """Refuse unknown values, and options of `MMSearchGRPOConfig` that others of it leave without an effect.
 
     Raises:
         UserError: the message names the first of them.
     """
-    for name, choices in _CHOICES.items():
-        value = getattr(args, name)
-        if value not in choices:
-            near = did_you_mean(str(value), choices)
-            raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}{near}")
+    check_choices({name: getattr(args, name) for name in _CHOICES})
     for requirement in REQUIREMENTS:
         for name in _changed(args, requirement.options):
             if not requirement.met(args):
