@@ -23,20 +23,23 @@ pytestmark = pytest.mark.slow
 
 STEPS = 4
 KEYS: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
-    "num_generations": 2,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
     "max_steps": STEPS,
     "save_strategy": "steps",
     "save_steps": 1,
     "eval_strategy": "steps",
     "eval_steps": 3,
+    "logging_steps": 1,
     "freeze_vision": "false",
     "resume_from_checkpoint": "auto",
 }
-FOUR_STEPS_ON_A_BATCH = {"steps_per_generation": 4, "gradient_accumulation_steps": 1}
+# What was learned by heart is said alike by all of a group, and there would be no gradient.
+WARM: dict[str, Any] = {"temperature": 2.0}
+FOUR_STEPS_ON_A_BATCH = WARM | {"steps_per_generation": 4, "gradient_accumulation_steps": 1}
 LORA = {"use_peft": "true", "lora_r": 2, "lora_target_modules": "[q_proj,v_proj]"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "full, a batch a step": {},
+    "full, a batch a step": WARM | {"per_device_train_batch_size": 32},
     "full, four steps on a batch": FOUR_STEPS_ON_A_BATCH,
     "LoRA, four steps on a batch": FOUR_STEPS_ON_A_BATCH | LORA,
 }
@@ -161,7 +164,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(plant: str, whole: Whole, fo
 
 def test_the_runs_that_are_compared_learn_something(whole: Whole) -> None:
     history = json.loads((whole.out / "trainer_state.json").read_text())["log_history"]
-    assert sum(log.get("grad_norm", 0) > 0 for log in history) >= 2
+    norms = [log["grad_norm"] for log in history if "grad_norm" in log]
+    assert sum(norm > 0 for norm in norms) >= 2, norms
 
 
 def test_a_run_on_a_server_killed_in_a_sync_ends_as_the_uninterrupted_one(
