@@ -47,7 +47,8 @@ def read_by_run(trainer: type, config: type, modules: Iterable[ModuleType]) -> s
 def attributes_read(modules: Iterable[ModuleType]) -> set[str]:
     """Names of all attributes that the modules read of anything."""
     trees = (ast.parse(inspect.getsource(module)) for module in modules)
-    return {node.attr for tree in trees for node in ast.walk(tree) if _is_read(node)}
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {node.attr for node in nodes if _is_read(node)}
 
 
 def _methods(config: type) -> Iterator[ast.AST]:

@@ -17,7 +17,8 @@ LIMITS = tiny.Limits(max_turns=3, max_turn_tokens=24, max_response_tokens=600)
 
 def difference(out: Path, *, adapted: bool, bf16: bool) -> float:
     """Mean |sampled - trained| of log-probs."""
-    model, adapter = FAMILY.model(), None
+    model: Any = FAMILY.model()
+    adapter = None
     if adapted:
         model = model.to(torch.bfloat16) if bf16 else model
         torch.manual_seed(0)

@@ -121,6 +121,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     @torch.no_grad()
     def log_probs_of(self, batch: dict[str, Any]) -> torch.Tensor:
         """Log-probs of the sampled tokens of a generation batch, `(n, c)`."""
+        vision: dict[str, Any] = {name: batch.get(name) for name in VISION_INPUTS}
         self._score_mask = batch["tool_mask"] * batch["completion_mask"]
         try:
             log_probs, _, _ = self._get_per_token_logps_and_entropies(
@@ -129,7 +130,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
-                **{name: batch.get(name) for name in VISION_INPUTS},
+                **vision,
             )
         finally:
             self._score_mask = None

@@ -38,7 +38,7 @@ class TransformersSampler:
                 vocabulary_size=chat.vocabulary_size,
                 decode=chat.decode,
                 max_batch=self._options.max_rollout_batch,
-                autocast=policy.accelerator.autocast,
+                autocast=lambda: policy.accelerator.autocast(),
             )
             try:
                 yield OpenEngine(engine, SyncStatistics())
