@@ -211,7 +211,7 @@ def carry_out(folder: Path, out: Path, keys: Keys, kill: Kill | None, *, again: 
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     few = out / "world" / "few.jsonl"
-    values = world_keys(out) | _RUN | {"eval_files": f"[{few}]", "output_dir": folder / "run"} | dict(keys)
+    values = world_keys(out) | dict(_RUN) | {"eval_files": f"[{few}]", "output_dir": folder / "run"} | dict(keys)
     arguments = ["--config", "recipes/world/grpo.yaml", *(f"--{key}={value}" for key, value in values.items())]
     sys.stdout.flush()
     child = os.fork()

@@ -96,6 +96,7 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 32 == 128 * 8
     assert (trainer.num_generations, trainer.learning_rate, trainer.lr_sigmoid_ratio) == (8, 2e-6, None)
     updates = trainer.steps_per_generation // trainer.gradient_accumulation_steps
+    assert trainer.eval_steps is not None
     assert (updates, trainer.save_steps / updates, trainer.eval_steps / updates) == (4, 50, 50)  # the paper's steps
     assert recipe.rollout.image_search_first_turn_only
     check_shared_values(recipe)

@@ -11,6 +11,7 @@ from runs import lessons, sft_arguments, write_jsonl
 from mmsearch_trl import sft
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.observation import ImageHit
 from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
@@ -204,7 +205,9 @@ def test_a_demonstrations_images_have_the_forms_of_data(world_home: Path, tmp_pa
     assert [image.size for image in (*file[0].task.images, *file[1].task.images)] == [(40, 30)] * 2
     assert (file[0].task.id, file[1].task.id, file[1].task.question) == ("d-1", "7", TASK.question)
     observation = file[1].observations[0]
-    assert observation is not None and observation.hits[0].thumbnail is not None
+    assert observation is not None
+    [hit] = observation.hits
+    assert isinstance(hit, ImageHit) and hit.thumbnail is not None
     with pytest.raises(RowError, match="line 3: the row has no image, and 'picture' seems to name one"):
         file[2]
     with pytest.raises(RowError, match=r"line 4: .* is an address: download it") as raised:

@@ -102,7 +102,7 @@ class Size:
             report["plain"] |= plain.memory() or {}
         return report
 
-    def _wanted(self) -> dict[str, list[list[int]]]:
+    def _wanted(self) -> dict[str, Any]:
         """What each index should find."""
         k, judged = self._settings.k, self._queries[: self._settings.judged]
         depth = _HYBRID_DEPTH * k

@@ -112,7 +112,7 @@ def command(home: Path, taught: Path, place: Path, **keys: Any) -> list[str]:
     return grpo_arguments(home, Path("out"), **given)
 
 
-@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=list(VARIANTS))
 def whole(
     request: pytest.FixtureRequest,
     forks: Forks,

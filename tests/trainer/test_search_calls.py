@@ -210,7 +210,8 @@ def test_one_prompt_that_cannot_be_rolled_out_does_not_end_a_run(tmp_path: Path)
 
 def test_an_evaluation_under_way_ends_the_run_likewise(tmp_path: Path) -> None:
     trainer: Any = tiny.trainer(tiny.qwen25(), tmp_path, tiny.tasks(8), max_steps=4)
-    trainer.eval_dataset = {"x": tiny.dataset(tiny.tasks(3))}
+    few: Any = {"x": tiny.dataset(tiny.tasks(3))}
+    trainer.eval_dataset = few
     trainer.args.eval_strategy, trainer.args.eval_steps = IntervalStrategy.STEPS, 2
     tiny.wrap_engine(trainer, Dying)
     Dying.left = 10_000

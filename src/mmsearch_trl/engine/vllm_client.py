@@ -81,8 +81,8 @@ class ServerInfo:
 
 def images_per_prompt(limits: Mapping[str, Any]) -> int | None:
     """What vLLM's `limit_mm_per_prompt` says of images; None where it says nothing."""
-    limit = limits.get("image")
-    return int(limit["count"]) if isinstance(limit, Mapping) and "count" in limit else limit
+    limit: Any = limits.get("image")
+    return limit.get("count") if isinstance(limit, Mapping) else limit
 
 
 class VLLMClient:

@@ -84,7 +84,8 @@ class BatchPosition:
             # To main memory first: torch knows no "cpu:0", which a rank of several is on.
             content = torch.load(file, map_location="cpu", weights_only=True)
             saved = BatchLayout(**content["layout"])
-            micro_batches = send_to_device(content["micro_batches"], device)
+            held: Any = send_to_device(content["micro_batches"], device)
+            micro_batches = held
             if saved == layout:
                 micro_step = content["micro_step"]
             elif micro_batches is not None:
