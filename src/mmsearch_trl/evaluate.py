@@ -30,7 +30,7 @@ from transformers import set_seed
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.boundaries import reading, writing
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import EngineLost, SearchLost, UserError
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.data.dataset import row_to_task
@@ -208,7 +208,10 @@ def _evaluate_all(
                 settings=settings,
                 rows_file=_folder(recipe) / f"{name}_{len(rows)}.json",
             )
-            summaries[name] = evaluator.run(evaluation, cast("Sequence[Row]", rows), to_task, opened.engine)
+            try:
+                summaries[name] = evaluator.run(evaluation, cast("Sequence[Row]", rows), to_task, opened.engine)
+            except (EngineLost, SearchLost) as error:
+                raise type(error)(f"{name}: {error}") from error
     return summaries
 
 
@@ -225,4 +228,7 @@ def _groups(summary: EvaluationSummary) -> dict[str, GroupSummary]:
 
 
 if __name__ == "__main__":
-    finish(run_script(lambda: main(*recipe_arguments())))
+    status = run_script(lambda: main(*recipe_arguments()))
+    if status == 0:
+        Ranks().leave()
+    finish(status)

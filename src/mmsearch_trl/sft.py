@@ -31,6 +31,7 @@ from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.demonstration_files import DemonstrationFile
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
+from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
@@ -184,4 +185,7 @@ class Demonstrations:
 
 
 if __name__ == "__main__":
-    finish(run_script(lambda: main(*recipe_arguments())))
+    status = run_script(lambda: main(*recipe_arguments()))
+    if status == 0:
+        Ranks().leave()
+    finish(status)

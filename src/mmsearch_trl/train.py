@@ -129,4 +129,7 @@ def print_searches(search: Tools, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    finish(run_script(lambda: main(*recipe_arguments())))
+    status = run_script(lambda: main(*recipe_arguments()))
+    if status == 0:
+        Ranks().leave()
+    finish(status)

@@ -22,6 +22,7 @@ def main(out: Path) -> None:
     except ValueError as error:
         lines.append(f"error ValueError: {error}")
     (out / f"{ranks.index}.txt").write_text("\n".join(lines))
+    ranks.leave()
 
 
 def _broken(index: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig
 from servers import Servers, Trainers, environment
 
+from mmsearch_trl.core.errors import EngineLost
 from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
@@ -90,7 +91,8 @@ def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytes
     trainer = make(peft_config=adapter())
     assert compare(trainer, "before").worst < 1e-4
     monkeypatch.setattr(WeightVersion, "changed", lambda self, policy, also=False: False)
-    trainer.train()
+    with pytest.raises(EngineLost, match="it does not sample from the weights that are trained"):
+        trainer.train()
     assert compare(trainer, "after").worst > 1e-2
 
 

@@ -63,3 +63,8 @@ class Ranks:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def leave(self) -> None:
+        """End the group that the processes are in, at the end of a script: its threads abort a process that ends under
+        them."""
+        PartialState().destroy_process_group()

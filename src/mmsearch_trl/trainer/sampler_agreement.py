@@ -22,7 +22,7 @@ def check_agreement(
         trained: What the trainer says, `(n, t)`.
         mask: 1 on sampled tokens, `(n, t)`.
         most: The mean difference that is borne.
-        model: Name of the trained model.
+        model: Name of the trained model; empty where it has none.
 
     Raises:
         EngineLost: the message names what can cause it.
@@ -31,9 +31,10 @@ def check_agreement(
     differences = differences[~differences.isnan()].double()
     total, count = ranks.sum([float(differences.sum()), differences.numel()])
     if count and total / count > most:
+        named = f" ({model})" if model else ""
         raise EngineLost(
             f"vLLM's log-probs of its own tokens are {total / count:.2f} off the trainer's on average, where rounding "
-            f"makes hundredths at most: it does not sample from the weights that are trained ({model}). It may serve "
+            f"makes hundredths at most: it does not sample from the weights that are trained{named}. It may serve "
             "another model of this shape (of a LoRA policy it is only sent the adapter, and the base is what it was "
             "started with), be quantised, resize images otherwise (mm_processor_kwargs), or scale positions otherwise "
             f"(rope, max_model_len). Raise max_sampler_difference ({most:g}) only where this is meant"
