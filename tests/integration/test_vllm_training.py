@@ -96,6 +96,15 @@ def test_the_check_fails_when_weights_are_not_sent(make: Any, monkeypatch: pytes
     assert compare(trainer, "after").worst > 1e-2
 
 
+@pytest.mark.parametrize("mode", ["server"], indirect=True)
+def test_an_adapter_on_a_server_of_another_base_ends_the_run_before_an_update(make: Any) -> None:
+    trainer = make(model=FAMILY.model(seed=1), peft_config=adapter())  # the server's has another seed, and its shape
+    before = {name: weights.clone() for name, weights in trainer.model.state_dict().items()}
+    with pytest.raises(EngineLost, match="It may serve another model of this shape"):
+        trainer.train()
+    assert all(torch.equal(weights, before[name]) for name, weights in trainer.model.state_dict().items())
+
+
 def test_weights_that_did_not_change_are_not_sent_again(make: Any) -> None:
     trainer = make()
     watch = trainer.sampler._version

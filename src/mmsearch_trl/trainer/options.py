@@ -59,6 +59,7 @@ REPLACED: Mapping[str, str] = {
     "data_seed": "the order of prompts follows from seed",
     "remove_unused_columns": "rollouts and rewards need the other columns",
     "do_predict": "there is nothing to predict",
+    "enable_jit_checkpoint": "SIGTERM saves the last whole step by itself, and this would save the middle of one",
 }
 """Options of `GRPOConfig` that steer what this package does in its own way, with the reason."""
 
