@@ -29,7 +29,8 @@ if [ ! -x .venv/bin/python ]; then
     fresh=yes
 fi
 python=.venv/bin/python
-pip=("$python" -m pip --disable-pip-version-check install --quiet)
+pip=("$python" -m pip --disable-pip-version-check install)
+[ -t 1 ] || pip+=(--quiet)  # in a terminal it shows how far it is
 
 # torch first and by itself: torchvision is then chosen to match it, and a torch that is there already is kept.
 if ! "$python" -c 'import torch' 2>/dev/null; then
