@@ -13,6 +13,7 @@ import aiohttp
 import uvicorn
 
 from mmsearch_trl.search.server import SearchServer
+from mmsearch_trl.search.server_guard import HEAD_S, GuardedServer
 
 
 def free_port() -> int:
@@ -22,11 +23,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(backend: Any, *, image: Any = None, **options: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
+def served(
+    backend: Any, *, image: Any = None, http: Any = "h11", head_s: float = HEAD_S, **options: Any
+) -> Iterator[str]:
+    """A server in a thread, on a given parser of HTTP, as `mmsearch serve` runs it; its address."""
     port = free_port()
     app = SearchServer(backend, image, **options).app
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="critical")
+    server = GuardedServer(config, head_s)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

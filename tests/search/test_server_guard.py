@@ -7,15 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search.over_http import free_port, get, post
+from search.over_http import get, post, served
 from search.text.encoders import save_cross_encoder
 
 from mmsearch_trl.core.errors import SearchError
@@ -23,7 +22,6 @@ from mmsearch_trl.core.observation import FailureKind, TextHit
 from mmsearch_trl.search import server_guard
 from mmsearch_trl.search.index_build import build_text_index
 from mmsearch_trl.search.requests import MAX_PAIRS, MAX_QUERIES
-from mmsearch_trl.search.server import SearchServer
 from mmsearch_trl.search.text.bm25 import TextIndex
 from mmsearch_trl.search.text.reranker import Reranker
 
@@ -47,24 +45,6 @@ class Echo:
         return [self.hit or TextHit("", query, score=1.0)]
 
 
-@contextmanager
-def serving(backend: Any, http: Any = "h11", head_s: float = 30.0, **options: Any) -> Iterator[str]:
-    """A server on a given parser of HTTP."""
-    port = free_port()
-    app = SearchServer(backend, None, **options).app
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, log_level="critical")
-    server = server_guard.GuardedServer(config, head_s)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def reranker(tmp_path_factory: pytest.TempPathFactory) -> Reranker:
     return Reranker(save_cross_encoder(tmp_path_factory.mktemp("models") / "tiny"))
@@ -72,7 +52,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Reranker:
 
 @pytest.fixture(scope="module")
 def url(reranker: Reranker) -> Iterator[str]:
-    with serving(Echo(), reranker=reranker) as address:
+    with served(Echo(), reranker=reranker) as address:
         yield address
 
 
@@ -172,13 +152,13 @@ def test_nothing_that_a_client_sends_is_a_500(url: str, path: str, body: dict[st
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, "0.5"])
 def test_a_backend_s_wrong_hits_are_a_typed_failure(score: Any) -> None:
-    with serving(Echo(TextHit("a", "b", score=score))) as url:
+    with served(Echo(TextHit("a", "b", score=score))) as url:
         status, body = post(url, {"queries": ["a"], "return_scores": True})
     assert status == 500 and body["error"]["kind"] == "bad_response"
 
 
 def test_a_defect_is_told_in_the_same_shape() -> None:
-    with serving(Echo()) as url:
+    with served(Echo()) as url:
         assert post(url, {"queries": ["defect"]}) == (
             500,
             {"error": {"kind": "internal", "message": "the server has failed: KeyError"}},
@@ -186,7 +166,7 @@ def test_a_defect_is_told_in_the_same_shape() -> None:
 
 
 def test_half_an_emoji_in_a_passage_is_left_out() -> None:
-    with serving(Echo(TextHit("a\ud83d", "b\ud83d", "http://a\ud83d", id="\ud83d1"))) as url:
+    with served(Echo(TextHit("a\ud83d", "b\ud83d", "http://a\ud83d", id="\ud83d1"))) as url:
         [[row]] = post(url, {"queries": ["a"]})[1]["result"]
     assert row == {"id": "1", "contents": "a\nb", "url": "http://a"}
 
@@ -209,7 +189,7 @@ HEAD = b"POST /retrieve HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_half_a_body_is_held_for_its_time_and_no_longer(http: str) -> None:
-    with serving(Echo(), http, body_timeout_s=0.5) as url:
+    with served(Echo(), http=http, body_timeout_s=0.5) as url:
         start = time.monotonic()
         answer = sent(url, HEAD + b"Content-Length: 1000\r\n\r\n{")
         assert b" 408 " in answer and b'"too_slow"' in answer and time.monotonic() - start < 4
@@ -222,7 +202,7 @@ def test_a_body_that_comes_in_drops_is_cut_off() -> None:
             time.sleep(0.1)
             yield b" "
 
-    with serving(Echo(), body_timeout_s=0.5) as url:
+    with served(Echo(), body_timeout_s=0.5) as url:
         with suppress(ConnectionError):  # where it is cut off while it sends
             assert b" 408 " in sent(url, HEAD + b"Content-Length: 1000\r\n\r\n", drops())
         text = get(url, "/metrics")
@@ -232,7 +212,7 @@ def test_a_body_that_comes_in_drops_is_cut_off() -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"])
 def test_half_a_head_is_held_for_its_time_and_no_longer(http: str, before: bytes) -> None:
-    with serving(Echo(), http, head_s=0.5) as url:
+    with served(Echo(), http=http, head_s=0.5) as url:
         start = time.monotonic()
         answer = sent(url, before + b"POST /retrieve HTTP/1.1\r\nHost: a\r\n")
         assert time.monotonic() - start < 4 and (b" 200 " in answer) == bool(before)
@@ -245,14 +225,14 @@ def test_a_request_that_takes_longer_is_not_cut_off() -> None:
             await asyncio.sleep(2.0)
             return await super().search(query, k)
 
-    with serving(Slow(), head_s=0.3) as url:
+    with served(Slow(), head_s=0.3) as url:
         assert post(url, {"queries": ["fine"]})[0] == 200
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 10\r\n"])
 def test_a_body_in_pieces_is_refused_however_long_it_says_it_is(http: str, head: bytes) -> None:
-    with serving(Echo(), http) as url:
+    with served(Echo(), http=http) as url:
         answer = sent(url, HEAD + head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", wait=8)
         assert answer.split(b" ")[1] in (b"400", b"411")
         assert post(url, {"queries": ["fine"]})[0] == 200
@@ -265,7 +245,7 @@ def test_a_body_that_is_longer_than_may_be_reads_why(url: str) -> None:
 
 def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_guard, "MAX_HELD", 1_000_000)
-    with serving(Echo()) as url:
+    with served(Echo()) as url:
         assert refused(post(url, b" " * 1_500_000)) == (503, "busy")
         assert post(url, {"queries": ["fine"]})[0] == 200
 
@@ -304,7 +284,7 @@ def test_a_query_that_breaks_a_batch_breaks_itself_alone(tmp_path: Path) -> None
 def test_a_text_index_behind_it_answers_whatever_is_asked(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "velm"}))
     build_text_index(tmp_path / "c.jsonl", tmp_path / "index", progress=False)
-    with serving(TextIndex.open(tmp_path / "index")) as url:
+    with served(TextIndex.open(tmp_path / "index")) as url:
         queries = ["velm", "", "\0", "\ufffe", "a" * 2000, "\U0010ffff", " velm\u0000"]
         status, body = post(url, {"queries": queries})
     assert status == 200 and [len(rows) for rows in body["result"]] == [1, 0, 0, 0, 0, 0, 1]

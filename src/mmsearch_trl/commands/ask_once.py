@@ -23,6 +23,7 @@ from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.written import ON_A_CPU
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_trajectory
 from mmsearch_trl.rollout.toolbox import Toolbox
@@ -42,7 +43,7 @@ def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> T
         UserError: something that was named cannot be used.
         EngineError: the model could not write a turn.
     """
-    here: dict[str, Any] = {} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False, "fp16": False}
+    here = {} if torch.cuda.is_available() else ON_A_CPU
     recipe = load_recipe(config, {**here, **keys, "model_name_or_path": options.model})
     image = None if options.image is None else image_file(options.image)
     search = build_runtime(recipe.search)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 Job = Literal["train", "sft", "eval"]
 _OF_REWARDS = ("search", "rollout", "reward", "num_generations")
 """Keys that a supervised recipe does not have."""
-_ON_CPU = {"bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -86,12 +85,13 @@ def _report(path: Path, overrides: Mapping[str, Any], job: Job, console: Any) ->
 def _loaded(path: Path, overrides: Mapping[str, Any], job: Job) -> "tuple[Recipe, str | None]":
     """The recipe; where only the device keeps it from being built, built for another one, and what is missing here."""
     from mmsearch_trl.recipe.recipe import load_recipe
+    from mmsearch_trl.recipe.written import ON_A_CPU
 
     kind = "sft" if job == "sft" else "grpo"
     try:
         return load_recipe(path, overrides, kind=kind), None
     except UserError as error:
-        recipe = load_recipe(path, {**overrides, **_ON_CPU}, kind=kind)  # raises whatever else is wrong
+        recipe = load_recipe(path, {**overrides, **ON_A_CPU}, kind=kind)  # raises whatever else is wrong
         return recipe, f"{error} (the rest was looked at as if on a CPU)"
 
 

@@ -42,6 +42,9 @@ _REWARDS: dict[str, type] = {
     "mmsearch_r1_upstream": RewardConfig,
     "search_r1": SearchR1RewardConfig,
 }
+ON_A_CPU: Mapping[str, Any] = {"bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
+"""Keys with which a recipe for a GPU is carried out, or looked at, without one."""
+
 RESUME = "resume_from_checkpoint"
 """True is the newest checkpoint to `train`, and no value of the field as transformers declares it."""
 

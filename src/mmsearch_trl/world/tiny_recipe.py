@@ -16,6 +16,7 @@ from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.shipped import shipped_recipes
+from mmsearch_trl.recipe.written import ON_A_CPU
 from mmsearch_trl.world.demonstrations import write_demonstrations
 from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.miniature import Family, save_miniature
@@ -27,9 +28,7 @@ from mmsearch_trl.world.world import Group, World
 _ON_A_CPU: dict[str, Any] = {
     "dtype": "float32",
     "attn_implementation": "sdpa",
-    "use_cpu": True,
-    "bf16": False,
-    "fp16": False,
+    **ON_A_CPU,
     "load_in_4bit": False,
     "load_in_8bit": False,
     "push_to_hub": False,
