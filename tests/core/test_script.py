@@ -50,3 +50,17 @@ def test_neither_the_line_nor_a_log_tells_a_secret() -> None:
     assert "RuntimeError: api_key=<redacted>" in lines
     assert lines[-1] == "mmsearch: error: http://host.example/?token=<redacted> refuses; so does <redacted>"
     assert "sesame" not in done.stderr
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_a_line_of_transformers_stands_once_on_a_server_of_continuous_integration_too(ci: str) -> None:
+    code = (
+        "from mmsearch_trl.core.script import run_script\n"
+        "def script():\n"
+        "    from transformers.utils import logging\n"
+        "    logging.get_logger('transformers.trainer').warning('aligned')\n"
+        "raise SystemExit(run_script(script))\n"
+    )
+    environment = os.environ | {"CI": ci}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("aligned")) == (0, 1), done.stderr

@@ -41,6 +41,7 @@ def run_script(script: Callable[[], object]) -> int:
     """
     console = logging.StreamHandler()
     console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
+    console.addFilter(_not_of_transformers)
     logging.basicConfig(level=logging.INFO, handlers=[console])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -58,6 +59,11 @@ def run_script(script: Callable[[], object]) -> int:
             print(f"mmsearch: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _not_of_transformers(record: logging.LogRecord) -> bool:
+    """transformers prints its own log lines; where `CI` is set it hands them on as well, and each would stand twice."""
+    return not record.name.startswith("transformers.")
 
 
 class _Redacting(logging.Formatter):
