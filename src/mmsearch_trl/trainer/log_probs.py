@@ -79,10 +79,22 @@ class ScoredBatch:
         vision = {name: inputs.get(name) for name in VISION_INPUTS}
         return cls(input_ids=input_ids, attention_mask=attention_mask, score_mask=score_mask, **vision)
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        """The rows, `size` at a time; the longest first where there is more than one chunk."""
+    @classmethod
+    def of_generated(cls, batch: Mapping[str, Any]) -> "ScoredBatch":
+        """From a generation batch as TRL has it; what is scored are its sampled tokens."""
+        return cls.of(
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["tool_mask"] * batch["completion_mask"],
+            {name: batch.get(name) for name in VISION_INPUTS},
+        )
+
+    def chunks(self, size: int, chosen: Sequence[int] | None = None) -> Iterator[Chunk]:
+        """The rows, or chosen ones, `size` at a time; the longest first where there is more than one chunk."""
         lengths = self.attention_mask.sum(dim=1).tolist()
-        order = longest_first(lengths) if size < len(lengths) else list(range(len(lengths)))
+        order = list(range(len(lengths)) if chosen is None else chosen)
+        if size < len(order):
+            order = [order[i] for i in longest_first([lengths[i] for i in order])]
         tokens_first = self.attention_mask.argsort(dim=1, descending=True, stable=True)
         padded = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "labels": self._labels()}
         if self.mm_token_type_ids is not None:
@@ -127,9 +139,9 @@ def score_tokens(
     for rows, columns, inputs in batch.chunks(chunk):
         outputs = model(**inputs, fused_lm_head=True)
         order += rows
-        log_probs.append(_put_back(outputs.log_probs, columns, batch))
+        log_probs.append(put_back(outputs.log_probs, columns, batch))
         if entropy:
-            entropies.append(_put_back(outputs.entropy, columns, batch))
+            entropies.append(put_back(outputs.entropy, columns, batch))
     places = torch.tensor(order, device=batch.input_ids.device).argsort()
     return torch.cat(log_probs)[places], torch.cat(entropies)[places] if entropy else None
 
@@ -139,7 +151,7 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def _put_back(values: torch.Tensor, columns: torch.Tensor, batch: ScoredBatch) -> torch.Tensor:
+def put_back(values: torch.Tensor, columns: torch.Tensor, batch: ScoredBatch) -> torch.Tensor:
     """`(k, c)` from the `(k, w - 1)` of a forward pass, whose entry j belongs to token j + 1 of the chunk."""
     padded = values.new_zeros(len(values), batch.input_ids.shape[1])
     return padded.scatter(1, columns[:, 1:], values)[:, -batch.score_mask.shape[1] :]

@@ -1,0 +1,101 @@
+"""The network of a critic: the policy's model without its LM head, and a number for every token.
+
+It is built of the policy before training, as a second tree of modules. The policy's own tree is left as it is, so that
+nothing of a critic can reach a sampler, an export or a push.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+import torch
+from peft import PeftModel, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.trainer.critic_config import CriticModel
+
+
+_ADAPTER = "critic"
+
+
+class ValueModel(nn.Module):
+    """What a model expects at each of its tokens, from what it has read up to there, `(n, t)` in float32."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        hidden = backbone.config.get_text_config().hidden_size
+        self.backbone = backbone
+        self.head = nn.Linear(hidden, 1)
+        nn.init.normal_(self.head.weight, std=1 / (hidden + 1))
+        nn.init.zeros_(self.head.bias)
+        self._no_split_modules = backbone._no_split_modules  # what FSDP shards by
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has two digits, and values want more
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+
+
+def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Mapping[str, Any] | None) -> ValueModel:
+    """The value model of a policy that was not trained yet.
+
+    Args:
+        policy: As a trainer has it before anything is wrapped around it; on the device that it will stay on.
+        seed: Of what is drawn: every process draws the same, and none of its own random numbers are used up.
+        checkpointing: Arguments of gradient checkpointing; None to do without.
+
+    Raises:
+        UserError: the policy does not allow this kind.
+    """
+    adapted = isinstance(policy, PeftModel)
+    whole = policy.get_base_model() if adapted else policy
+    if kind == "adapter" and not adapted:
+        raise UserError(
+            "critic.model: adapter shares the frozen weights of a LoRA policy: set use_peft, or model: full"
+        )
+    if kind == "full" and getattr(whole, "is_quantized", False):
+        raise UserError("critic.model: full trains all weights, and this model's are quantized: set it to adapter")
+    shared = {id(p): p for p in whole.base_model.parameters() if not p.requires_grad} if kind == "adapter" else {}
+    backbone = _without_adapters(deepcopy(whole.base_model, shared))
+    device = policy.device
+    with seeded(seed, device):
+        if kind == "adapter":
+            assert isinstance(policy, PeftModel)
+            backbone.requires_grad_(False)
+            config = copy(policy.peft_config[policy.active_adapter])
+            config.modules_to_save = None
+            config.init_lora_weights = True  # others rewrite the weights that they stand on, and these are shared
+            inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
+        model = ValueModel(backbone).to(device)
+    for name, parameter in model.named_parameters():
+        trained = kind == "full" or f".{_ADAPTER}." in name or name.startswith("head.")
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+    if checkpointing is not None:
+        backbone.gradient_checkpointing_enable(dict(checkpointing))
+        if kind == "adapter":
+            backbone.enable_input_require_grads()
+    return model
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of their own, within: those of the run are as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _without_adapters(backbone: nn.Module) -> nn.Module:
+    """The layers that adapters stand around, in their places."""
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            backbone.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            backbone.set_submodule(name, module.original_module)
+    return backbone
