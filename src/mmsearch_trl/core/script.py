@@ -62,7 +62,7 @@ def run_script(script: Callable[[], object]) -> int:
 
 
 def _not_of_transformers(record: logging.LogRecord) -> bool:
-    """transformers prints its own log lines; where `CI` is set it hands them on as well, and each would stand twice."""
+    """transformers prints its own log lines; where `CI` is set it hands them on too, and each would stand twice."""
     return not record.name.startswith("transformers.")
 
 
