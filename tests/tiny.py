@@ -357,7 +357,10 @@ def trainer(
     **overrides: Any,
 ) -> MMSearchGRPOTrainer:
     model = model or family.model()
-    if overrides.get("beta"):  # TRL loads the reference model from where the policy came from
+    estimator = overrides.get("estimator")
+    if overrides.get("beta") or (
+        estimator is not None and estimator.kl.coef
+    ):  # TRL loads the reference model from where the policy came from
         model.save_pretrained(out / "reference")
         model.config._name_or_path = str(out / "reference")
     return MMSearchGRPOTrainer(

@@ -26,6 +26,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.section import BackendConfig, ImageConfig, TextConfig
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.options import REPLACED, REPLACED_SUPERVISED
 
 
@@ -37,8 +38,8 @@ INTRODUCTION = """\
 <!-- Written by tools/write_recipe_reference.py; change the dataclasses and run it again. -->
 
 A recipe is one YAML file that says everything about a run. Keys of model, data and trainer stand flat at the top of
-the file; the mappings `search:`, `rollout:` and `reward:` hold the rest. `search.image` and `search.text` say with
-`backend` what answers, and hold its keys:
+the file; the mappings `search:`, `rollout:`, `reward:` and `estimator:` hold the rest. `search.image` and
+`search.text` say with `backend` what answers, and hold its keys:
 
 ```yaml
 model_name_or_path: Qwen/Qwen2.5-VL-3B-Instruct
@@ -100,6 +101,14 @@ def own_part() -> str:
             INTRODUCTION,
             _table("Data", "At the top level.", map(_row, fields(DataConfig))),
             _table("Trainer: what a search trainer adds", "At the top level.", map(_row, trainer)),
+            _table(
+                "Estimator",
+                "In the mapping `estimator:`, and in `kl:` within it.",
+                [
+                    *(_row(field, "estimator.") for field in fields(EstimatorConfig) if field.name != "kl"),
+                    *(_row(field, "estimator.kl.") for field in fields(KLConfig)),
+                ],
+            ),
             _table("Rollout", "In the mapping `rollout:`.", (_row(field, "rollout.") for field in fields(Limits))),
             _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
             *_backends("Image search", ImageConfig, ImageSection),

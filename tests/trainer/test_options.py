@@ -21,6 +21,7 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.options import REPLACED, REPLACED_SUPERVISED, REQUIREMENTS
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
@@ -32,7 +33,7 @@ HANDED_ON = [
     "trl.trainer.callbacks",
     *(f"mmsearch_trl.{name}" for name in ("train", "sft", "recipe.recipe", "hub.push")),
     *(f"mmsearch_trl.trainer.{name}" for name in ("collector", "trajectory_loss", "micro_batches", "batch_position")),
-    "mmsearch_trl.trainer.checks",
+    *(f"mmsearch_trl.trainer.{name}" for name in ("checks", "estimators")),
 ]
 """Modules that a trainer, or a script, hands its arguments to."""
 
@@ -170,7 +171,9 @@ def test_a_value_that_nothing_knows_is_refused_at_once(option: dict[str, Any], m
 
 
 @pytest.mark.parametrize(
-    "config", [ModelConfig, DataConfig, Limits, RewardConfig, SearchR1RewardConfig, SearchConfig], ids=str
+    "config",
+    [ModelConfig, DataConfig, Limits, RewardConfig, SearchR1RewardConfig, SearchConfig, EstimatorConfig, KLConfig],
+    ids=str,
 )
 def test_every_key_of_the_other_sections_is_read(config: Any) -> None:
     package = Path(importlib.import_module("mmsearch_trl").__file__ or "").parent

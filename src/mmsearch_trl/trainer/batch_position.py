@@ -50,22 +50,26 @@ class BatchPosition:
     Attributes:
         micro_step: Micro-batches trained on since the run began.
         micro_batches: Those of the current generation batch; None between two batches.
+        kl: The state of the coefficient of an estimator's KL term, if there is one.
     """
 
     micro_step: int
     micro_batches: list[dict[str, Any]] | None
+    kl: tuple[float, float] | None = None
 
     @classmethod
-    def at(cls, micro_step: int, micro_batches: Any, layout: BatchLayout) -> "BatchPosition":
+    def at(
+        cls, micro_step: int, micro_batches: Any, layout: BatchLayout, kl: tuple[float, float] | None = None
+    ) -> "BatchPosition":
         """
         Args:
             micro_batches: What the trainer has last generated.
         """
-        return cls(micro_step, micro_batches if micro_step % layout.generate_every else None)
+        return cls(micro_step, micro_batches if micro_step % layout.generate_every else None, kl)
 
     def save(self, checkpoint: Path, rank: int, layout: BatchLayout) -> None:
         content = {"layout": asdict(layout), "micro_step": self.micro_step, "micro_batches": self.micro_batches}
-        torch.save(content, _file(checkpoint, rank))
+        torch.save(content | {"kl": self.kl}, _file(checkpoint, rank))
 
     @classmethod
     def load(
@@ -80,10 +84,11 @@ class BatchPosition:
         """
         file = _file(checkpoint, rank)
         micro_step, micro_batches, cut = step * layout.gradient_accumulation_steps, None, layout
+        kl: tuple[float, float] | None = None
         if file.is_file():
             # To main memory first: torch knows no "cpu:0", which a rank of several is on.
             content = torch.load(file, map_location="cpu", weights_only=True)
-            saved = BatchLayout(**content["layout"])
+            saved, kl = BatchLayout(**content["layout"]), content["kl"]
             held: Any = send_to_device(content["micro_batches"], device)
             micro_batches = held
             if saved == layout:
@@ -103,7 +108,7 @@ class BatchPosition:
                 f"after a multiple of {layout.generate_every} micro-batches "
                 f"({layout.gradient_accumulation_steps} a step)"
             )
-        return cls(micro_step, micro_batches)
+        return cls(micro_step, micro_batches, kl)
 
 
 def _file(checkpoint: Path, rank: int) -> Path:

@@ -1,6 +1,6 @@
 """Training arguments: TRL's, and the few that a search trainer adds."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,14 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.evaluation.evaluator import EvaluationOptions
 from mmsearch_trl.rollout.outage import OutageMonitor
-from mmsearch_trl.trainer.options import REPLACED, check_replaced, check_requirements
+from mmsearch_trl.trainer.estimator_config import ALONE, EstimatorConfig
+from mmsearch_trl.trainer.options import (
+    REPLACED,
+    check_batch_of_estimator,
+    check_estimator,
+    check_replaced,
+    check_requirements,
+)
 from mmsearch_trl.trainer.sampler.sampler import SamplerOptions
 
 
@@ -31,6 +38,10 @@ class MMSearchGRPOConfig(GRPOConfig):
     )
     log_multimodal: bool = field(
         default=False, metadata={"help": "Must stay off: images are written once, to the run's traces."}
+    )
+    estimator: EstimatorConfig | None = field(
+        default=None,
+        metadata={"help": "How rewards become advantages: the section `estimator:`. Without it, as TRL does."},
     )
     advantage_eps: float = field(
         default=1e-4, metadata={"help": "Added to the group's standard deviation; MMSearch-R1 has 1e-6, TRL 1e-4."}
@@ -134,11 +145,19 @@ class MMSearchGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         check_replaced(self, REPLACED)
         check_requirements(self)
+        check_estimator(self)
         self.num_generations_eval = 1  # TRL would have evaluation batches hold whole groups
+        if self.estimator is not None:
+            self.beta = self.estimator.kl.coef  # TRL then loads the reference model and runs it
+            if self.num_generations == 1 and self.estimator.name in ALONE:
+                self.num_generations = _One(1)
         try:
             super().__post_init__()
         except (ValueError, TypeError, ImportError) as error:  # how TRL and transformers refuse values
             raise UserError(str(error)) from error
+        if self.num_generations == 1:
+            self.num_generations = 1  # a plain number again
+        check_batch_of_estimator(self)
         if self.scale_rewards not in ("group", "batch", "none"):
             raise UserError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
         if self.max_trajectories_in_flight is not None and self.max_trajectories_in_flight < 1:
@@ -148,7 +167,8 @@ class MMSearchGRPOConfig(GRPOConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """What trackers are told, without secrets."""
-        return redacted(super().to_dict())
+        estimator = None if self.estimator is None else asdict(self.estimator)
+        return redacted(super().to_dict() | {"estimator": estimator})
 
     def evaluation_options(self, run_dir: Path, *, progress: bool = False) -> EvaluationOptions:
         """What an evaluation takes of these arguments."""
@@ -191,3 +211,10 @@ class MMSearchGRPOConfig(GRPOConfig):
             vllm_max_model_length=self.vllm_max_model_length,
             vllm_gpu_memory_utilization=self.vllm_gpu_memory_utilization,
         )
+
+
+class _One(int):
+    """1, which passes TRL's check for two rollouts of a prompt: an estimator that compares none needs no second."""
+
+    def __lt__(self, other: int) -> bool:
+        return other != 2 and super().__lt__(other)

@@ -48,6 +48,7 @@ from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
+from mmsearch_trl.trainer.estimators import build_estimator
 from mmsearch_trl.trainer.evaluated import EvaluatedByRollouts
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.preemption import StepEnd
@@ -102,6 +103,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         protocol = protocol or default_protocol(self.processing_class)
         self.ranks = Ranks()
+        self.estimator = build_estimator(args, self.ranks)
         self.rollouter = Rollouter(protocol, search, limits or Limits(), max_in_flight=args.max_trajectories_in_flight)
         loop = self.rollouter.loop
         self.sampler = build_sampler(
@@ -148,12 +150,12 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         finally:
             self._batch = self._score_mask = None
         self.check_sampler(output, self.ranks)
-        self._finish_advantages(batch, output)
+        advantages = self._finish_advantages(batch, output)
         if self.ranks.any("accuracy" in batch.rewards.columns):
             accuracies = batch.rewards.columns.get("accuracy", [None] * len(batch.rows))
             self.append_metrics(dict(accuracy_by_search(batch.trajectories, accuracies, self.ranks)))
         if self.args.save_traces:
-            self._write_traces(batch, output["advantages"].tolist())
+            self._write_traces(batch, advantages.tolist())
         return output
 
     def _generate(self, prompts: list[Any]) -> Generation:
@@ -187,14 +189,19 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self.append_metrics({name: Ratio(*sums[2 * i : 2 * i + 2]) for i, name in enumerate(names)})
         return self.ranks.gather(rewards.values)
 
-    def _finish_advantages(self, batch: CollectedBatch, output: dict[str, Any]) -> None:
-        """Put the configured epsilon in the place of TRL's fixed 1e-4."""
-        if self.args.advantage_eps == 1e-4 or self.multi_objective_aggregation != "sum_then_normalize":
-            return
-        totals, group = self.ranks.gather(batch.rewards.totals), self.num_generations
-        advantages = group_advantages(totals, group, self.scale_rewards, self.args.advantage_eps)
-        first = self.ranks.index * len(batch.rows)
-        output["advantages"] = advantages[first : first + len(batch.rows)].to(output["advantages"])
+    def _finish_advantages(self, batch: CollectedBatch, output: dict[str, Any]) -> torch.Tensor:
+        """Have the estimator replace TRL's advantages, or the configured epsilon its 1e-4; those of trajectories."""
+        advantages, rewards = output["advantages"], batch.rewards.totals
+        if self.estimator is not None:
+            estimate = self.estimator(rewards, output, self.log_probs_of)
+            output["advantages"], advantages = estimate.advantages, estimate.of_trajectories
+            self.append_metrics(estimate.metrics)
+        elif self.args.advantage_eps != 1e-4 and self.multi_objective_aggregation == "sum_then_normalize":
+            every = self.ranks.gather(rewards), self.num_generations, self.scale_rewards, self.args.advantage_eps
+            advantages = group_advantages(*every).split(len(rewards))[self.ranks.index].to(advantages)
+            output["advantages"] = advantages
+        self._logs["advantages"].extend(self.ranks.gather(advantages).tolist())  # as many again: TRL's fall out
+        return advantages
 
     def _write_traces(self, batch: CollectedBatch, advantages: list[float]) -> None:
         step = self.state.global_step
@@ -204,9 +211,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
                 traces.forget_from(step)  # a resumed run samples these steps again
                 self._traces = traces
             self._traces.write(batch.rewards.of(batch.trajectories, advantages), step=step)
-        except (
-            UserError
-        ) as error:  # such as a full disk, which must not cost what was learnt; the next batch tries again
+        except UserError as error:  # a full disk must not cost what was learnt; the next batch tries again
             count = len(batch.trajectories)
             logger.error("Step %d: %d trajectories are not recorded, and training goes on: %s", step, count, error)
 

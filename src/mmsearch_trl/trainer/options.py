@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import did_you_mean
+from mmsearch_trl.trainer.estimator_config import ALONE
 
 
 _ROLLOUTS = "rollouts have an engine and a loop of their own"
@@ -223,6 +224,61 @@ def check_requirements(args: Any) -> None:
         )
     if corrected and not by_token and args.loss_type == "vespo" and not args.trajectory_level_loss:
         raise UserError("loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
+
+
+def check_estimator(args: Any) -> None:
+    """Refuse options of `MMSearchGRPOConfig` that its estimator does without, or cannot work with.
+
+    Raises:
+        UserError: the message names the first of them.
+    """
+    estimator = args.estimator
+    if estimator is None:
+        return
+    name, lmm_r1, kl = estimator.name, estimator.compat == "lmm_r1", estimator.kl
+    for option in _changed(args, ("scale_rewards", "multi_objective_aggregation", "trajectory_level_loss")):
+        raise UserError(
+            f"{option} is of the advantages that TRL makes, and estimator.name {name} makes those of every token: "
+            f"leave it out (got {getattr(args, option)!r})"
+        )
+    if args.beta not in (0.0, kl.coef):
+        raise UserError(f"beta is estimator.kl.coef where there is an estimator: leave it out (got {args.beta})")
+    if _changed(args, ["advantage_eps"]) and (name != "group_norm" or lmm_r1):
+        raise UserError(f"advantage_eps is for estimator.name group_norm without compat: leave it out (name: {name})")
+    if args.num_generations < 2 and name not in ALONE:
+        raise UserError(
+            f"num_generations must be at least 2 for estimator.name {name}, which compares the rollouts of a prompt, "
+            f"got {args.num_generations}; {', '.join(sorted(ALONE))} takes 1"
+        )
+    if args.num_generations < 2 and args.filter_zero_variance_groups:
+        raise UserError("filter_zero_variance_groups would drop every prompt of one rollout: num_generations is 1")
+    wanted = "bnpo" if lmm_r1 else "dr_grpo"
+    if name == "dr_grpo" and args.loss_type != wanted:
+        of = "under compat lmm_r1" if lmm_r1 else "as its paper has it; compat lmm_r1 takes bnpo"
+        raise UserError(f"loss_type must be {wanted} for estimator.name dr_grpo ({of}), got {args.loss_type!r}")
+    if args.kl_clamp and kl.form != "k3":
+        raise UserError(f"kl_clamp bounds estimator.kl.form k3, and that is {kl.form}: leave it out")
+    if lmm_r1 and kl.coef and kl.place == "loss" and args.use_bias_correction_kl:
+        raise UserError("use_bias_correction_kl must be false for a KL term in the loss under estimator.compat lmm_r1")
+    if lmm_r1 and args.filter_zero_variance_groups and estimator.normalization != "none":
+        raise UserError(
+            "filter_zero_variance_groups joins rollouts to a batch, which LMM-R1 normalises one by one: take it out, "
+            "or estimator.compat"
+        )
+
+
+def check_batch_of_estimator(args: Any) -> None:
+    """Refuse a batch that could turn the coefficient of the KL term negative; after TRL has derived its size.
+
+    Raises:
+        UserError: the message gives the size.
+    """
+    kl = args.estimator.kl if args.estimator is not None else None
+    if kl is not None and kl.target is not None and kl.horizon <= 0.2 * args.generation_batch_size:
+        raise UserError(
+            f"estimator.kl.horizon must be more than a fifth of the {args.generation_batch_size} trajectories of a "
+            f"batch, got {kl.horizon}: one batch could take the whole coefficient away"
+        )
 
 
 def _changed(args: Any, names: Iterable[str]) -> list[str]:

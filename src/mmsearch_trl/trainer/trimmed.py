@@ -21,7 +21,8 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
-from mmsearch_trl.trainer.kl import bounded_reference
+from mmsearch_trl.trainer.estimators import Estimator
+from mmsearch_trl.trainer.kl import bounded_reference, reference_for_k2
 from mmsearch_trl.trainer.log_probs import VISION_INPUTS, ScoredBatch, score_tokens
 from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_token
 from mmsearch_trl.trainer.sampler_agreement import check_agreement
@@ -42,6 +43,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     processing_class: Any
     train_dataset: Any
     num_generations: int
+    beta: float
     pad_to_multiple_of: int | None
     reward_processing_classes: Any
     chat_template_kwargs: Any
@@ -49,6 +51,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     _buffered_inputs: Any
     aux_loss_enabled: bool
     use_vllm: bool
+
+    estimator: Estimator | None = None
+    """What makes advantages of rewards in the place of TRL."""
 
     _score_mask: torch.Tensor | None = None
     """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
@@ -98,9 +103,13 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             log_probs, entropies = score_tokens(
                 model, batch, chunk=batch_size or len(input_ids), entropy=compute_entropy
             )
-        if self._loss_inputs is not None and self.args.kl_clamp and self.args.beta != 0.0:
+        if self._loss_inputs is not None and self.beta != 0.0:
             reference = self._loss_inputs["ref_per_token_logps"]
-            self._loss_inputs["ref_per_token_logps"] = bounded_reference(reference, log_probs)
+            if self.args.kl_clamp:
+                reference = bounded_reference(reference, log_probs)
+            if self.estimator is not None and self.estimator.config.kl.form == "k2":
+                reference = reference_for_k2(reference, log_probs)
+            self._loss_inputs["ref_per_token_logps"] = reference
         return log_probs, entropies, None
 
     def check_sampler(self, batch: dict[str, Any], ranks: Ranks) -> None:
@@ -138,6 +147,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
+        beta = self.beta
+        if self.estimator is not None:  # which spends the KL term, or says what it weighs in the loss
+            self.beta = self.estimator.loss_coef
         try:
             if not self.args.trajectory_level_loss:
                 self._loss_inputs = dict(inputs)
@@ -151,7 +163,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
                 **{name: inputs.get(name) for name in VISION_INPUTS},
             )
         finally:
-            self._score_mask = self._loss_inputs = None
+            self.beta, self._score_mask, self._loss_inputs = beta, None, None
         assert entropies is not None
         loss, metrics = trajectory_loss(log_probs, entropies, inputs, self.args)
         self.append_metrics(metrics)
@@ -182,7 +194,10 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         self.go_on_from(BatchPosition.load(Path(checkpoint), args.process_index, layout, step, device))
 
     def batch_position(self) -> BatchPosition:
-        return BatchPosition.at(self._step, self._buffered_inputs, BatchLayout.of(self.args))
+        kl = None if self.estimator is None else self.estimator.kl.state
+        return BatchPosition.at(self._step, self._buffered_inputs, BatchLayout.of(self.args), kl)
 
     def go_on_from(self, position: BatchPosition) -> None:
         self._step, self._buffered_inputs = position.micro_step, position.micro_batches
+        if self.estimator is not None and position.kl is not None:
+            self.estimator.kl.restore(position.kl)
