@@ -358,9 +358,8 @@ def trainer(
 ) -> MMSearchGRPOTrainer:
     model = model or family.model()
     estimator = overrides.get("estimator")
-    if overrides.get("beta") or (
-        estimator is not None and estimator.kl.coef
-    ):  # TRL loads the reference model from where the policy came from
+    # TRL loads the reference model from where the policy came from.
+    if overrides.get("beta") or (estimator is not None and estimator.kl.coef):
         model.save_pretrained(out / "reference")
         model.config._name_or_path = str(out / "reference")
     return MMSearchGRPOTrainer(

@@ -18,6 +18,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 
 
 FVQA_MINI = Path(__file__).parents[1] / "fixtures" / "fvqa_mini.parquet"
@@ -71,7 +72,9 @@ def test_no_key_belongs_to_two_sections() -> None:
         assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("cls", [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig])
+@pytest.mark.parametrize(
+    "cls", [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig, EstimatorConfig, KLConfig]
+)
 def test_every_key_has_a_help_text(cls: type) -> None:
     assert [key.name for key in fields(cls) if key.init and not key.metadata.get("help")] == []
 
@@ -307,6 +310,17 @@ def test_a_supervised_recipe_has_the_keys_of_sft_and_no_reward(write: Write) -> 
 def test_the_length_that_divides_a_dr_grpo_loss_follows_the_rollout(write: Write) -> None:
     trainer = load_recipe(write(), {"rollout.max_response_tokens": 777, "loss_type": "dr_grpo"}).trainer
     assert isinstance(trainer, MMSearchGRPOConfig) and trainer.max_completion_length == 777
+
+
+def test_the_section_of_the_estimator_reaches_the_trainer(write: Write) -> None:
+    keys = {"estimator.name": "reinforce", "estimator.reward_clip": [-1, 2], "estimator.kl.coef": "1e-3"}
+    trainer = load_recipe(write(), keys | {"num_generations": 1}).trainer
+    assert isinstance(trainer, MMSearchGRPOConfig) and (trainer.beta, trainer.num_generations) == (1e-3, 1)
+    assert trainer.estimator == EstimatorConfig(name="reinforce", reward_clip=(-1, 2), kl=KLConfig(coef=1e-3))
+    with pytest.raises(UserError, match=r"--scale_rewards\): scale_rewards is of the advantages that TRL makes"):
+        load_recipe(write(), keys | {"scale_rewards": "batch"})
+    with pytest.raises(UserError, match=r"kl\.place\): estimator\.kl\.form k1 has a gradient of mean 0"):
+        load_recipe(write(), keys | {"estimator.kl.place": "loss"})
 
 
 def test_the_completion_length_of_trl_limits_nothing_and_is_refused_as_a_limit(write: Write) -> None:

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from mmsearch_trl.trainer import trimmed
-from mmsearch_trl.trainer.estimator_config import KLConfig
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.kl import KLController, bounded_reference, estimated_kl, k3, reference_for_k2
 
 
