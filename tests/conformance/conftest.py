@@ -2,7 +2,7 @@
 
 A `.jsonl` file holds one vector a line and feeds the fixture named in `JSONL`. Each section of the numeric file feeds
 the fixture named in `NUMERIC_CASES` with its cases, or, without such a list, with itself. A file that is not in the
-folder leaves its tests empty; files of protocols that are not written yet are named in the header.
+folder leaves its tests empty.
 """
 
 import json
@@ -19,6 +19,7 @@ JSONL = {
     "rollout_vector": "mmsearch_rollout_vectors.jsonl",
     "search_r1_reward_vector": "searchr1_em_vectors.jsonl",
     "search_r1_rollout_vector": "searchr1_rollout_vectors.jsonl",
+    "math_vector": "lmmr1_math_vectors.jsonl",
 }
 NUMERIC_CASES = {
     "advantage_case": "grpo_advantage",
@@ -28,13 +29,10 @@ NUMERIC_CASES = {
     "schedule_case": "sigmoid_lr",
     "metrics_case": "batch_metrics",
 }
-LATER_PROTOCOLS = ("lmmr1_",)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    folder = _folder(config)
-    later = [path.name for path in _vector_files(folder) if path.name.startswith(LATER_PROTOCOLS)]
-    return f"vectors: {folder}" + (f"; not yet covered: {', '.join(later)}" if later else "")
+    return f"vectors: {_folder(config)}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = [] if section is None else section.get("cases", [section])
         metafunc.parametrize(fixture, cases, ids=[f"{name}-{number}" for number in range(len(cases))])
     if "vector_file" in metafunc.fixturenames:
-        files = [path for path in _vector_files(folder) if not path.name.startswith(LATER_PROTOCOLS)]
+        files = _vector_files(folder)
         metafunc.parametrize("vector_file", files, ids=[path.name for path in files])
 
 

@@ -1,4 +1,4 @@
-"""`mmsearch serve`: serve an index to other processes and machines."""
+"""`mmsearch serve`: serve an index, or rewards, to other processes and machines."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ RERANKER = "cross-encoder/ms-marco-MiniLM-L12-v2"
 
 def add_serve(serve: argparse.ArgumentParser) -> None:
     """Give the `serve` subcommand its kinds."""
-    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images", required=True)
+    kinds = serve.add_subparsers(title="kinds", metavar="retriever|images|reward", required=True)
     retriever = kinds.add_parser("retriever", help="a text index, by Search-R1's contract: POST /retrieve, /rerank")
     retriever.add_argument("--bm25", metavar="DIR", help="by words: folder made by `mmsearch index text`")
     retriever.add_argument("--dense", metavar="DIR", help="by meaning: made by `mmsearch index dense`; or both")
@@ -37,6 +37,39 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
         kind.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_RETRIEVER_TOKEN")
         kind.add_argument("--port", type=int, default=port, help="where it listens; 0: any that is free")
         add_config(kind, "instead, what the `search:` section of this recipe names")
+
+    _add_reward(kinds.add_parser("reward", help="rewards of mathematical answers, by OpenRLHF's POST /get_reward"))
+
+
+def _add_reward(reward: argparse.ArgumentParser) -> None:
+    reward.add_argument(
+        "--template",
+        choices=("chatml", "qwen1", "base", "phi3", "phi4", "gemma3"),
+        default="chatml",
+        help="how the queries mark the assistant's turn",
+    )
+    reward.add_argument("--compat", choices=("lmm_r1",), help="score as LMM-R1 does, its defects included")
+    reward.add_argument("--disable_format_reward", action="store_true", help="pay nothing for the form")
+    reward.add_argument("--timeout_s", type=float, default=5.0, metavar="S", help="seconds that one answer may take")
+    reward.add_argument("--host", default="127.0.0.1", help="another one needs MMSEARCH_REWARD_TOKEN")
+    reward.add_argument("--port", type=int, default=5000, help="where it listens; 0: any that is free")
+    reward.set_defaults(action=_serve_reward)
+
+
+def _serve_reward(options: argparse.Namespace) -> None:
+    if not options.timeout_s > 0:
+        raise UserError(f"--timeout_s must be a number over 0, got {options.timeout_s:g}")
+    _check_installed()
+    from mmsearch_trl.rewards.server import FORMAT_WEIGHT, serve
+
+    serve(
+        host=options.host,
+        port=options.port,
+        seconds=options.timeout_s,
+        compat=options.compat is not None,
+        template=options.template,
+        format_weight=0.0 if options.disable_format_reward else FORMAT_WEIGHT,
+    )
 
 
 def _serve_retriever(options: argparse.Namespace) -> None:
@@ -89,10 +122,14 @@ def _written(options: argparse.Namespace) -> "SearchConfig | None":
 def _serve(options: argparse.Namespace, **served: Any) -> None:
     # Before torch and FAISS are loaded: threads of the one that spin while they wait take the cores from the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _check_installed()
+    from mmsearch_trl.search.server import serve
+
+    serve(**served, host=options.host, port=options.port)
+
+
+def _check_installed() -> None:
     with optional("serving", "serve"):
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from mmsearch_trl.search.server import serve
-
-    serve(**served, host=options.host, port=options.port)

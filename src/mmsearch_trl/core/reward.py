@@ -14,15 +14,17 @@ class RewardParts:
         reward: What the policy is trained on.
         accuracy: 1.0 when the answer is right, else 0.0; no penalty in it.
         format: 1.0 when the form is valid, else 0.0.
-        searches: Turns that asked for a search, executed or not.
+        searches: Turns that asked for a search, executed or not; None where nobody counts any.
         answer: The extracted answer, or None when there is none.
+        given_up: Whether judging the answer took too long, so that it counts as wrong; None where that cannot be.
     """
 
     reward: float
     accuracy: float
     format: float
-    searches: int
+    searches: int | None
     answer: str | None
+    given_up: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,8 @@ class ScoredTrajectory:
         parts = self.parts
         if math.isnan(parts.accuracy) and math.isnan(parts.format):
             return {}
-        return {"accuracy": parts.accuracy, "format": parts.format, "searches": float(parts.searches)}
+        counted = {} if parts.searches is None else {"searches": float(parts.searches)}
+        return {"accuracy": parts.accuracy, "format": parts.format, **counted}
 
     @property
     def right(self) -> bool | None:

@@ -19,7 +19,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right
-from mmsearch_trl.rewards.rule_reward import Message, assistant_turns
+from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
 
 
 FormatRule = Literal["any_rounds", "three_rounds"]
@@ -27,7 +27,7 @@ Formula = Literal["multiplicative", "subtractive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig:
+class RewardConfig(Rule):
     """The `reward:` section of a recipe.
 
     Raises:

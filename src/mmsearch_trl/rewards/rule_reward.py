@@ -1,8 +1,4 @@
-"""A scoring rule as a TRL reward function: rows in, scores and their parts out.
-
-What a rule may read of a rollout is up to the rule; every rule gets the messages with their roles, so that the model's
-own turns are told from what the environment said.
-"""
+"""A scoring rule as a TRL reward function: rows in, scores and their parts out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -10,9 +6,9 @@ from typing import Any, Protocol
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards.answers import accepted_answers
+from mmsearch_trl.rewards.rule import Message, Rollout, Rule
 
 
-Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
 """A conversation's messages, or a single assistant turn."""
 
@@ -23,34 +19,12 @@ class TrainerState(Protocol):
     global_step: int
 
 
-class Rule(Protocol):
-    """The `reward:` section of a recipe, and what it means."""
-
-    @property
-    def name(self) -> str:
-        """TRL names the metric `rewards/<name>/mean` after it."""
-        ...
-
-    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
-        """Score one rollout.
-
-        Args:
-            messages: The completion, with text content.
-            answers: Accepted answers, at least one.
-            step: Finished optimizer steps; None where no training is under way.
-        """
-        ...
-
-    def metrics_at(self, step: int | None) -> dict[str, float]:
-        """What changes in the course of training, for the log."""
-        ...
-
-
 class RuleReward:
     """A rule as a TRL reward function; dataset column `answers` holds each row's accepted answers.
 
     Each trajectory's parts go to the completion table (`accuracy`, `format`, `searches`). It also logs their means
-    `reward/accuracy`, `format/valid` and `reward/searches`, and the rule's own metrics.
+    `reward/accuracy`, `format/valid` and `reward/searches`, and the rule's own metrics. Of searches nothing is said
+    where the rule counts none, and of answers whose judging was given up (`reward/given_up`) where none can be.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -68,16 +42,22 @@ class RuleReward:
     ) -> list[float]:
         """Reward each completion, `(n,)`; see `parts` for arguments and errors."""
         parts = self.parts(completions, answers, trainer_state, **columns)
+        searches = [float(part.searches) for part in parts if part.searches is not None]
+        given_up = [float(part.given_up) for part in parts if part.given_up is not None]
         if log_metric is not None and parts:
             log_metric("reward/accuracy", sum(part.accuracy for part in parts) / len(parts))
             log_metric("format/valid", sum(part.format for part in parts) / len(parts))
-            log_metric("reward/searches", sum(part.searches for part in parts) / len(parts))
+            if searches:
+                log_metric("reward/searches", sum(searches) / len(searches))
+            if given_up:
+                log_metric("reward/given_up", sum(given_up) / len(given_up))
             for name, value in self.rule.metrics_at(_step(trainer_state)).items():
                 log_metric(name, value)
         if log_extra is not None:
             log_extra("accuracy", [part.accuracy for part in parts])
             log_extra("format", [part.format for part in parts])
-            log_extra("searches", [float(part.searches) for part in parts])
+            if searches:
+                log_extra("searches", searches)
         return [part.reward for part in parts]
 
     def parts(
@@ -92,33 +72,30 @@ class RuleReward:
         Args:
             completions: Message lists, or single assistant turns as strings.
             answers: Accepted answers per row, in any shape of `rewards/answers.py`.
-            columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, and `id` or `data_id`
-                names a row in errors.
+            columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, `id` or `data_id`
+                names a row in errors, and `queries` holds prompts and completions as texts.
 
         Raises:
-            UserError: A row has no accepted answer, or the columns differ in length.
+            UserError: A row has no accepted answer though the rule needs one, or the columns differ in length.
         """
-        if answers is None:
+        if answers is None and self.rule.needs_answers:
             raise UserError("the reward needs the dataset column 'answers' (accepted answers per row); it is missing")
+        golds = answers if answers is not None else [None] * len(completions)
         candidates = columns.get("candidate_answers") or [None] * len(completions)
-        step = _step(trainer_state)
-        results = []
-        for row, (completion, gold, more) in enumerate(zip(completions, answers, candidates, strict=True)):
+        queries = columns.get("queries")
+        rollouts = []
+        for row, (completion, gold, more) in enumerate(zip(completions, golds, candidates, strict=True)):
             try:
                 accepted = accepted_answers(gold, more)
             except UserError as error:
                 raise UserError(f"{_row_name(row, columns)}: {error}") from error
-            if not accepted:
+            if not accepted and self.rule.needs_answers:
                 raise UserError(
                     f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
                 )
-            results.append(self.rule.score_messages(_messages(completion), accepted, step))
-        return results
-
-
-def assistant_turns(messages: Sequence[Message]) -> list[str]:
-    """The model's own turns."""
-    return [message["content"] for message in messages if message["role"] == "assistant"]
+            query = {} if queries is None else {"query": lambda row=row: queries[row]}
+            rollouts.append(Rollout(messages=_messages(completion), answers=accepted, **query))
+        return self.rule.score_batch(rollouts, _step(trainer_state))
 
 
 def _messages(completion: Completion) -> list[Message]:

@@ -28,7 +28,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
-from mmsearch_trl.rewards.rule_reward import Message, assistant_turns
+from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
 
 
 RewardRule = Literal["em", "structure"]
@@ -46,7 +46,7 @@ _PROMPT_ANSWERS = ("and", "Beijing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchR1RewardConfig:
+class SearchR1RewardConfig(Rule):
     """The `reward:` section of a recipe with `protocol: search_r1`.
 
     Raises:
@@ -105,9 +105,6 @@ class SearchR1RewardConfig:
         searches = sum(next(enclosed(turn, "search"), None) is not None for turn in assistant_turns(messages))
         reward = self._reward(answer, right, valid, transcript, answers)
         return RewardParts(reward, float(right), float(valid), searches, answer)
-
-    def metrics_at(self, step: int | None) -> dict[str, float]:
-        return {}
 
     def _reward(self, answer: str | None, right: bool, valid: bool, transcript: str, answers: Sequence[str]) -> float:
         if self.rule == "em":

@@ -15,7 +15,6 @@ failure or a defect.
 
 import asyncio
 import base64
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -24,12 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mmsearch_trl.core.errors import SearchError, UserError
+from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind, ImageHit, ImageQuery, TextHit
 from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.search.calls.backend import SearchBackend
@@ -48,7 +46,7 @@ from mmsearch_trl.search.requests import (
     parsed,
     written,
 )
-from mmsearch_trl.search.server_guard import RETRY_AFTER_S, Guard, GuardedServer, Metrics, Refusal, refuse
+from mmsearch_trl.search.server_guard import HANDLERS, RETRY_AFTER_S, Guard, GuardedServer, Metrics, Refusal, token_for
 from mmsearch_trl.search.text.analysis import encodable
 from mmsearch_trl.search.web.service import RETRIEVER_TOKEN
 
@@ -115,9 +113,8 @@ class SearchServer:
             routes.append(Route("/retrieve", self.retrieve, methods=["POST"]))
         if image is not None:
             routes.append(Route("/image_search", self.image_search, methods=["POST"]))
-        handlers = {Refusal: refuse, HTTPException: _no_such_request, Exception: _defect}
         self.app = Guard(
-            Starlette(routes=routes, exception_handlers=handlers),
+            Starlette(routes=routes, exception_handlers=HANDLERS),
             self._metrics,
             token=token,
             limits=_LIMITS,
@@ -227,17 +224,6 @@ class SearchServer:
         return [(rows[place], score) for place, score in best]
 
 
-async def _no_such_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
-    return Refusal(error.status_code, kind, str(error.detail), error.headers).response()
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    """The answer in place of one that a defect has prevented; Starlette shows its traceback."""
-    return Refusal(500, "internal", f"the server has failed: {type(error).__name__}").response()
-
-
 def _images(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:
     return [
         {
@@ -265,9 +251,7 @@ def serve(
     """
     import uvicorn
 
-    token = os.environ.get(RETRIEVER_TOKEN)
-    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-        raise UserError(f"others can reach {host}: set {RETRIEVER_TOKEN} in the environment, here and for the clients")
+    token = token_for(host, RETRIEVER_TOKEN)
     bound = listening_at(host, port)
     served = {
         "retrieve": None if text is None else open_backend(text),

@@ -13,6 +13,7 @@ Not a middleware of Starlette's, which start a task for every request and cost a
 """
 
 import asyncio
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,9 +23,12 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmsearch_trl.core.errors import UserError
 
 
 MAX_ELSEWHERE = 100_000
@@ -56,6 +60,33 @@ async def refuse(request: Request, refusal: Exception) -> JSONResponse:
     """The answer to a `Refusal`, as a handler of Starlette."""
     assert isinstance(refusal, Refusal)
     return refusal.response()
+
+
+async def _no_such_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
+    return Refusal(error.status_code, kind, str(error.detail), error.headers).response()
+
+
+async def _defect(request: Request, error: Exception) -> JSONResponse:
+    """The answer in place of one that a defect has prevented; Starlette shows its traceback."""
+    return Refusal(500, "internal", f"the server has failed: {type(error).__name__}").response()
+
+
+HANDLERS: Mapping[Any, Any] = {Refusal: refuse, HTTPException: _no_such_request, Exception: _defect}
+"""Of exceptions, for Starlette."""
+
+
+def token_for(host: str, variable: str) -> str | None:
+    """The bearer token of a server, which an environment variable holds.
+
+    Raises:
+        UserError: there is none, and others can reach the host.
+    """
+    token = os.environ.get(variable)
+    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        raise UserError(f"others can reach {host}: set {variable} in the environment, here and for the clients")
+    return token
 
 
 class Metrics:

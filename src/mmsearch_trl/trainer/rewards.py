@@ -62,7 +62,7 @@ class Rewards:
                     totals[i],
                     _or_nan(accuracy, i),
                     _or_nan(form, i),
-                    int(searches[i] or 0) if searches else 0,
+                    int(searches[i] or 0) if searches else None,
                     None,
                 ),
                 advantage=advantages[i] if advantages is not None else None,

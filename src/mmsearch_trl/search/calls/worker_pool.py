@@ -1,26 +1,15 @@
-"""A few processes that work on what strangers made (`worker.py`), and are killed when they are late.
+"""A few processes that work on what strangers made (`core/worker.py`), and are killed when they are late.
 
 They are started when the first job comes and are used again. One that is late, dies, or works for a caller that has
 left is killed; the next job starts another.
 """
 
 import asyncio
-import os
-import subprocess
-import sys
-from contextlib import suppress
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
+from mmsearch_trl.core.worker_process import STARTING_SECONDS, WorkerProcess
 from mmsearch_trl.search.calls.threads import call_blocking
-from mmsearch_trl.search.calls.worker import receive, send
-
-
-_STARTING_SECONDS = 30.0
-_INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR")
-"""Of the environment, what a worker gets: no key is among it."""
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Each thread of a numeric library takes address space, of which there is so much and no more."""
 
 
 class WorkerPool:
@@ -38,8 +27,8 @@ class WorkerPool:
         self._first_job = first_job
         self._processes = processes
         self._memory = memory
-        self._idle: list[_Worker] = []
-        self._left_starting: list[asyncio.Task[_Worker]] = []
+        self._idle: list[WorkerProcess] = []
+        self._left_starting: list[asyncio.Task[WorkerProcess]] = []
         """Whose callers could not wait any longer: the next ones take them."""
         self._slots = asyncio.Semaphore(processes)
 
@@ -77,7 +66,7 @@ class WorkerPool:
         while self._idle:
             self._idle.pop().kill()
 
-    async def _free(self) -> "_Worker":
+    async def _free(self) -> WorkerProcess:
         if self._idle:
             return self._idle.pop()
         start = self._left_starting.pop() if self._left_starting else asyncio.create_task(self._started())
@@ -88,39 +77,14 @@ class WorkerPool:
                 self._left_starting.append(start)
             raise
 
-    async def _started(self) -> "_Worker":
+    async def _started(self) -> WorkerProcess:
         """A worker that has done its first job."""
-        worker = await call_blocking(_Worker, self._function, self._memory)
+        worker = await call_blocking(WorkerProcess, self._function, self._memory)
         try:
-            await asyncio.wait_for(call_blocking(worker.ask, self._first_job), _STARTING_SECONDS)
+            await asyncio.wait_for(call_blocking(worker.ask, self._first_job), STARTING_SECONDS)
         except BaseException as error:
             worker.kill()
             if isinstance(error, EOFError | OSError):  # a TimeoutError is one
                 raise SearchError(FailureKind.UNAVAILABLE, "a process for foreign data could not be started") from None
             raise
         return worker
-
-
-class _Worker:
-    """One process. Its methods block."""
-
-    def __init__(self, function: str, memory: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mmsearch_trl.search.calls.worker", function, str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
-        )
-
-    def ask(self, job: bytes) -> bytes:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        send(self._process.stdin, job)  # pyright: ignore[reportArgumentType]
-        return receive(self._process.stdout)  # pyright: ignore[reportArgumentType]
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError, AttributeError):
-                stream.close()  # pyright: ignore[reportOptionalMemberAccess]

@@ -1,4 +1,4 @@
-"""Decodes an image that a stranger made, as a job of a process which may be killed over it (`search/calls/worker.py`).
+"""Decodes an image that a stranger made, as a job of a process which may be killed over it (`core/worker.py`).
 
 A job is the longest side that is wanted (0 for any) and the file; an answer is the size and the RGB pixels, or nothing
 where it is no readable image.

@@ -1,4 +1,4 @@
-"""The readable text of a page, as a job of a process which may be killed over it (`search/calls/worker.py`).
+"""The readable text of a page, as a job of a process which may be killed over it (`core/worker.py`).
 
 A page's characters are what browsers take them for (WHATWG's Encoding Standard): a byte order mark wins over the
 server's word, that over the page's own; labels are those of the standard, and no other codec of Python's is used.

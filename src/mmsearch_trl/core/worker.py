@@ -1,8 +1,8 @@
-"""A process that runs one function over what strangers made: `python -m mmsearch_trl.search.calls.worker NAME MEMORY`.
+"""A process that runs one function over what strangers made: `python -m mmsearch_trl.core.worker NAME MEMORY`.
 
 Decoders and parsers of other people's bytes can burn a processor for minutes and gigabytes of memory. Here that hurts
 nobody: the process may take so much memory and no more, has no key in its environment, is killed when it is late
-(`worker_pool.py`), and ends by itself with the process that started it.
+(`worker_process.py`), and ends by itself with the process that started it.
 
 Jobs come in on standard input and answers go out on standard output, each a length and so many bytes. A function that
 raises ends the process.

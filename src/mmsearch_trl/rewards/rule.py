@@ -1,0 +1,77 @@
+"""What a scoring rule is: messages of a rollout and accepted answers in, a score and its parts out.
+
+What a rule may read of a rollout is up to the rule; every rule gets the messages with their roles, so that the model's
+own turns are told from what the environment said.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmsearch_trl.core.reward import RewardParts
+
+
+Message = Mapping[str, Any]
+
+
+def _no_query() -> str:
+    raise ValueError("the prompt of this rollout is not known")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What a rule is shown.
+
+    Attributes:
+        messages: The completion, with text content.
+        answers: Accepted answers; none only where the rule needs none.
+        query: Prompt and completion as one text, control tokens included.
+    """
+
+    messages: Sequence[Message]
+    answers: Sequence[str]
+    query: Callable[[], str] = _no_query
+
+
+class Rule:
+    """A way to score; most are the `reward:` section of a recipe themselves."""
+
+    @property
+    def name(self) -> str:
+        """TRL names the metric `rewards/<name>/mean` after it."""
+        raise NotImplementedError
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a row without an accepted answer is a mistake."""
+        return True
+
+    def unusable(self, answers: Sequence[Sequence[str]]) -> dict[int, str]:
+        """Of the accepted answers of some rows, those that nothing could be scored by: their numbers, and why."""
+        return {}
+
+    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
+        """Score one rollout.
+
+        Args:
+            messages: The completion, with text content.
+            answers: Accepted answers, at least one.
+            step: Finished optimizer steps; None where no training is under way.
+        """
+        raise NotImplementedError
+
+    def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
+        """Score rollouts, in their order; one by one, where a rule knows nothing better."""
+        return [self.score_messages(rollout.messages, rollout.answers, step) for rollout in rollouts]
+
+    def metrics_at(self, step: int | None) -> dict[str, float]:
+        """What changes in the course of training, for the log."""
+        return {}
+
+    def close(self) -> None:
+        """End what the rule has started."""
+
+
+def assistant_turns(messages: Sequence[Message]) -> list[str]:
+    """The model's own turns."""
+    return [message["content"] for message in messages if message["role"] == "assistant"]
