@@ -44,6 +44,28 @@ def test_ids_and_images_that_disagree_are_an_error_and_no_silent_drop(tmp_path: 
         generation([short], chat, trainer.rollouter.limits, mask_failures=True)
 
 
+def test_truncated_rollouts_are_left_out_of_the_loss_and_not_of_attention(tmp_path: Path) -> None:
+    """TRL would hide them from attention, and their image pads from M-RoPE, which then breaks."""
+    model = FAMILY.model()
+    chat = FAMILY.protocol().chat
+    model.lm_head = torch.nn.Linear(128, model.lm_head.out_features)
+    model.lm_head.bias.data[chat.turn_end_id] = 5.0
+    trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(8), model=model, mask_truncated_completions=True)
+    batch = tiny.rollout_batch(trainer, [dict(row) for row in trainer.train_dataset])
+    truncated = [trajectory.truncated for trajectory in batch.trajectories]
+    assert 0 < sum(truncated) < len(truncated)
+    for i, trajectory in enumerate(batch.trajectories):
+        count = len(trajectory.completion_ids)
+        trained = batch.output["tool_mask"][i, :count].tolist()
+        assert trained == ([0] * count if truncated[i] else trajectory.loss_mask)
+        assert batch.output["completion_mask"][i].sum() == count
+    assert batch.output["num_images"] == [len(trajectory.images) for trajectory in batch.trajectories]
+    share = sum(truncated) / len(truncated)
+    assert trainer._metrics["train"]["rollout/truncated"] == [pytest.approx(share)]
+    assert batch.output["num_items_in_batch"] == (batch.output["tool_mask"] * batch.output["completion_mask"]).sum()
+    assert _loss(trainer, batch.output).isfinite()
+
+
 def test_a_sampled_image_pad_drops_no_image(tmp_path: Path) -> None:
     model = FAMILY.model()
     chat = FAMILY.protocol().chat
@@ -196,7 +218,6 @@ def test_the_sampler_uses_the_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"mask_truncated_completions": True}, "mask_truncated_completions .* hides tokens"),
         ({"top_p": 0.9}, "biases the policy ratio"),
         ({"top_k": 5}, "biases the policy ratio"),
         ({"min_p": 0.1}, "biases the policy ratio"),

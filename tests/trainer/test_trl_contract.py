@@ -2,8 +2,10 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
+import tiny
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import (
     add_fused_lm_head,
@@ -16,7 +18,8 @@ from mmsearch_trl.core import versions
 from mmsearch_trl.core.errors import VersionError
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.trainer.batch import Generation
-from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig, _One
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.micro_batches import _ROW_BY_ROW
 
@@ -143,6 +146,21 @@ def test_only_scored_tokens_are_projected_where_triton_runs() -> None:
 def test_trl_s_epsilon_is_the_one_that_we_replace() -> None:
     assert "(std_rewards + 1e-4)" in inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert MMSearchGRPOConfig.advantage_eps == 1e-4
+
+
+def test_one_rollout_of_a_prompt_passes_the_one_check_that_trl_has(tmp_path: Path) -> None:
+    """And `generation_batch_size`, which it must divide, is whatever the batch is."""
+    assert inspect.getsource(GRPOConfig.__post_init__).count("self.num_generations < 2") == 1
+    assert "num_generations < " not in inspect.getsource(GRPOTrainer)
+    config = tiny.config(tmp_path, num_generations=1, estimator=EstimatorConfig(name="reinforce"))
+    assert (config.num_generations, config.generation_batch_size) == (1, 4)
+    assert type(config.num_generations) is int
+    assert not _One(1) < 2 and _One(1) < 3 and not _One(1) < 1 and 8 % _One(1) == 0
+
+
+def test_trl_keeps_the_advantages_of_one_batch_for_its_table() -> None:
+    """Ours are added in the same number, and so TRL's fall out."""
+    assert '"advantages": deque(maxlen=args.generation_batch_size)' in inspect.getsource(GRPOTrainer.__init__)
 
 
 def test_our_config_changes_the_two_defaults_that_it_says() -> None:

@@ -83,6 +83,12 @@ class Trajectory:
         return self.stop in (StopReason.FAILED, StopReason.STRAGGLER)
 
     @property
+    def truncated(self) -> bool:
+        """It ended for want of tokens: its last turn was cut short, or what was to follow it did not fit."""
+        cut_short = bool(self.turns) and self.turns[-1].finish_reason is FinishReason.LENGTH
+        return not self.aborted and (cut_short or self.stop is StopReason.TOKEN_LIMIT)
+
+    @property
     def prompt_images(self) -> list[ImageInput]:
         return [part for part in self.prompt if isinstance(part, ImageInput)]
 

@@ -33,7 +33,12 @@ class Generation(NamedTuple):
 
 
 def generation(
-    trajectories: Sequence[Trajectory], chat: ChatEncoder, limits: Limits, *, mask_failures: bool
+    trajectories: Sequence[Trajectory],
+    chat: ChatEncoder,
+    limits: Limits,
+    *,
+    mask_failures: bool,
+    mask_truncated: bool = False,
 ) -> Generation:
     """Lay trajectories out for TRL.
 
@@ -44,13 +49,14 @@ def generation(
         AssertionError: A trajectory's ids and images disagree.
     """
     trajectories = [replace(t, turns=[]) if t.stop is StopReason.STRAGGLER else t for t in trajectories]
-    rows = [_row(trajectory, chat, limits, mask_failures) for trajectory in trajectories]
-    prompt_ids, completion_ids, masks, logprobs = (list(column) for column in zip(*rows, strict=True))
+    masks = [loss_mask(t, limits, mask_failures=mask_failures, mask_truncated=mask_truncated) for t in trajectories]
+    rows = [_row(*pair, chat, limits) for pair in zip(trajectories, masks, strict=True)]
+    prompt_ids, completion_ids, tool_mask, logprobs = (list(column) for column in zip(*rows, strict=True))
     images = [trajectory.images for trajectory in trajectories]
     return Generation(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
-        tool_mask=masks,
+        tool_mask=tool_mask,
         completions=[messages_of(trajectory) for trajectory in trajectories],
         logprobs=logprobs,
         extra_fields={},
@@ -59,12 +65,17 @@ def generation(
     )
 
 
-def loss_mask(trajectory: Trajectory, limits: Limits, *, mask_failures: bool) -> list[int]:
+def loss_mask(
+    trajectory: Trajectory, limits: Limits, *, mask_failures: bool, mask_truncated: bool = False
+) -> list[int]:
     """1 on the sampled tokens that are trained, `(c,)`.
 
     With `mask_failures`, tokens from the turn on whose search failed through the infrastructure's fault are left out,
-    and so is everything of a rollout that the engine broke: neither is the policy's doing.
+    and so is everything of a rollout that the engine broke: neither is the policy's doing. With `mask_truncated`, so
+    is everything of a rollout that ended for want of tokens.
     """
+    if mask_truncated and trajectory.truncated:
+        return [0] * len(trajectory.completion_ids)
     if not mask_failures:
         return trajectory.loss_mask
     if trajectory.stop is StopReason.FAILED:
@@ -80,14 +91,14 @@ def loss_mask(trajectory: Trajectory, limits: Limits, *, mask_failures: bool) ->
 
 
 def _row(
-    trajectory: Trajectory, chat: ChatEncoder, limits: Limits, mask_failures: bool
+    trajectory: Trajectory, trained: list[int], chat: ChatEncoder, limits: Limits
 ) -> tuple[list[int], list[int], list[int], list[float]]:
     prompt = list(trajectory.prompt_ids) or [chat.turn_end_id]
     completion = trajectory.completion_ids
     if not completion:
         return prompt, [chat.turn_end_id], [0], [0.0]
     attended = limits.attended(completion, chat.turn_end_id)
-    mask = [a * m for a, m in zip(attended, loss_mask(trajectory, limits, mask_failures=mask_failures), strict=True)]
+    mask = [a * m for a, m in zip(attended, trained, strict=True)]
     logprobs = trajectory.logprobs
     assert len(completion) == len(mask) == len(logprobs), trajectory.task.id
     pads = (*trajectory.prompt_ids, *completion).count(chat.image_pad_id)

@@ -95,6 +95,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         use_vllm, args.use_vllm = args.use_vllm, False
         super().__init__(model, reward_funcs, args, **kwargs)
         self.use_vllm = args.use_vllm = use_vllm
+        self.mask_truncated_completions = False  # TRL's hides tokens from attention: `generation` masks them
         check_model(self.model, has_processor=self._is_vlm, has_auxiliary_loss=self.aux_loss_enabled)
         check_enough_rows(self.train_dataset, args)
         self._sharded = shards_weights(self.accelerator)
@@ -164,8 +165,9 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
             trajectories = self._batch.trajectories
             check_pictures_alike(sum(bool(t.images) for t in trajectories), len(trajectories), self.ranks)
         chat, limits = self.rollouter.protocol.chat, self.rollouter.limits
-        mask_failures = self.args.mask_infrastructure_failures
-        layout = generation(self._batch.trajectories, chat, limits, mask_failures=mask_failures)
+        failures, truncated = self.args.mask_infrastructure_failures, self.args.mask_truncated_completions
+        trajectories = self._batch.trajectories
+        layout = generation(trajectories, chat, limits, mask_failures=failures, mask_truncated=truncated)
         masks = [torch.tensor(mask) for mask in layout.tool_mask]
         mask = pad(masks, padding_value=0, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
         self._score_mask = mask.to(self.accelerator.device)

@@ -96,6 +96,7 @@ _COLUMNS = (
     "rollout/turns_without_action",
     "rollout/failed",
     "rollout/stragglers",
+    "rollout/truncated",
 )
 
 
@@ -113,5 +114,6 @@ def _row(trajectory: Trajectory, tools: Sequence[str]) -> list[float]:
         float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),
         float(trajectory.stop is StopReason.FAILED),
         float(trajectory.stop is StopReason.STRAGGLER),
+        float(trajectory.truncated),
         *(float(number) for tool in tools for number in (tool in called, called[tool], failed[tool])),
     ]

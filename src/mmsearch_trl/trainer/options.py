@@ -37,7 +37,6 @@ REPLACED: Mapping[str, str] = {
     "top_k": _BIASED,
     "min_p": _BIASED,
     "repetition_penalty": _BIASED,
-    "mask_truncated_completions": "it hides tokens from attention and breaks image positions",
     "log_multimodal": "images are written to <output_dir>/traces",
     "ds3_gather_for_generation": (
         "ranks roll out different numbers of turns, and with weights that are gathered layer by layer they would wait "
