@@ -93,7 +93,7 @@ def test_an_update_is_a_step_on_the_mean_over_all_tokens_however_they_are_forwar
     losses = []
     for _ in range(2 * epochs):
         values = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                       position_ids=(batch.attention_mask.cumsum(1) - 1).clamp(min=0))[:, PROMPT - 1 : -1]  # fmt: skip
+                       position_ids=(batch.attention_mask.cumsum(1) - 1).clamp(min=0))[:, PROMPT - 1 : -1, 0]  # fmt: skip
         error = value_loss(values, given.values, given.returns, 0.2) * given.mask
         loss = error.sum() / given.mask.sum()
         losses.append(float(loss.detach()))

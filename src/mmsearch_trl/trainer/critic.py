@@ -219,7 +219,7 @@ class Critic:
         taken = {name: value for name, value in inputs.items() if name != "labels"}
         with self._accelerator.autocast():
             values = self._model(**taken)
-        return put_back(values[:, :-1], columns, batch)
+        return put_back(values[:, :-1, 0], columns, batch)
 
     def _described(self, given: Valued) -> dict[str, float]:
         """Means over all tokens, and which share of the returns' variance the values had explained."""

@@ -23,7 +23,7 @@ _ADAPTER = "critic"
 
 
 class ValueModel(nn.Module):
-    """What a model expects at each of its tokens, from what it has read up to there, `(n, t)` in float32."""
+    """What a model expects at each of its tokens, from what it has read up to there, `(n, t, 1)`."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ValueModel(nn.Module):
     def forward(self, **inputs: Any) -> torch.Tensor:
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has two digits, and values want more
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+            return self.head(hidden.to(self.head.weight.dtype)).float()
 
 
 def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Mapping[str, Any] | None) -> ValueModel:
