@@ -26,6 +26,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.section import BackendConfig, ImageConfig, TextConfig
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.options import REPLACED, REPLACED_SUPERVISED
 
@@ -38,7 +39,7 @@ INTRODUCTION = """\
 <!-- Written by tools/write_recipe_reference.py; change the dataclasses and run it again. -->
 
 A recipe is one YAML file that says everything about a run. Keys of model, data and trainer stand flat at the top of
-the file; the mappings `search:`, `rollout:`, `reward:` and `estimator:` hold the rest. `search.image` and
+the file; the mappings `search:`, `rollout:`, `reward:`, `estimator:` and `critic:` hold the rest. `search.image` and
 `search.text` say with `backend` what answers, and hold its keys:
 
 ```yaml
@@ -109,6 +110,7 @@ def own_part() -> str:
                     *(_row(field, "estimator.kl.") for field in fields(KLConfig)),
                 ],
             ),
+            _table("Critic", "In the mapping `critic:`.", (_row(field, "critic.") for field in fields(CriticConfig))),
             _table("Rollout", "In the mapping `rollout:`.", (_row(field, "rollout.") for field in fields(Limits))),
             _table("Search", "In the mapping `search:`.", (_row(field, "search.") for field in fields(SearchConfig))),
             *_backends("Image search", ImageConfig, ImageSection),

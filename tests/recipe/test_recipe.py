@@ -18,6 +18,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 
 
@@ -73,7 +74,8 @@ def test_no_key_belongs_to_two_sections() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig, EstimatorConfig, KLConfig]
+    "cls",
+    [DataConfig, MMSearchGRPOConfig, SearchConfig, Limits, RewardConfig, EstimatorConfig, KLConfig, CriticConfig],
 )
 def test_every_key_has_a_help_text(cls: type) -> None:
     assert [key.name for key in fields(cls) if key.init and not key.metadata.get("help")] == []

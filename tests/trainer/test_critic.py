@@ -92,8 +92,9 @@ def test_an_update_is_a_step_on_the_mean_over_all_tokens_however_they_are_forwar
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     losses = []
     for _ in range(2 * epochs):
-        values = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                       position_ids=(batch.attention_mask.cumsum(1) - 1).clamp(min=0))[:, PROMPT - 1 : -1, 0]  # fmt: skip
+        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        values = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions)
+        values = values[:, PROMPT - 1 : -1, 0]
         error = value_loss(values, given.values, given.returns, 0.2) * given.mask
         loss = error.sum() / given.mask.sum()
         losses.append(float(loss.detach()))
@@ -219,7 +220,10 @@ def test_what_a_critic_cannot_be_is_refused() -> None:
         value_model(quantized, "full", seed=0, checkpointing=None)
     with pytest.raises(UserError, match=r"critic\.batch_size: 3 does not divide a batch of 8"):
         critic(batch_size=3).updates(8)
-    assert critic(batch_size=16, epochs=3).updates(8) == 3
+    with pytest.raises(UserError, match=r"critic\.batch_size: 16 does not divide a batch of 8"):
+        critic(batch_size=16).updates(8)
+    assert [critic(epochs=3, **size).updates(8) for size in ({"batch_size": 8}, {"batch_size": 2}, {})] == [3, 12, 6]
+    assert critic().updates(2) == 1
     with pytest.raises(UserError, match=r"critic\.lr_scheduler_type: cosin "):
         critic(lr_scheduler_type="cosin")
     for options, words in (

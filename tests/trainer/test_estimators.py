@@ -14,11 +14,17 @@ from mmsearch_trl.trainer.estimators import Estimate, Estimator
 
 
 GROUP, EPS, NAN = 4, 1e-4, float("nan")
-NAMES = ("group_norm", "rloo", "reinforce", "reinforce_baseline", "dr_grpo")
+NAMES = ("group_norm", "rloo", "reinforce", "reinforce_baseline", "dr_grpo", "gae")
 
 
 def reference(
-    config: EstimatorConfig, rewards: np.ndarray, mask: np.ndarray, old: np.ndarray, ref: np.ndarray, eps: float = EPS
+    config: EstimatorConfig,
+    rewards: np.ndarray,
+    mask: np.ndarray,
+    old: np.ndarray,
+    ref: np.ndarray,
+    values: np.ndarray,
+    eps: float = EPS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns, `(n, t)`, with loops alone."""
     kept = rewards.copy()
@@ -28,29 +34,34 @@ def reference(
             others = [rewards[j] for j in group if j != i]
             if config.name == "rloo":
                 kept[i] = rewards[i] - np.mean(others) if others else 0.0
-            elif config.name != "reinforce":
+            elif config.name not in ("reinforce", "gae"):
                 kept[i] = rewards[i] - np.mean(rewards[group])
             if config.name == "group_norm":
                 kept[i] /= (np.std(rewards[group], ddof=1) if others else 0.0) + eps
     if config.clip is not None:
         kept = np.clip(kept, *config.clip)
-    returns = np.zeros(mask.shape)
+    returns, advantages = np.zeros(mask.shape), np.zeros(mask.shape)
     tokens = [[t for t in range(mask.shape[1]) if mask[i, t]] for i in range(len(rewards))]
     tokens = [[] if np.isnan(rewards[i]) else row for i, row in enumerate(tokens)]
     for i, row in enumerate(tokens):
-        after = kept[i]
+        after, next_value, surprises = kept[i], 0.0, 0.0
         for place, t in enumerate(reversed(row)):
             d = old[i, t] - ref[i, t]
             kl = {"k1": d, "k2": d * d / 2, "k3": np.exp(-d) + d - 1}[config.kl.form]
             paid = -config.kl.coef * kl if config.kl.place == "reward" else 0.0
+            if config.name == "gae":
+                paid += kept[i] if place == 0 else 0.0
+                surprises = paid + config.gamma * (next_value + config.lam * surprises) - values[i, t]
+                next_value, advantages[i, t], returns[i, t] = values[i, t], surprises, surprises + values[i, t]
+                continue
             after = paid + (after if place == 0 else config.gamma * after)
-            returns[i, t] = after
-    advantages, every = returns.copy(), [returns[i, t] for i, row in enumerate(tokens) for t in row]
+            returns[i, t] = advantages[i, t] = after
+    every = [advantages[i, t] for i, row in enumerate(tokens) for t in row]
     if config.normalization != "none" and every:
         deviation = np.sqrt(max(np.var(every), 1e-8)) if config.normalization == "mean_std" else 1.0
         for i, row in enumerate(tokens):
             for t in row:
-                advantages[i, t] = (returns[i, t] - np.mean(every)) / deviation
+                advantages[i, t] = (advantages[i, t] - np.mean(every)) / deviation
     return advantages, returns
 
 
@@ -68,8 +79,8 @@ def drawn(turns: int, seed: int = 0, n: int = 12) -> dict[str, torch.Tensor]:
             sampled = rng.integers(1, 24 // turns - 2)
             mask[row, at : at + sampled] = 1
             at += sampled + rng.integers(1, 3)
-    old, ref = rng.normal(-2, 1, mask.shape), rng.normal(-2, 1, mask.shape)
-    columns = {"rewards": rewards, "mask": mask, "old": old, "ref": ref}
+    old, ref, values = (rng.normal(-2, 1, mask.shape) for _ in range(3))
+    columns = {"rewards": rewards, "mask": mask, "old": old, "ref": ref, "values": values}
     return {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
@@ -113,11 +124,12 @@ def estimate(config: EstimatorConfig, given: dict[str, torch.Tensor], ranks: Any
         "old_per_token_logps": given["old"],
         "ref_per_token_logps": given["ref"],
     }
-    return estimator(given["rewards"], batch, _none_needed)
+    values_of = (lambda _: given["values"]) if config.name == "gae" else _none_needed
+    return estimator(given["rewards"], batch, _none_needed, values_of)
 
 
 def _none_needed(batch: Any) -> torch.Tensor:
-    raise AssertionError("the batch holds log-probs")
+    raise AssertionError("the batch holds log-probs, and there is no critic")
 
 
 def on_two_ranks(config: EstimatorConfig, given: dict[str, torch.Tensor]) -> Estimate:
@@ -136,7 +148,7 @@ def on_two_ranks(config: EstimatorConfig, given: dict[str, torch.Tensor]) -> Est
         thread.join()
     joined = [torch.cat([found[0][i], found[1][i]]) for i in range(3)]
     assert found[0].metrics == found[1].metrics
-    return Estimate(*joined, found[0].metrics)
+    return Estimate(*joined, found[0].metrics, None, torch.cat([found[0].mask, found[1].mask]))
 
 
 CONFIGS = [
@@ -145,6 +157,9 @@ CONFIGS = [
     *({"name": name, "reward_clip": (-2.0, 3.0), "kl": KLConfig(coef=0.1)} for name in NAMES),
     *({"name": "reinforce", "gamma": 0.9, "normalize": normalize} for normalize in ("mean_std", "mean", "none")),
     {"name": "reinforce", "gamma": 0.9, "kl": KLConfig(coef=0.3, form="k2")},
+    *({"name": "gae", "gamma": gamma, "lam": lam} for gamma, lam in ((1.0, 0.95), (0.9, 1.0), (0.99, 0.0))),
+    {"name": "gae", "gamma": 0.9, "lam": 0.9, "normalize": "mean", "kl": KLConfig(coef=0.3, form="k3")},
+    {"name": "gae", "normalize": "none", "reward_clip": (-1.0, 1.0)},
     *(
         {"name": name, "normalize": normalize}
         for name in ("rloo", "reinforce_baseline")
@@ -162,7 +177,7 @@ def test_an_estimator_is_the_reference(keys: dict[str, Any], turns: int, ranks: 
     config, given = EstimatorConfig(**keys), drawn(turns)
     found = estimate(config, given, Alone()) if ranks == 1 else on_two_ranks(config, given)
     eps = 1e-9 if config.compat else EPS
-    columns = (given[name].numpy() for name in ("rewards", "mask", "old", "ref"))
+    columns = (given[name].numpy() for name in ("rewards", "mask", "old", "ref", "values"))
     advantages, returns = reference(config, *columns, eps=eps)
     np.testing.assert_allclose(found.advantages, advantages, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.returns, returns, rtol=1e-5, atol=1e-5)
@@ -213,7 +228,9 @@ def test_log_probs_are_asked_for_where_the_batch_holds_none() -> None:
     given, config = drawn(1), EstimatorConfig(name="rloo", kl=KLConfig(coef=0.2))
     masks = {"completion_mask": torch.ones_like(given["mask"]), "tool_mask": given["mask"]}
     estimator = Estimator(config, Alone(), group_size=GROUP, eps=EPS, kl_clamp=False)  # type: ignore[arg-type]
-    found = estimator(given["rewards"], {**masks, "ref_per_token_logps": given["ref"]}, lambda _: given["old"])
+    found = estimator(
+        given["rewards"], {**masks, "ref_per_token_logps": given["ref"]}, lambda _: given["old"], _none_needed
+    )
     assert torch.equal(found.advantages, estimate(config, given, Alone()).advantages)
 
 

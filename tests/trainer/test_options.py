@@ -21,6 +21,7 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.options import REPLACED, REPLACED_SUPERVISED, REQUIREMENTS
@@ -172,7 +173,17 @@ def test_a_value_that_nothing_knows_is_refused_at_once(option: dict[str, Any], m
 
 @pytest.mark.parametrize(
     "config",
-    [ModelConfig, DataConfig, Limits, RewardConfig, SearchR1RewardConfig, SearchConfig, EstimatorConfig, KLConfig],
+    [
+        ModelConfig,
+        DataConfig,
+        Limits,
+        RewardConfig,
+        SearchR1RewardConfig,
+        SearchConfig,
+        EstimatorConfig,
+        KLConfig,
+        CriticConfig,
+    ],
     ids=str,
 )
 def test_every_key_of_the_other_sections_is_read(config: Any) -> None:

@@ -1,10 +1,10 @@
 """A recipe: one YAML file that says everything about a training run.
 
 Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
-`MMSearchSFTConfig` in a supervised recipe. The mappings `search:`, `rollout:`, `reward:` and `estimator:` hold the
-keys of `SearchConfig`, `Limits`, `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`, and
-`EstimatorConfig`; the list `tools:` names what may be called besides the searches (`recipe/tools.py`). Any key can be
-overridden on the command line, nested ones with a dot:
+`MMSearchSFTConfig` in a supervised recipe. The mappings `search:`, `rollout:`, `reward:`, `estimator:` and `critic:`
+hold the keys of `SearchConfig`, `Limits`, `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`,
+`EstimatorConfig` and `CriticConfig`; the list `tools:` names what may be called besides the searches
+(`recipe/tools.py`). Any key can be overridden on the command line, nested ones with a dot:
 
     --config mmsearch_r1/qwen2.5-vl-7b --learning_rate 1e-6 --rollout.max_turns 2
 

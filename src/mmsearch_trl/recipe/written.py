@@ -22,6 +22,7 @@ from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.search.config import SearchConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig
 from mmsearch_trl.trainer.options import check_choices
 
@@ -121,8 +122,9 @@ def read_written(
             check_choices(values)
         except UserError as error:
             raise UserError(f"{where(str(error).partition(' ')[0])}: {error}") from error
-        if (estimator := values.get("estimator")) is not None:
-            _section(EstimatorConfig, estimator, "estimator", where)
+        for name, cls in (("estimator", EstimatorConfig), ("critic", CriticConfig)):
+            if values.get(name) is not None:
+                _section(cls, values[name], name, where)
     check_model_keys(values, where)
     return WrittenRecipe(
         path=Path(path),

@@ -10,6 +10,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.evaluation.evaluator import EvaluationOptions
 from mmsearch_trl.rollout.outage import OutageMonitor
+from mmsearch_trl.trainer.critic_config import CriticConfig, check_critic
 from mmsearch_trl.trainer.estimator_config import ALONE, EstimatorConfig
 from mmsearch_trl.trainer.options import (
     REPLACED,
@@ -42,6 +43,9 @@ class MMSearchGRPOConfig(GRPOConfig):
     estimator: EstimatorConfig | None = field(
         default=None,
         metadata={"help": "How rewards become advantages: the section `estimator:`. Without it, as TRL does."},
+    )
+    critic: CriticConfig | None = field(
+        default=None, metadata={"help": "The value model of `estimator.name: gae`: the section `critic:`."}
     )
     advantage_eps: float = field(
         default=1e-4, metadata={"help": "Added to the group's standard deviation; MMSearch-R1 has 1e-6, TRL 1e-4."}
@@ -151,6 +155,8 @@ class MMSearchGRPOConfig(GRPOConfig):
             self.beta = self.estimator.kl.coef  # TRL then loads the reference model and runs it
             if self.num_generations == 1 and self.estimator.name in ALONE:
                 self.num_generations = _One(1)
+            if self.estimator.name == "gae" and self.critic is None:
+                self.critic = CriticConfig()
         try:
             super().__post_init__()
         except (ValueError, TypeError, ImportError) as error:  # how TRL and transformers refuse values
@@ -158,6 +164,7 @@ class MMSearchGRPOConfig(GRPOConfig):
         if self.num_generations == 1:
             self.num_generations = 1  # a plain number again
         check_batch_of_estimator(self)
+        check_critic(self)
         if self.scale_rewards not in ("group", "batch", "none"):
             raise UserError(f"scale_rewards must be group, batch or none, got {self.scale_rewards!r}.")
         if self.max_trajectories_in_flight is not None and self.max_trajectories_in_flight < 1:
@@ -168,7 +175,8 @@ class MMSearchGRPOConfig(GRPOConfig):
     def to_dict(self) -> dict[str, Any]:
         """What trackers are told, without secrets."""
         estimator = None if self.estimator is None else asdict(self.estimator)
-        return redacted(super().to_dict() | {"estimator": estimator})
+        critic = None if self.critic is None else asdict(self.critic)
+        return redacted(super().to_dict() | {"estimator": estimator, "critic": critic})
 
     def evaluation_options(self, run_dir: Path, *, progress: bool = False) -> EvaluationOptions:
         """What an evaluation takes of these arguments."""

@@ -107,13 +107,17 @@ class Critic:
         Raises:
             UserError: `critic.batch_size` does not divide the batch.
         """
-        size = min(self._update_rows, rows)
+        size = self._size(rows)
         if rows % size:
             raise UserError(
                 f"critic.batch_size: {size * self._ranks.count} does not divide a batch of "
                 f"{rows * self._ranks.count} rollouts"
             )
         return self._config.epochs * (rows // size)
+
+    def _size(self, rows: int) -> int:
+        """Rollouts of a process in an update, of a batch of which it holds `rows`."""
+        return min(self._update_rows, rows) if self._config.batch_size is None else self._update_rows
 
     def schedule(self, updates: int) -> None:
         """Set the course of the learning rate, over all updates of a run; once.
@@ -142,7 +146,7 @@ class Critic:
         assert self._schedule is not None
         self._model.train()
         rng, rows = random.Random(f"{self._seed}/{name}"), range(len(given.mask))
-        size = min(self._update_rows, len(rows))
+        size = self._size(len(rows))
         losses, norms = [], []
         with seeded(rng.randrange(2**63), self._accelerator.device):  # of dropout, in adapters
             for _ in range(self._config.epochs):
@@ -283,29 +287,12 @@ def build_schedule(
         ) from error
 
 
-def check_one_optimizer_more(accelerator: Accelerator) -> None:
-    """Refuse what serves a single trained model.
-
-    Raises:
-        UserError: it does.
-    """
-    kind = accelerator.distributed_type
-    if kind is DistributedType.DEEPSPEED:
-        raise UserError(
-            "critic: DeepSpeed trains one model a process, and a critic is a second one: run on FSDP2 "
-            "(accelerate_configs/fsdp2.yaml) or on DDP, or choose an estimator without a critic"
-        )
-    if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise UserError("critic: FSDP1 is not supported: set fsdp_version: 2 (accelerate_configs/fsdp2.yaml)")
-    if accelerator.mixed_precision == "fp16":
-        raise UserError("critic: fp16 scales the loss of one model, and a critic is a second one: set bf16: true")
-
-
 def _wrapped(model: ValueModel, accelerator: Accelerator) -> Any:
     """The model as the processes share it; parameters of FSDP2 are sharded in place."""
-    check_one_optimizer_more(accelerator)
     if accelerator.distributed_type is not DistributedType.FSDP:
         return accelerator.prepare_model(model)
+    if not accelerator.is_fsdp2:
+        raise UserError("critic: FSDP1 is not supported: set fsdp_version: 2 (accelerate_configs/fsdp2.yaml)")
     if not all(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
             "critic.model: adapter shares the policy's frozen weights, which FSDP shards: set it to full, or use DDP"

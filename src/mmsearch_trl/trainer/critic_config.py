@@ -75,3 +75,22 @@ class CriticConfig:
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == _COSINE:
             return {"min_lr_rate": 0.1}
         return self.lr_scheduler_kwargs or {}
+
+
+def check_critic(args: Any) -> None:
+    """Refuse a critic that nothing asks, and what can train one model alone; before any is loaded.
+
+    Raises:
+        UserError: the message says what to do.
+    """
+    if args.critic is None:
+        return
+    if args.estimator is None or args.estimator.name != "gae":
+        raise UserError("critic is asked by estimator.name gae alone: set that, or take the section out")
+    if args.deepspeed_plugin is not None:
+        raise UserError(
+            "critic: DeepSpeed trains one model a process, and a critic is a second one: use FSDP2 "
+            "(accelerate_configs/fsdp2.yaml) or DDP, or an estimator without a critic"
+        )
+    if args.fp16:
+        raise UserError("critic: fp16 scales the loss of one model, and a critic is a second one: set bf16 instead")

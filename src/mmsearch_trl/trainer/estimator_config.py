@@ -6,11 +6,11 @@ from typing import Literal
 from mmsearch_trl.core.errors import UserError
 
 
-Name = Literal["group_norm", "rloo", "reinforce", "reinforce_baseline", "dr_grpo"]
+Name = Literal["group_norm", "rloo", "reinforce", "reinforce_baseline", "dr_grpo", "gae"]
 KLForm = Literal["k1", "k2", "k3"]
 Normalization = Literal["mean_std", "mean", "none"]
 
-ALONE: frozenset[str] = frozenset({"reinforce"})
+ALONE: frozenset[str] = frozenset({"reinforce", "gae"})
 """Estimators that compare a rollout with no others of its prompt: one rollout of a prompt is enough."""
 
 SCALED: frozenset[str] = frozenset({"group_norm", "dr_grpo"})
@@ -79,8 +79,9 @@ class EstimatorConfig:
         metadata={
             "help": "`group_norm`: GRPO's, less the mean of the prompt's rollouts and over their deviation; "
             "`dr_grpo`: less the mean alone; `rloo`: less the mean of the others; `reinforce_baseline`: less the mean "
-            "(REINFORCE++-baseline); `reinforce`: the reward as it is (REINFORCE++), also with `num_generations: 1`. "
-            "The last three are then normalised over the batch."
+            "(REINFORCE++-baseline); `reinforce`: the reward as it is (REINFORCE++), also with `num_generations: 1`; "
+            "`gae`: what tokens did better than a critic expected (PPO; the section `critic:`), likewise. The last "
+            "four are then normalised over the batch."
         }
     )
     compat: Literal["lmm_r1"] | None = field(
@@ -95,7 +96,11 @@ class EstimatorConfig:
         default=None, metadata={"help": "Least and most that a reward counts, after the baseline; default: any."}
     )
     gamma: float = field(
-        default=1.0, metadata={"help": "Discount from one sampled token to the next, for `reinforce`."}
+        default=1.0, metadata={"help": "Discount from one sampled token to the next, for `reinforce` and `gae`."}
+    )
+    lam: float = field(
+        default=1.0,
+        metadata={"help": "`gae`: 1 for whole returns less values, 0 for the surprise of the next token alone."},
     )
     normalize: Normalization | None = field(
         default=None,
@@ -117,6 +122,10 @@ class EstimatorConfig:
                 f"estimator.gamma is 1 for {self.name}, whose baseline is of whole rollouts: leave it out "
                 f"(got {self.gamma})"
             )
+        if not 0 <= self.lam <= 1:
+            raise UserError(f"estimator.lam must be from 0 to 1, got {self.lam}")
+        if self.lam != 1 and self.name != "gae":
+            raise UserError(f"estimator.lam is for gae: leave it out (name: {self.name}, got {self.lam})")
         if self.normalize is not None and self.name in SCALED:
             raise UserError(
                 f"estimator.normalize is not for {self.name}, whose advantages are scaled as its name says: "

@@ -5,8 +5,8 @@ In this order, which is that of OpenRLHF and LMM-R1:
 1. the baseline of its prompt's rollouts is taken off the reward of a trajectory;
 2. the rest is clipped to `reward_clip`;
 3. it is paid at the last sampled token, and every sampled token pays for its KL (`kl.place: reward`);
-4. the return of a token is what is paid from it on;
-5. returns are normalised over all sampled tokens of the batch, those of other ranks included.
+4. the return of a token is what is paid from it on, of which `gae` takes what a critic expected (`gae.py`);
+5. these are normalised over all sampled tokens of the batch, those of other ranks included.
 
 Only sampled tokens take part, as if they stood side by side: a return passes over the replies between turns. A
 trajectory without a reward, which is NaN, is left out of baseline, KL and normalisation, and its advantages are 0. All
@@ -22,6 +22,7 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.estimator_config import EPS_OF_LMM_R1, EstimatorConfig
+from mmsearch_trl.trainer.gae import gae
 from mmsearch_trl.trainer.kl import KLController, bounded_reference, estimated_kl
 
 
@@ -32,12 +33,16 @@ class Estimate(NamedTuple):
         returns: `(n, t)`, likewise: before they were normalised.
         of_trajectories: `(n,)`, the mean advantage of the tokens of each; 0 where it has none.
         metrics: For the log.
+        values: Of a critic, `(n, t)`, where the estimator has one.
+        mask: True on the sampled tokens of trajectories with a reward, `(n, t)`.
     """
 
     advantages: torch.Tensor
     returns: torch.Tensor
     of_trajectories: torch.Tensor
     metrics: dict[str, float]
+    values: torch.Tensor | None
+    mask: torch.Tensor
 
 
 class Estimator:
@@ -67,12 +72,14 @@ class Estimator:
         rewards: torch.Tensor,
         batch: Mapping[str, Any],
         log_probs_of: Callable[[Any], torch.Tensor],
+        values_of: Callable[[Any], torch.Tensor],
     ) -> Estimate:
         """
         Args:
             rewards: `(n,)`, of this rank's trajectories; NaN where there is none.
             batch: As TRL made it of these.
             log_probs_of: Gives the log-probs of its sampled tokens, `(n, t)`, where it holds none.
+            values_of: Gives what a critic expects before each of them, `(n, t)`; asked by `gae` alone.
         """
         sampled = (batch["tool_mask"] * batch["completion_mask"]).bool()
         mask = sampled & ~rewards.isnan()[:, None].to(sampled.device)
@@ -80,10 +87,14 @@ class Estimator:
         paid = pay(self._shaped(rewards).to(mask.device), mask)
         if kl is not None and self.config.kl.place == "reward":
             paid = paid - self.kl.coef * kl
-        returns = discounted(paid, mask, self.config.gamma)
-        advantages = self._normalized(returns, mask)
+        values, returns = None, discounted(paid, mask, self.config.gamma)
+        advantages = returns
+        if self.config.name == "gae":
+            values = values_of(batch)
+            advantages, returns = gae(paid, values.double(), mask, gamma=self.config.gamma, lam=self.config.lam)
+        advantages = self._normalized(advantages, mask)
         of_trajectories = advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return Estimate(advantages.float(), returns.float(), of_trajectories.float(), metrics)
+        return Estimate(advantages.float(), returns.float(), of_trajectories.float(), metrics, values, mask)
 
     def _shaped(self, rewards: torch.Tensor) -> torch.Tensor:
         """Rewards of this rank less their baselines, clipped, `(n,)`; 0 where there is none."""

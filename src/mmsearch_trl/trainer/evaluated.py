@@ -8,13 +8,13 @@ from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator
 from mmsearch_trl.rollout.rollouter import Rollouter
+from mmsearch_trl.trainer.actor_critic import ActorCritic
 from mmsearch_trl.trainer.collector import Collector
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.sampler import Sampler
-from mmsearch_trl.trainer.trimmed import TrimmedGRPOTrainer
 
 
-class EvaluatedByRollouts(TrimmedGRPOTrainer):
+class EvaluatedByRollouts(ActorCritic):
     """TRL's trainer, evaluated on the engine that samples for it."""
 
     ranks: Ranks

@@ -105,6 +105,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         protocol = protocol or default_protocol(self.processing_class)
         self.ranks = Ranks()
         self.estimator = build_estimator(args, self.ranks)
+        self.build_critic()
         self.rollouter = Rollouter(protocol, search, limits or Limits(), max_in_flight=args.max_trajectories_in_flight)
         loop = self.rollouter.loop
         self.sampler = build_sampler(
@@ -195,9 +196,10 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         """Have the estimator replace TRL's advantages, or the configured epsilon its 1e-4; those of trajectories."""
         advantages, rewards = output["advantages"], batch.rewards.totals
         if self.estimator is not None:
-            estimate = self.estimator(rewards, output, self.log_probs_of)
+            estimate = self.estimator(rewards, output, self.log_probs_of, self.values_of)
             output["advantages"], advantages = estimate.advantages, estimate.of_trajectories
             self.append_metrics(estimate.metrics)
+            self.learn_values(output, estimate)
         elif self.args.advantage_eps != 1e-4 and self.multi_objective_aggregation == "sum_then_normalize":
             every = self.ranks.gather(rewards), self.num_generations, self.scale_rewards, self.args.advantage_eps
             advantages = group_advantages(*every).split(len(rewards))[self.ranks.index].to(advantages)
