@@ -1,8 +1,4 @@
-"""Tiny real parts for tests: models of both Qwen-VL families, tools with chosen behaviour, and a trainer around them.
-
-Weights are spread more than twice as wide as the world's, so that outputs depend on every input: with the usual small
-initial weights a wrong position or a missing image would hardly show.
-"""
+"""Tiny real parts for tests: models (`model_families.py`), tools with chosen behaviour, and a trainer around them."""
 
 import asyncio
 import hashlib
@@ -10,17 +6,14 @@ import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from model_families import FAMILIES, Family, RestlessProtocol, qwen2, qwen3, qwen25, qwen35  # noqa: F401
 from PIL import Image
-from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers import PreTrainedModel
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
@@ -30,7 +23,6 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import FEATURES
 from mmsearch_trl.distributed.policy import Policy
-from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
@@ -38,103 +30,6 @@ from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.sampler.sampler import OpenEngine
-from mmsearch_trl.world.model import build_model
-from mmsearch_trl.world.protocol import PROMPTS, TEMPLATES
-from mmsearch_trl.world.tokenizer import CHAT_TEMPLATE, build_processor, build_tokenizer
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family in miniature."""
-
-    name: str
-    processor: Any
-    build: Callable[[], PreTrainedModel]
-
-    def model(self, seed: int = 0) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.build()
-            for parameter in model.parameters():
-                if parameter.dim() >= 2:
-                    parameter.data.normal_(std=0.1)
-        tokenizer = self.processor.tokenizer
-        model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-        return model.eval()
-
-    def protocol(self) -> MMSearchProtocol:
-        return MMSearchProtocol(ChatEncoder(self.processor), PROMPTS, TEMPLATES)
-
-    def restless(self) -> "RestlessProtocol":
-        return RestlessProtocol(ChatEncoder(self.processor), PROMPTS, TEMPLATES)
-
-    def engine(self, model: PreTrainedModel, chat: ChatEncoder, **options: Any) -> TransformersEngine:
-        settings = {
-            "stop_ids": [chat.turn_end_id],
-            "forbidden_ids": chat.vision_ids,
-            "image_pad_id": chat.image_pad_id,
-            "pad_id": chat.tokenizer.pad_token_id,
-            "vocabulary_size": chat.vocabulary_size,
-            "decode": chat.decode,
-        }
-        return TransformersEngine(model, chat.images, **(settings | options))
-
-
-def qwen25() -> Family:
-    processor = build_processor()
-    # As `AutoProcessor` reads it back, and so as vLLM has it: the resizing of the PIL variant rounds differently.
-    processor.image_processor = Qwen2VLImageProcessor(**processor.image_processor.to_dict())
-    return Family("qwen2.5-vl", processor, lambda: build_model(processor))
-
-
-def qwen3() -> Family:
-    """Patches of 16 pixels, two DeepStack levels, and a 4 x 4 table of learned positions that is interpolated."""
-    patches: dict[str, Any] = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
-    patches["size"] = {"shortest_edge": 32**2, "longest_edge": 96**2}
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**patches),
-        tokenizer=build_tokenizer(),
-        video_processor=Qwen3VLVideoProcessor(**patches),
-        chat_template=CHAT_TEMPLATE,
-    )
-    return Family("qwen3-vl", processor, lambda: Qwen3VLForConditionalGeneration(_qwen3_config(processor)))
-
-
-def _qwen3_config(processor: Any) -> Qwen3VLConfig:
-    tokenizer = processor.tokenizer
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 1024,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {
-        "depth": 3,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 64,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
-    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
-    ids = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
 
 
 class WrappedEngine:
@@ -181,21 +76,6 @@ class Batch(NamedTuple):
 
     trajectories: list[Trajectory]
     output: dict[str, Any]
-
-
-class RestlessProtocol(MMSearchProtocol):
-    """Reads a search or an answer out of any text, by its digest: a model with random weights searches all the time.
-
-    A turn's own tokens decide, so the reading is as reproducible as the real one.
-    """
-
-    def read(self, text: str) -> Action:
-        choice = hashlib.sha256(text.encode()).digest()[0] % 5
-        if choice < 2:
-            return Action(ActionKind.IMAGE_SEARCH)
-        if choice < 4:
-            return Action(ActionKind.TEXT_SEARCH, text.strip()[:20] or "?")
-        return Action(ActionKind.ANSWER, text.strip())
 
 
 class SearchTools:

@@ -34,6 +34,16 @@ def test_a_recipe_runs_in_miniature(
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 2
 
 
+@pytest.mark.slow
+def test_a_recipe_of_one_s_own_runs_with_a_model_of_another_family(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: mmsearch_r1/qwen2.5-vl-7b-lora\nmodel_name_or_path: Qwen/Qwen3.5-4B\n")
+    assert main(["tiny", str(recipe), "--out", str(tmp_path / "tiny")]) == 0
+    assert json.loads((tmp_path / "tiny" / "model" / "config.json").read_text())["model_type"] == "qwen3_5"
+    assert main(["train", "--config", str(tmp_path / "tiny" / "recipe.yaml")]) == 0
+    assert (tmp_path / "tiny" / "run" / "adapter_model.safetensors").is_file()
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").touch()
     assert main(["tiny", "world/grpo", "--out", str(tmp_path)]) == 1
@@ -44,6 +54,8 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pyt
     ("name", "vision", "family"),
     [
         ("Qwen/Qwen3-VL-8B-Instruct", True, Family.QWEN3_VL),
+        ("Qwen/Qwen2-VL-2B-Instruct", True, Family.QWEN2_VL),
+        ("Qwen/Qwen3.5-4B", True, Family.QWEN35),
         ("Qwen/Qwen2.5-VL-3B-Instruct", True, Family.QWEN25_VL),
         ("somebody/else-vl", True, Family.QWEN25_VL),
         ("Qwen/Qwen2.5-7B", False, Family.QWEN2),

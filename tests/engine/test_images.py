@@ -8,7 +8,7 @@ from PIL import Image
 from mmsearch_trl.engine.images import ImageEncoder
 
 
-FAMILIES = [tiny.qwen25(), tiny.qwen3()]
+FAMILIES = [family() for family in tiny.FAMILIES.values()]
 RNG = random.Random(0)
 
 

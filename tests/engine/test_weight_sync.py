@@ -19,13 +19,12 @@ from transformers import PreTrainedModel
 from mmsearch_trl.engine.weight_sync import adapter_weights, native_adapter_obstacle, sampler_weights
 
 
-FAMILIES = {"qwen2.5-vl": tiny.qwen25, "qwen3-vl": tiny.qwen3}
 LANGUAGE = r".*language_model.*_proj"
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=tiny.FAMILIES)
 def family(request: pytest.FixtureRequest) -> tiny.Family:
-    return FAMILIES[request.param]()
+    return tiny.FAMILIES[request.param]()
 
 
 def lora(model: PreTrainedModel, **options: Any) -> PeftModel:

@@ -11,16 +11,16 @@ from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.protocol.chat import ChatEncoder
 
 
-REAL = {
-    "qwen2_5_vl": tiny.Path(chat_template_utils.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja",
-    "qwen3_vl": tiny.Path(chat_template_utils.__file__).parent / "chat_templates" / "qwen3_vl.jinja",
-}
+TEMPLATES = tiny.Path(chat_template_utils.__file__).parent / "chat_templates"
+REAL = {name: TEMPLATES / f"{name}.jinja" for name in ("qwen2_5_vl", "qwen3_vl")}
+"""The first is that of Qwen2-VL, too."""
 IMAGE = tiny.tasks(1)[0].images[0]
 
 
 def _encoder(name: str, **options: Any) -> ChatEncoder:
-    processor = tiny.qwen3().processor if name == "qwen3_vl" else toy.build_processor()
-    processor.chat_template = processor.tokenizer.chat_template = REAL[name].read_text(encoding="utf-8")
+    processor = toy.build_processor() if name == "qwen2_5_vl" else tiny.qwen3().processor
+    template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    processor.chat_template = processor.tokenizer.chat_template = template
     return ChatEncoder(processor, **options)
 
 
@@ -42,6 +42,34 @@ def test_a_conversation_in_pieces_is_the_template_s_own(name: str, content: list
     images = [part for part in content if not isinstance(part, str)] * 2
     whole = chat.processor(text=text, images=images or None, return_tensors="pt")["input_ids"][0].tolist()
     assert [*prompt.token_ids, *sampled, *reply.token_ids] == whole
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "qwen3_5_nothink", "qwen3_6"])
+@pytest.mark.parametrize("content", [["who"], ["a ", IMAGE, " b"], [IMAGE, IMAGE]], ids=len)
+def test_a_template_that_begins_to_think_leaves_that_to_the_protocol(name: str, content: list[Any]) -> None:
+    chat = _encoder(name)
+    asked = f"<|im_start|>user\n{_shown(content)}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert _spelled(chat, chat.prompt(content).token_ids) == asked
+    assert _spelled(chat, chat.reply(content, []).token_ids) == f"<|im_end|>\n{asked}"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_template_that_leaves_the_turn_empty_is_taken_as_it_is(name: str) -> None:
+    chat = _encoder(name)
+    assert _spelled(chat, chat.prompt(["who"]).token_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def _shown(content: list[Any]) -> str:
+    return "".join(
+        part if isinstance(part, str) else "<|vision_start|><|image_pad|><|vision_end|>" for part in content
+    )
+
+
+def _spelled(chat: ChatEncoder, token_ids: tuple[int, ...]) -> str:
+    """Tokens as text; an image is one pad, however many stand for it."""
+    pad = chat.image_pad_id
+    single = [token for i, token in enumerate(token_ids) if token != pad or not i or token_ids[i - 1] != pad]
+    return chat.tokenizer.decode(single, skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("name", REAL)

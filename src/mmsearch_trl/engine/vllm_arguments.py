@@ -13,6 +13,7 @@ import torch.distributed as dist
 from mmsearch_trl.core.boundaries import loading, optional
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import did_you_mean
+from mmsearch_trl.models.family import check_vllm_on_cpu
 
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGr
     """vLLM's arguments for an engine of the ranks in `group`, or of this rank: `given` over our defaults.
 
     Raises:
-        UserError: vLLM is not installed, or an argument is unknown or not to be given.
+        UserError: vLLM is not installed or does not compute the model here, or an argument is unknown or not to be
+            given.
     """
     with optional("the colocated engine", *VLLM_EXTRAS):
         from vllm import EngineArgs
@@ -51,7 +53,10 @@ def engine_arguments(model: str, given: Mapping[str, Any], group: dist.ProcessGr
             raise UserError(f"engine_args: `{name}` cannot be set here, the engine sets it itself")
         if name not in known:
             raise UserError(f"engine_args: unknown key `{name}`{did_you_mean(name, known)}")
-    args = _DEFAULTS | ({} if torch.cuda.is_available() else _CPU_DEFAULTS) | dict(given)
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        check_vllm_on_cpu("the colocated engine", model)
+    args = _DEFAULTS | (_CPU_DEFAULTS if cpu else {}) | dict(given)
     return EngineArgs(model=model, **_placement(group), **args)
 
 

@@ -29,6 +29,7 @@ from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
 from mmsearch_trl.engine.vllm_key import KEY_VARIABLE, RequireKey
 from mmsearch_trl.engine.vllm_worker import EXTENSION
+from mmsearch_trl.models.family import check_vllm_on_cpu
 
 
 _LOOPBACK = "127.0.0.1"
@@ -242,9 +243,12 @@ def become_server(model: str, flags: Sequence[str], *, port: int, max_lora_rank:
     """Replace this process by a server; `flags` are vLLM's own, and come after the defaults that they may replace.
 
     Raises:
-        UserError: see `serve_command`; the port is taken, there are several keys, or a file of flags cannot be read.
+        UserError: see `serve_command`; the port is taken, there are several keys, a file of flags cannot be read, or
+            vLLM does not compute the model here.
     """
     ours, rest = _ours_among(flags)
+    if not torch.cuda.is_available():
+        check_vllm_on_cpu("MODEL", model)
     command, environment = serve_command(model, ours | {"port": port}, max_lora_rank=max_lora_rank)
     listening_at(str(ours.get("host", _LOOPBACK)), port).close()  # or vLLM would say it after half a minute
     os.execvpe(command[0], [*command, *rest], environment)

@@ -2,7 +2,8 @@
 
 The template is asked for a conversation with a marker where the assistant spoke; what it writes after the marker is
 the reply with all its framing. So any template works, nothing the model sampled is encoded again, and an image is
-framed in a reply exactly as in the first prompt.
+framed in a reply exactly as in the first prompt. Where the template would begin the turn with `<think>`, as that of
+Qwen3.5 does, it is asked not to think: protocols have tags of their own, and see what a turn begins with.
 
 Invariant, checked on every call: the ids hold as many image pads as the images have tokens, in order, and no control
 token that the template did not write.
@@ -17,6 +18,7 @@ from mmsearch_trl.core.completion import Completion
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.engine.images import ImageEncoder
+from mmsearch_trl.models.family import SUPPORTED
 from mmsearch_trl.protocol.safe_text import SafeText
 
 
@@ -60,8 +62,11 @@ class ChatEncoder:
         if self.sees_images and not all(hasattr(part, name) for part, name in needed):
             raise UserError(
                 f"{self.tokenizer.name_or_path or 'the model'}: {type(processor).__name__} makes tokens of images in "
-                "another way than Qwen-VL: name a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model, or a language model"
+                f"another way than Qwen-VL: what can be trained is {SUPPORTED}"
             )
+        self._template_options: dict[str, Any] = {}
+        if _opens_thinking(self._first_message(["-"])):
+            self._template_options = {"enable_thinking": False}
         self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)
         self._upstream_framing = upstream_framing
@@ -171,7 +176,8 @@ class ChatEncoder:
         return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
 
     def _render(self, messages: list[dict]) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        options = self._template_options
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -193,3 +199,7 @@ class ChatEncoder:
         for token in ids:
             expanded += [token] * next(remaining).num_tokens if token == self.image_pad_id else [token]
         return tuple(expanded)
+
+
+def _opens_thinking(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")

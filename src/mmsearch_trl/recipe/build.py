@@ -28,6 +28,7 @@ from trl import ModelConfig, get_quantization_config
 from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.transformers import TransformersEngine
+from mmsearch_trl.models.family import check_family
 from mmsearch_trl.models.location import ADAPTER, find_base, find_model
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -46,10 +47,12 @@ def load_processor(model: ModelConfig) -> Processor:
     """The processor beside a model or an adapter; the tokenizer where the model is one of language alone.
 
     Raises:
-        UserError: there is none, or it cannot be loaded.
+        UserError: there is none, it cannot be loaded, or it is of a model that cannot be trained.
     """
     name = str(model.model_name_or_path)
     find_model("the model", name, revision=model.model_revision, weights=False)
+    if not is_adapter(model):
+        check_family("the model", name, model.model_revision)
     with loading("the processor", name):
         processor = AutoProcessor.from_pretrained(name, revision=model.model_revision)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -202,6 +205,7 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
 def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """A vision-language model, or a language model where the configuration knows of no vision."""
     find_model("the model", name, revision=options["revision"])
+    check_family("the model", name, options["revision"])
     with loading("the model", name, SafetensorError):
         config = AutoConfig.from_pretrained(name, revision=options["revision"])
         loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText

@@ -9,10 +9,13 @@ from functools import cached_property, partial
 from itertools import groupby, islice
 from pathlib import Path
 
+import torch
+
 from mmsearch_trl.core.errors import EngineError, SearchLost, UserError, VersionError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.tasks import count_rows, read_tasks
 from mmsearch_trl.engine.vllm_client import VLLMClient
+from mmsearch_trl.models.family import check_family, check_vllm_on_cpu
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -143,10 +146,18 @@ class Preflight:
         find_model("model_name_or_path", name, revision=model.model_revision, weights=False)
         if not is_adapter(model):
             find_model("model_name_or_path", name, revision=model.model_revision)
+            check_family("model_name_or_path", name, model.model_revision)
+            if self._colocated and not torch.cuda.is_available():
+                check_vllm_on_cpu("model_name_or_path", name)
             return name
         if not self._evaluation:
             raise UserError(adapter_instead_of_model(name))
         return f"{name}, an adapter of {base_of(model)[0]}"
+
+    @property
+    def _colocated(self) -> bool:
+        args = self._args
+        return isinstance(args, MMSearchGRPOConfig) and args.use_vllm and args.vllm_mode == "colocate"
 
     @cached_property
     def _shape(self) -> ModelShape:

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.errors import EngineError, UserError
+from mmsearch_trl.models.family import SUPPORTED, unsupported
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -28,11 +29,15 @@ def check_arguments(model: Any, args: MMSearchGRPOConfig, extra: Mapping[str, An
 
 
 def check_model(model: Any, *, has_processor: bool, has_auxiliary_loss: bool) -> None:
-    """Refuse the bare tokenizer of a model that sees images, and the loss that keeps experts balanced.
+    """Refuse a family that cannot be trained, the bare tokenizer of a model that sees images, and the loss that keeps
+    experts balanced.
 
     Raises:
         UserError: That is what was given.
     """
+    family = model.config.model_type
+    if (reason := unsupported(family, encodes=model.config.is_encoder_decoder)) is not None:
+        raise UserError(f"The model is of the family {family}, {reason}: what can be trained is {SUPPORTED}.")
     if has_auxiliary_loss:
         raise UserError("router_aux_loss_coef: the balance of experts is not trained here: set it to 0.")
     if not has_processor and model.config.get_text_config() is not model.config:

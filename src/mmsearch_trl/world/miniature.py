@@ -18,6 +18,11 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -47,8 +52,10 @@ _LAYERS: dict[str, Any] = {
 class Family(StrEnum):
     """An architecture, by its `model_type`."""
 
+    QWEN2_VL = "qwen2_vl"
     QWEN25_VL = "qwen2_5_vl"
     QWEN3_VL = "qwen3_vl"
+    QWEN35 = "qwen3_5"
     QWEN2 = "qwen2"
     """Language alone."""
 
@@ -57,7 +64,8 @@ class Family(StrEnum):
         """The family of a model's name, or the nearest of these that has vision, or has none."""
         if not vision:
             return cls.QWEN2
-        return cls.QWEN3_VL if "qwen3" in name.lower() else cls.QWEN25_VL
+        spelled = {"qwen2-vl": cls.QWEN2_VL, "qwen3.5": cls.QWEN35, "qwen3": cls.QWEN3_VL}
+        return next((family for part, family in spelled.items() if part in name.lower()), cls.QWEN25_VL)
 
 
 def save_miniature(family: Family, folder: Path) -> None:
@@ -133,6 +141,24 @@ def _patches(patch: int) -> dict[str, Any]:
     return {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2, "size": size}
 
 
+def _qwen2_vl(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 14, "hidden_size": _WIDTH}
+    config = Qwen2VLConfig(
+        text_config=_text(tokenizer, rope_parameters=rope),
+        vision_config=vision,  # its `hidden_size` is the language model's
+        tie_word_embeddings=True,
+        **_ids(tokenizer),
+    )
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**_patches(14)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**_patches(14)),
+        chat_template=CHAT_TEMPLATE,
+    )
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
 def _qwen25_vl(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Any]:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
     config = Qwen2_5_VLConfig(
@@ -158,17 +184,45 @@ def _qwen3_vl(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Any]
         tie_word_embeddings=True,
         **_ids(tokenizer),
     )
-    processor = Qwen3VLProcessor(
+    return Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer)
+
+
+def _qwen35(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    linear |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    config = Qwen3_5Config(
+        text_config=_text(
+            tokenizer,
+            head_dim=32,
+            rope_parameters=rope | {"partial_rotary_factor": 0.5},
+            layer_types=["linear_attention", "full_attention"],
+            **linear,
+        ),
+        vision_config=_vision(16, num_position_embeddings=256),
+        tie_word_embeddings=True,
+        **_ids(tokenizer),
+    )
+    return Qwen3_5ForConditionalGeneration(config), _qwen3_processor(tokenizer)
+
+
+def _qwen3_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessorPil(**_patches(16)),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(**_patches(16)),
         chat_template=CHAT_TEMPLATE,
     )
-    return Qwen3VLForConditionalGeneration(config), processor
 
 
 def _qwen2(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Any]:
     return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **_text(tokenizer))), tokenizer
 
 
-_BUILDERS = {Family.QWEN25_VL: _qwen25_vl, Family.QWEN3_VL: _qwen3_vl, Family.QWEN2: _qwen2}
+_BUILDERS = {
+    Family.QWEN2_VL: _qwen2_vl,
+    Family.QWEN25_VL: _qwen25_vl,
+    Family.QWEN3_VL: _qwen3_vl,
+    Family.QWEN35: _qwen35,
+    Family.QWEN2: _qwen2,
+}
