@@ -13,6 +13,8 @@ from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +34,8 @@ def test_every_promised_recipe_is_there() -> None:
     names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
     models = ("qwen2.5-vl-7b", "qwen2.5-vl-7b-paper", "qwen2.5-vl-3b", "qwen3-vl-8b")
     wanted = {f"mmsearch_r1/{model}{variant}.yaml" for model in models for variant in ("", "-lora")}
-    wanted |= {f"search_r1/qwen2.5-{size}{kind}.yaml" for size in ("3b", "7b") for kind in ("", "-lora", "-structure")}
+    kinds = ("", "-lora", "-structure", "-ppo")
+    wanted |= {f"search_r1/qwen2.5-{size}{kind}.yaml" for size in ("3b", "7b") for kind in kinds}
     assert names >= wanted | {"world/grpo.yaml", "world/sft.yaml"}
 
 
@@ -123,6 +126,38 @@ def test_a_search_r1_preset_has_upstreams_values(name: str) -> None:
     else:
         reward = SearchR1RewardConfig(rule="em")
     assert recipe.reward == reward
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_the_ppo_preset_has_upstreams_values(size: str) -> None:
+    recipe, grpo = load(SEARCH_R1 / f"qwen2.5-{size}-ppo.yaml"), load(SEARCH_R1 / f"qwen2.5-{size}.yaml")
+    trainer = recipe.trainer
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.steps_per_generation is not None
+    per_micro_batch = trainer.per_device_train_batch_size * 8
+    assert (trainer.num_generations, per_micro_batch) == (1, 64)
+    assert per_micro_batch * trainer.steps_per_generation == 512
+    assert per_micro_batch * trainer.gradient_accumulation_steps == 256
+    assert (trainer.max_steps, trainer.warmup_steps, trainer.entropy_coef) == (2 * 1005, 0.285, 0.001)
+    assert (trainer.learning_rate, trainer.lr_scheduler_type) == (1e-6, "constant_with_warmup")
+    assert (trainer.loss_type, trainer.beta, trainer.epsilon, trainer.temperature) == ("bnpo", 0.001, 0.2, 1.0)
+    assert trainer.estimator == EstimatorConfig(
+        name="gae", gamma=1.0, lam=1.0, kl=KLConfig(coef=0.001, form="k1", place="reward")
+    )
+    assert trainer.critic == CriticConfig(
+        model="full",
+        learning_rate=1e-5,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=0.015,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        value_clip=0.5,
+        epochs=1,
+        warmup_batches=0,
+    )
+    same = ("data", "search", "rollout", "reward", "model")
+    assert all(getattr(recipe, section) == getattr(grpo, section) for section in same)
 
 
 def check_shared_values(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from mmsearch_trl.world.miniature import Family
         ("mmsearch_r1/qwen3-vl-8b", "qwen3_vl", False),
         ("search_r1/qwen2.5-3b-structure", "qwen2", False),
         ("search_r1/qwen2.5-7b-lora", "qwen2", True),
+        ("search_r1/qwen2.5-3b-ppo", "qwen2", False),
         ("world/sft", "qwen2_5_vl", False),
     ],
 )

@@ -29,6 +29,7 @@ PUBLISHED_TO_RESUME = (
     "rng_state*.pth",
     "trainer_state.json",
     "global_step*",
+    "critic/*",
 )
 """Of a checkpoint's folder, where `hub_strategy` publishes checkpoints, also these."""
 
