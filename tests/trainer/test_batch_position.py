@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.task import Task
+from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
+from mmsearch_trl.trainer.surplus import Groups
 
 
-LAYOUT = BatchLayout(2, 4, 1, 1, 2)
+LAYOUT = BatchLayout(2, 2, 4, 1, 1, 2)
 CPU = torch.device("cpu")
 
 
@@ -40,6 +43,15 @@ def test_between_two_batches_a_number_is_all_and_the_layout_may_change(tmp_path:
     other = replace(LAYOUT, processes=4, steps_per_generation=2)
     assert BatchPosition.load(tmp_path, 0, other, 8, CPU) == BatchPosition(8, None)
     assert BatchPosition.load(tmp_path, 3, other, 8, CPU) == BatchPosition(8, None)  # a rank that was not there
+
+
+def test_what_waits_for_the_next_batch_comes_back_where_the_layout_stays(tmp_path: Path) -> None:
+    waiting = Groups([{"id": "a"}], [Trajectory(task=Task(id="a", question="?"), prompt=(), prompt_ids=(1,))])
+    saved = BatchPosition.at(8, None, LAYOUT, (0.1, 0.2), waiting)
+    saved.save(tmp_path, 0, LAYOUT)
+    assert BatchPosition.load(tmp_path, 0, LAYOUT, 8, CPU) == saved
+    other = BatchPosition.load(tmp_path, 0, replace(LAYOUT, num_generations=4), 8, CPU)
+    assert (other.kl, len(other.surplus)) == ((0.1, 0.2), 0)
 
 
 @pytest.mark.parametrize("change", [{"processes": 1}, {"num_iterations": 2}, {"per_device_train_batch_size": 4}])

@@ -27,8 +27,25 @@ def test_groups_whose_rewards_differ_are_kept_until_a_batch_is_full() -> None:
     groups.add(batch(1, 1, 0, 1, name="a"))
     assert not groups.full
     groups.add(batch(1, 0, 0, 1, name="b"))
-    rows, trajectories = groups.kept
+    rows, trajectories = groups.kept.rows, groups.kept.trajectories
     assert groups.full and [row["id"] for row in rows] == ["a2", "a3", "b0", "b1"] and len(trajectories) == 4
+    assert [row["id"] for row in groups.surplus.rows] == ["b2", "b3"]
+
+
+def test_a_batch_begins_with_the_surplus_of_the_one_before() -> None:
+    first = GroupFilter(2, wanted=2)
+    first.add(batch(0, 1, 1, 0, name="a"))
+    second = GroupFilter(2, 2, first.surplus)
+    assert second.full
+    second.add(batch(1, 0, name="b"))
+    assert [row["id"] for row in second.kept.rows] == ["a2", "a3"]
+    assert [row["id"] for row in second.surplus.rows] == ["b0", "b1"] and len(first.kept) == 2
+
+
+def test_no_more_is_carried_over_than_a_batch_takes_and_that_is_the_newest() -> None:
+    groups = GroupFilter(2, wanted=4)
+    groups.add(batch(*[0, 1] * 5, name="a"))
+    assert [row["id"] for row in groups.surplus.rows] == ["a6", "a7", "a8", "a9"]
 
 
 def test_an_aborted_rollout_does_not_make_its_group_differ() -> None:
@@ -42,7 +59,7 @@ def test_a_rollout_that_no_function_could_score_does_not_make_its_group_differ()
     nothing = float("nan")
     for rewards in ((1, nothing, 1), (nothing, nothing, nothing), (nothing, 0.5, nothing)):
         groups.add(batch(*rewards))
-    assert not groups.kept[0]
+    assert not len(groups.kept)
     groups.add(batch(1, nothing, 0))
     assert groups.full
 

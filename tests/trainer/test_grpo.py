@@ -17,6 +17,7 @@ from mmsearch_trl.core.trajectory import StopReason
 from mmsearch_trl.rollout.upstream_limits import UpstreamLimits
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.schedules import sigmoid_decay_factor
+from mmsearch_trl.trainer.surplus import Groups
 
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,28 @@ def test_filtering_trains_on_groups_that_differ_only_and_refills(tmp_path: Path)
     trainer.train()
     for log in trainer.state.log_history[:2]:
         assert log["frac_reward_zero_std"] == 0
+
+
+def test_what_was_carried_over_is_compared_with_the_policy_that_sampled_it(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"filter_zero_variance_groups": True, "carry_surplus_groups": True}
+    trainer = tiny.trainer(FAMILY, tmp_path, tiny.tasks(4), **options)
+    rows = list(trainer.train_dataset)
+    given = [dict(row) for row in rows[:2] for _ in range(2)]
+    first = tiny.rollout_batch(trainer, given)
+    assert "old_per_token_logps" not in first.output and not len(trainer.surplus.groups)
+    kept = [{key: value for key, value in row.items() if key != "images"} for row in given[:2]]
+    carried = trainer.surplus.groups = Groups(kept, first.trajectories[:2])
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(1.1)
+    second = tiny.rollout_batch(trainer, [dict(row) for row in rows[2:] for _ in range(2)])
+    assert second.trajectories[:2] == carried.trajectories
+    now, old = trainer.log_probs_of(second.output), second.output["old_per_token_logps"]
+    mask = (second.output["tool_mask"] * second.output["completion_mask"]).bool()
+    for i, trajectory in enumerate(second.trajectories):
+        sampled = torch.tensor([value for turn in trajectory.turns for value in turn.logprobs])
+        torch.testing.assert_close(old[i][mask[i]], sampled, atol=1e-4, rtol=0)
+    assert (now - old)[:2].abs().max() > 1e-2 and len(trainer.surplus.groups) == 2
 
 
 def test_filtering_that_finds_nothing_says_so(tmp_path: Path) -> None:

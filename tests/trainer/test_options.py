@@ -115,6 +115,7 @@ UNMET: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"ref_model_sync_steps": 8}, {}, {"sync_ref_model": True, "beta": 0.1}),
     ({"advantage_eps": 1e-6}, {"multi_objective_aggregation": "normalize_then_sum"}, {}),
     ({"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}, {}),
+    ({"carry_surplus_groups": True}, {}, {"filter_zero_variance_groups": True}),
     ({"max_completion_length": 64}, {}, {"loss_type": "dr_grpo"}),
     ({"max_completion_length": 64}, {"loss_type": "dr_grpo", **TRAJECTORY}, {"loss_type": "dr_grpo"}),
     ({"vllm_model_impl": "transformers"}, SERVER, COLOCATED),

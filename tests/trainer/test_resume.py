@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.evaluation.evaluator import Evaluator
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
 
@@ -30,6 +31,11 @@ BATCHES: Mapping[str, dict[str, Any]] = {
     "four batches a step": {"steps_per_generation": 1, "gradient_accumulation_steps": 4},
     "filtered": {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "filter_zero_variance_groups": True},
 }
+
+
+def in_halves(**given: Any) -> list[float]:
+    """A reward that is often the same for both rollouts of a prompt."""
+    return [float(reward > 0.5) for reward in tiny.by_letters(**given)]
 
 
 def trainer(out: Path, seed: int = 0, **options: Any) -> MMSearchGRPOTrainer:
@@ -79,6 +85,28 @@ def test_a_run_resumed_from_any_step_ends_with_the_same_weights_and_traces(
         found = weights(resumed)
         assert [name for name in found if not torch.equal(found[name], expected[0][name])] == [], step
         assert traces(out) == expected[1], step
+
+
+def test_a_resumed_run_goes_on_with_the_surplus_and_the_coefficient_of_the_kl_term(tmp_path: Path) -> None:
+    """The reference is the first model, and so the resumed run has to begin with it, too."""
+    kl = KLConfig(coef=0.1, form="k3", target=1e-3, horizon=10)
+    options: dict[str, Any] = {"estimator": EstimatorConfig(name="rloo", kl=kl), "steps_per_generation": 2}
+    options |= {"filter_zero_variance_groups": True, "carry_surplus_groups": True, "reward": in_halves}
+    options |= {"max_refills": 50, "gradient_accumulation_steps": 1}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    whole.close()
+    logs = [log for log in whole.state.log_history if "train/kl_coef" in log]
+    assert len({log["train/kl_coef"] for log in logs}) == 3 and any(log["train/carried_groups"] for log in logs[:2])
+    for step in (2, 3):
+        out = tmp_path / str(step)
+        checkpoint = cut_after(tmp_path / "whole", step, out)
+        resumed = trainer(out, **options)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        resumed.close()
+        expected, found = weights(whole), weights(resumed)
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == [], step
+        assert traces(out) == traces(tmp_path / "whole"), step
 
 
 def test_a_resumed_adapter_is_the_uninterrupted_one(tmp_path: Path) -> None:

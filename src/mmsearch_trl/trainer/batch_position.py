@@ -6,7 +6,7 @@ batch had, and from then on at other steps than the uninterrupted run. So the ch
 log-probs and pictures included; one that falls between two batches holds a number.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from accelerate.utils import send_to_device
 from trl import GRPOConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.trainer.surplus import Groups, packed, unpacked
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
     """What a batch is cut by; it can be gone on with in no other."""
 
+    num_generations: int
     per_device_train_batch_size: int
     steps_per_generation: int
     num_iterations: int
@@ -30,6 +32,7 @@ class BatchLayout:
     @classmethod
     def of(cls, args: GRPOConfig) -> "BatchLayout":
         return cls(
+            int(args.num_generations or 1),
             args.per_device_train_batch_size,
             int(args.steps_per_generation or 1),
             args.num_iterations,
@@ -51,25 +54,33 @@ class BatchPosition:
         micro_step: Micro-batches trained on since the run began.
         micro_batches: Those of the current generation batch; None between two batches.
         kl: The state of the coefficient of an estimator's KL term, if there is one.
+        surplus: Rollouts that wait for the next batch.
     """
 
     micro_step: int
     micro_batches: list[dict[str, Any]] | None
     kl: tuple[float, float] | None = None
+    surplus: Groups = field(default_factory=Groups)
 
     @classmethod
     def at(
-        cls, micro_step: int, micro_batches: Any, layout: BatchLayout, kl: tuple[float, float] | None = None
+        cls,
+        micro_step: int,
+        micro_batches: Any,
+        layout: BatchLayout,
+        kl: tuple[float, float] | None = None,
+        surplus: Groups | None = None,
     ) -> "BatchPosition":
         """
         Args:
             micro_batches: What the trainer has last generated.
         """
-        return cls(micro_step, micro_batches if micro_step % layout.generate_every else None, kl)
+        inside = micro_step % layout.generate_every
+        return cls(micro_step, micro_batches if inside else None, kl, surplus or Groups())
 
     def save(self, checkpoint: Path, rank: int, layout: BatchLayout) -> None:
         content = {"layout": asdict(layout), "micro_step": self.micro_step, "micro_batches": self.micro_batches}
-        torch.save(content | {"kl": self.kl}, _file(checkpoint, rank))
+        torch.save(content | {"kl": self.kl, "surplus": packed(self.surplus)}, _file(checkpoint, rank))
 
     @classmethod
     def load(
@@ -85,10 +96,13 @@ class BatchPosition:
         file = _file(checkpoint, rank)
         micro_step, micro_batches, cut = step * layout.gradient_accumulation_steps, None, layout
         kl: tuple[float, float] | None = None
+        surplus = Groups()
         if file.is_file():
             # To main memory first: torch knows no "cpu:0", which a rank of several is on.
             content = torch.load(file, map_location="cpu", weights_only=True)
             saved, kl = BatchLayout(**content["layout"]), content["kl"]
+            if saved == layout:
+                surplus = unpacked(content["surplus"])
             held: Any = send_to_device(content["micro_batches"], device)
             micro_batches = held
             if saved == layout:
@@ -108,7 +122,7 @@ class BatchPosition:
                 f"after a multiple of {layout.generate_every} micro-batches "
                 f"({layout.gradient_accumulation_steps} a step)"
             )
-        return cls(micro_step, micro_batches, kl)
+        return cls(micro_step, micro_batches, kl, surplus)
 
 
 def _file(checkpoint: Path, rank: int) -> Path:

@@ -13,8 +13,10 @@ class CollectedBatch:
 
     Attributes:
         rows: Of the data, their images left out: these are in the trajectories.
+        carried: How many of the first were rolled out for an earlier batch, by the policy of then.
     """
 
     rows: list[dict[str, Any]]
     trajectories: list[Trajectory]
     rewards: Rewards
+    carried: int = 0

@@ -21,6 +21,7 @@ from mmsearch_trl.trainer.metrics import rollout_metrics
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.sampler import Sampler
 from mmsearch_trl.trainer.search_calls import SearchCalls
+from mmsearch_trl.trainer.surplus import Groups, Surplus
 
 
 Row = dict[str, Any]
@@ -44,6 +45,9 @@ class Collector:
 
     Args:
         resize_images: Bring question images to MMSearch-R1's size.
+
+    Attributes:
+        surplus: What is carried over from batch to batch.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Collector:
         self._reward_functions = reward_functions
         self._ranks = ranks
         self.resize_images = resize_images
+        self.surplus = Surplus()
         self.outage = args.outage_monitor(few=2 * int(args.num_generations or 1))  # one prompt may be at fault itself
         self._rollouts = (-1, 0)
         """The step of the newest rollout, and how many that step had before it."""
@@ -82,19 +87,25 @@ class Collector:
             batch, metrics = self._roll_out(rows, policy, state)
             return Collection(batch, [metrics])
         size, all_metrics = int(args.num_generations or 1), []
-        groups = GroupFilter(size, wanted=len(rows))
+        carried = self.surplus.groups
+        groups = GroupFilter(size, len(rows), carried)
         for refill in range(args.max_refills + 1):
             batch, metrics = self._roll_out(rows, policy, state)
             all_metrics.append(metrics)
             groups.add(batch)
             if not self._ranks.any(not groups.full):
-                rows, trajectories = groups.kept
+                self.surplus.groups = groups.surplus if args.carry_surplus_groups else Groups()
+                metrics = {"train/generation_batches": refill + 1.0}
+                if args.carry_surplus_groups:
+                    metrics["train/carried_groups"] = self._ranks.sum([len(self.surplus.groups) // size])[0]
                 # Once more, on what is kept: the functions log means over the rows that they are given.
-                kept = CollectedBatch(rows, trajectories, self._reward_functions(rows, trajectories, state))
-                return Collection(kept, [*all_metrics, {"train/generation_batches": refill + 1.0}])
+                rows, trajectories = groups.kept.rows, groups.kept.trajectories
+                rewards = self._reward_functions(rows, trajectories, state)
+                kept = CollectedBatch(rows, trajectories, rewards, min(len(carried), len(rows)))
+                return Collection(kept, [*all_metrics, metrics])
             rows = groups.draw(dataset, f"{args.seed}/{self._rollouts}/{self._ranks.index}")
         raise UserError(
-            f"filter_zero_variance_groups: {args.max_refills + 1} batches held {len(groups.kept[0]) // size} prompts "
+            f"filter_zero_variance_groups: {args.max_refills + 1} batches held {len(groups.kept) // size} prompts "
             f"with differing rewards, {len(rows) // size} are needed. Raise max_refills, or check that the reward "
             "varies."
         )

@@ -62,6 +62,13 @@ class MMSearchGRPOConfig(GRPOConfig):
         default=False,
         metadata={"help": "Drop prompts whose rollouts all earned the same reward and roll out new prompts instead."},
     )
+    carry_surplus_groups: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin a batch with the groups that the one before had too many of (filtering only); their "
+            "tokens are compared with the policy that sampled them. Otherwise they are dropped."
+        },
+    )
     max_refills: int = field(
         default=10, metadata={"help": "Rounds of new prompts per batch before the run stops (filtering only)."}
     )

@@ -1,7 +1,8 @@
 """Group filtering: train only on prompts whose rollouts earned different rewards, and roll out others instead.
 
 A group whose rewards are all equal has no advantage and teaches nothing. As in MMSearch-R1 (`filter_groups`), whole
-batches are rolled out until enough informative prompts have come together, and the surplus is cut.
+batches are rolled out until enough informative prompts have come together. The surplus is cut, or waits for the next
+batch, which then begins with it.
 """
 
 import random
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.trainer.advantages import informative_groups
 from mmsearch_trl.trainer.collected import CollectedBatch
+from mmsearch_trl.trainer.surplus import Groups
 
 
 class GroupFilter:
@@ -22,12 +23,13 @@ class GroupFilter:
     Args:
         size: Trajectories of a prompt.
         wanted: Rows of a rank's batch.
+        carried: Groups that were kept before.
 
     Raises:
         UserError: A rank's share of a batch is no whole number of groups.
     """
 
-    def __init__(self, size: int, wanted: int) -> None:
+    def __init__(self, size: int, wanted: int, carried: Groups | None = None) -> None:
         if wanted % size:
             raise UserError(
                 f"filter_zero_variance_groups needs whole groups on every rank: per_device_train_batch_size * "
@@ -35,27 +37,30 @@ class GroupFilter:
             )
         self._size = size
         self._wanted = wanted
-        self._rows: list[dict[str, Any]] = []
-        self._trajectories: list[Trajectory] = []
+        self._groups = carried or Groups()
 
     def add(self, batch: CollectedBatch) -> None:
         """Keep the groups of a batch that teach something."""
         # A trajectory without a reward, which no function could score or which was aborted, says nothing.
         aborted = torch.tensor([trajectory.aborted for trajectory in batch.trajectories])
         rewards = batch.rewards.totals.masked_fill(aborted, torch.nan)
+        every = Groups(batch.rows, batch.trajectories)
         for i in informative_groups(rewards, self._size).nonzero().flatten().tolist():
-            members = slice(i * self._size, (i + 1) * self._size)
-            self._rows += batch.rows[members]
-            self._trajectories += batch.trajectories[members]
+            self._groups += every[i * self._size : (i + 1) * self._size]
 
     @property
     def full(self) -> bool:
-        return len(self._rows) >= self._wanted
+        return len(self._groups) >= self._wanted
 
     @property
-    def kept(self) -> tuple[list[dict[str, Any]], list[Trajectory]]:
-        """Rows and trajectories of a batch, what is too many cut."""
-        return self._rows[: self._wanted], self._trajectories[: self._wanted]
+    def kept(self) -> Groups:
+        """Those of a batch, the first that came."""
+        return self._groups[: self._wanted]
+
+    @property
+    def surplus(self) -> Groups:
+        """What is too many; of more than another batch takes, the newest, for the weights have moved on since."""
+        return self._groups[self._wanted :][-self._wanted :]
 
     def draw(self, dataset: Sequence[Any], name: str) -> list[dict[str, Any]]:
         """Rows of other prompts for the next batch, each as often as a group takes it.

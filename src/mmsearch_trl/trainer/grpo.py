@@ -14,14 +14,12 @@ What it works with is handed what it needs and returns what it found; this class
 this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
-import logging
 from typing import Any, ClassVar
 
 import torch
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import pad
 
-from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.distributed.ranks import Ranks
@@ -32,7 +30,7 @@ from mmsearch_trl.protocol.mmsearch import default_protocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.rollout.rollouter import Rollouter
-from mmsearch_trl.traces.files import TraceWriter, trace_path
+from mmsearch_trl.traces.files import TRAIN, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
@@ -54,9 +52,7 @@ from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
-
-
-logger = logging.getLogger(__name__)
+from mmsearch_trl.trainer.training_traces import TrainingTraces
 
 
 class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
@@ -122,8 +118,9 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self.collector = Collector(
             args, self.rollouter, self.sampler, self.reward_functions, self.ranks, resize_images=resize_images
         )
+        self.surplus = self.collector.surplus
         self._batch: CollectedBatch | None = None  # between its rollout and its loss
-        self._traces: TraceWriter | None = None
+        self.traces = TrainingTraces(trace_path(self.run_dir, TRAIN, self.ranks.index), self._tokenizer)
         self._evaluating = False
         use_console(self, "GRPO")
 
@@ -151,13 +148,15 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
                 output = super()._generate_and_score_completions(batch.rows)
         finally:
             self._batch = self._score_mask = None
-        self.check_sampler(output, self.ranks)
+        self.check_sampler(output, batch.carried, self.ranks)
+        self.keep_sampling_log_probs(output, batch.carried, self.ranks)
         advantages = self._finish_advantages(batch, output)
         if self.ranks.any("accuracy" in batch.rewards.columns):
             accuracies = batch.rewards.columns.get("accuracy", [None] * len(batch.rows))
             self.append_metrics(dict(accuracy_by_search(batch.trajectories, accuracies, self.ranks)))
         if self.args.save_traces:
-            self._write_traces(batch, advantages.tolist())
+            scored = batch.rewards.of(batch.trajectories, advantages.tolist())
+            self.traces.write(scored, self.state.global_step)
         return output
 
     def _generate(self, prompts: list[Any]) -> Generation:
@@ -207,18 +206,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self._logs["advantages"].extend(self.ranks.gather(advantages).tolist())  # as many again: TRL's fall out
         return advantages
 
-    def _write_traces(self, batch: CollectedBatch, advantages: list[float]) -> None:
-        step = self.state.global_step
-        try:
-            if self._traces is None:
-                traces = TraceWriter(trace_path(self.run_dir, "train", self.ranks.index), self._tokenizer)
-                traces.forget_from(step)  # a resumed run samples these steps again
-                self._traces = traces
-            self._traces.write(batch.rewards.of(batch.trajectories, advantages), step=step)
-        except UserError as error:  # a full disk must not cost what was learnt; the next batch tries again
-            count = len(batch.trajectories)
-            logger.error("Step %d: %d trajectories are not recorded, and training goes on: %s", step, count, error)
-
     def create_model_card(  # pyright: ignore[reportIncompatibleMethodOverride]  (it has the signature of TRL's)
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
@@ -241,9 +228,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         """Flush traces and let go of the tools and the engine."""
         self.sampler.close()
         self.rollouter.close()
-        if self._traces is not None:
-            self._traces.close()
-            self._traces = None
+        self.traces.close()
 
 
 def _no_tool() -> None:

@@ -154,6 +154,11 @@ REQUIREMENTS = (
         "has no effect under multi_objective_aggregation normalize_then_sum, whose scale and epsilon are TRL's",
     ),
     Requirement(
+        ("carry_surplus_groups",),
+        lambda args: args.filter_zero_variance_groups,
+        "needs filter_zero_variance_groups: without it no batch has too many groups",
+    ),
+    Requirement(
         ("max_completion_length",),
         _loss("dr_grpo"),
         "only divides the loss of loss_type dr_grpo; the length of a rollout is that of the limits "

@@ -28,6 +28,7 @@ from mmsearch_trl.trainer.micro_batches import deal_by_length, forwarded_per_tok
 from mmsearch_trl.trainer.sampler_agreement import check_agreement
 from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
+from mmsearch_trl.trainer.surplus import Surplus
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
 
 
@@ -51,6 +52,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     _buffered_inputs: Any
     aux_loss_enabled: bool
     use_vllm: bool
+
+    surplus: Surplus
+    """Rollouts that wait for the next batch."""
 
     estimator: Estimator | None = None
     """What makes advantages of rewards in the place of TRL."""
@@ -112,16 +116,22 @@ class TrimmedGRPOTrainer(GRPOTrainer):
             self._loss_inputs["ref_per_token_logps"] = reference
         return log_probs, entropies, None
 
-    def check_sampler(self, batch: dict[str, Any], ranks: Ranks) -> None:
-        """Where TRL does not compare vLLM with the trainer in every generation batch, that is done in the first."""
+    def check_sampler(self, batch: dict[str, Any], carried: int, ranks: Ranks) -> None:
+        """Where TRL does not compare vLLM with the trainer in every generation batch, that is done in the first.
+
+        Args:
+            carried: First rows, which other weights sampled.
+        """
         trained = batch.get("old_per_token_logps")
         if not self.use_vllm or (trained is None and self._compared):
             return
         self._compared = True
+        mask = batch["tool_mask"] * batch["completion_mask"]
+        mask[:carried] = 0
         check_agreement(
             batch["sampling_per_token_logps"],
             self.log_probs_of(batch) if trained is None else trained,
-            batch["tool_mask"] * batch["completion_mask"],
+            mask,
             ranks,
             most=self.args.max_sampler_difference,
             model=str(self.model.config._name_or_path),
@@ -144,6 +154,22 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         finally:
             self._score_mask = None
         return log_probs
+
+    def keep_sampling_log_probs(self, batch: dict[str, Any], carried: int, ranks: Ranks) -> None:
+        """Have the first rows of a batch compared with the policy that sampled them, where it is not that of now.
+
+        TRL takes the log-probs of now for them; with a correction for vLLM, it weighs by what lies between.
+
+        Args:
+            carried: How many rows that are, of this rank.
+        """
+        if not ranks.any(carried > 0) or (self.use_vllm and self.args.vllm_importance_sampling_correction):
+            return
+        now = batch.get("old_per_token_logps")
+        now = self.log_probs_of(batch) if now is None else now
+        then = batch["sampling_per_token_logps"][:carried].to(now)
+        then = torch.where(then.isnan(), now[:carried], then)
+        batch["old_per_token_logps"] = torch.cat([then, now[carried:]])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._score_mask = inputs["tool_mask"] * inputs["completion_mask"]
@@ -195,9 +221,11 @@ class TrimmedGRPOTrainer(GRPOTrainer):
 
     def batch_position(self) -> BatchPosition:
         kl = None if self.estimator is None else self.estimator.kl.state
-        return BatchPosition.at(self._step, self._buffered_inputs, BatchLayout.of(self.args), kl)
+        layout, surplus = BatchLayout.of(self.args), self.surplus.groups
+        return BatchPosition.at(self._step, self._buffered_inputs, layout, kl, surplus)
 
     def go_on_from(self, position: BatchPosition) -> None:
         self._step, self._buffered_inputs = position.micro_step, position.micro_batches
+        self.surplus.groups = position.surplus
         if self.estimator is not None and position.kl is not None:
             self.estimator.kl.restore(position.kl)
