@@ -21,7 +21,9 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
 from mmsearch_trl.recipe.tools import TOOLS
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.remote import RemoteConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
+from mmsearch_trl.rewards.sources import RewardSources
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.section import BackendConfig, ImageConfig, TextConfig
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
@@ -116,14 +118,28 @@ def own_part() -> str:
             *_backends("Image search", ImageConfig, ImageSection),
             *_backends("Text search", TextConfig, TextSection),
             *_tools(),
-            _table("Reward", "In the mapping `reward:`.", (_row(field, "reward.") for field in fields(RewardConfig))),
+            _table(
+                "Rewards beside the rule",
+                "In the mapping `reward:`, under every protocol. `reward_weights` has a weight of each reward, in the "
+                "order of rule, functions, models, servers; without it each counts once.",
+                [
+                    *(_row(field, "reward.") for field in fields(RewardSources)),
+                    *(_row(field, "reward.remote.") for field in fields(RemoteConfig)),
+                ],
+            ),
+            _table("Reward", "In the mapping `reward:`.", _reward(RewardConfig)),
             _table(
                 "Reward of Search-R1",
                 "In the mapping `reward:`, under `protocol: search_r1`.",
-                (_row(field, "reward.") for field in fields(SearchR1RewardConfig)),
+                _reward(SearchR1RewardConfig),
             ),
         ]
     )
+
+
+def _reward(section: type) -> Iterator[str]:
+    """The keys of a protocol's own rule."""
+    return (_row(field, "reward.") for field in fields(section) if field.name not in _names(RewardSources))
 
 
 def _backends(title: str, base: type[BackendConfig], union: Any) -> Iterator[str]:

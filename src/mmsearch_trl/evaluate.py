@@ -44,7 +44,7 @@ from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
-from mmsearch_trl.rewards.rule_reward import RuleReward
+from mmsearch_trl.recipe.rewards import build_rewards
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
@@ -116,6 +116,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     set_seed(args.seed)
     search = build_runtime(recipe.search)
     run_to_end(search.check())
+    rewards = build_rewards(recipe)
     protocol = build_protocol(recipe, load_processor(recipe.model))
     data = {Path(file).stem: load_rows(recipe, [file], protocol) for file in recipe.data.eval_files}
     policy = Policy(accelerator, _load(recipe, args), 0)
@@ -127,10 +128,13 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         rollouter.limits = rollouter.limits.within(sampler.max_model_len)
     for rows in data.values():
         check_pictures(rows, rollouter.limits, search, sampler.max_images)
+    models = [each.to(args.device) if isinstance(each, torch.nn.Module) else each for each in rewards.functions]
+    scoring = RewardFunctions(models, rewards.tokenizers, rewards.weights, {}, rollouter.loop, protocol.chat.spelled)
     started = time.perf_counter()
     try:
-        summaries = _evaluate_all(recipe, args, data, rollouter, sampler, policy, ranks)
+        summaries = _evaluate_all(recipe, data, rollouter, scoring, sampler, policy, ranks)
     finally:
+        scoring.close()
         sampler.close()
         rollouter.close()
         search.close()
@@ -183,17 +187,18 @@ def _load(recipe: Recipe, args: MMSearchGRPOConfig) -> Any:
 
 def _evaluate_all(
     recipe: Recipe,
-    args: MMSearchGRPOConfig,
     data: Mapping[str, Dataset],
     rollouter: Rollouter,
+    scoring: RewardFunctions,
     sampler: Sampler,
     policy: Policy,
     ranks: Ranks,
 ) -> dict[str, EvaluationSummary]:
     """Evaluate every data file with the one engine."""
-    rewards = RewardFunctions([RuleReward(recipe.reward)], [None], torch.ones(1), {}, rollouter.loop)
+    args = recipe.trainer
+    assert isinstance(args, MMSearchGRPOConfig)
     options = args.evaluation_options(_folder(recipe), progress=not args.disable_tqdm)
-    evaluator = Evaluator(rollouter, rewards.scorer(None), ranks, options)
+    evaluator = Evaluator(rollouter, scoring.scorer(None), ranks, options)
     settings = {key: recipe.values.get(key) for key in ("search", "reward", "tools")}
     settings |= {"data": asdict(recipe.data) | {"train_files": None}}
     to_task = partial(row_to_task, resize=recipe.data.resize_images)

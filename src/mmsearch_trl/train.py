@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import set_seed
 from trl import get_peft_config
 
-from mmsearch_trl.core.errors import EngineLost, SearchLost
+from mmsearch_trl.core.errors import EngineLost, RewardError, SearchLost
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.distributed.ranks import Ranks
@@ -28,9 +28,9 @@ from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.recipe.rewards import build_rewards
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.recipe.schedule import Batches
-from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
@@ -63,7 +63,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
         try:
             with trainer.preemption.on_sigterm():
                 trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        except (EngineLost, SearchLost) as error:
+        except (EngineLost, SearchLost, RewardError) as error:
             print_searches(trainer.rollouter.tools, trainer.ranks)
             raise type(error)(f"training ended early: {error} ({what_is_saved(out)})") from error
         # An internal call, for any other would push at once and everything would travel twice.
@@ -98,6 +98,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     check_login(args)
     search = build_runtime(recipe.search)
     run_to_end(search.check())
+    rewards = build_rewards(recipe)
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
@@ -106,7 +107,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
     return MMSearchGRPOTrainer(
         load_model(recipe.model),
-        RuleReward(recipe.reward),
+        rewards.functions,
         args,
         search=search,
         limits=recipe.rollout,
@@ -115,6 +116,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_datasets or None,
         processing_class=processor,
+        reward_processing_classes=rewards.tokenizers,
         peft_config=get_peft_config(recipe.model),
     )
 

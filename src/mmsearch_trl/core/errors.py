@@ -1,9 +1,10 @@
 """What can go wrong, named after the boundary at which it was noticed.
 
 1. *Vocabulary.* `UserError` is a mistake in what a person gave: a recipe, a data file, a folder, a model, an argument
-   of a public class. `VersionError` is one of the installation. `EngineError`, `SearchError`, `SearchLost` and
-   `HubError` are failures of what a run talks to. Anything else that is raised is a defect of this package:
-   `ValueError` for an argument that our own parts should not have given, `RuntimeError` for a call out of turn.
+   of a public class. `VersionError` is one of the installation. `EngineError`, `SearchError`, `SearchLost`,
+   `RewardError` and `HubError` are failures of what a run talks to. Anything else that is raised is a defect of this
+   package: `ValueError` for an argument that our own parts should not have given, `RuntimeError` for a call out of
+   turn.
 2. *Classification.* Each is raised where the fact is known: who opens a file knows its name, who reads a row its
    number, who calls a server its address. What the system or a library raises is translated there, around that one
    call (`core/boundaries.py`). Code above adds where it was (a file, a recipe's key) and never guesses: it catches
@@ -58,6 +59,10 @@ class SearchError(Exception):
         super().__init__(message)
         self.failure = Failure(kind, message)
         self.retry_after = retry_after
+
+
+class RewardError(Exception):
+    """A reward server gives no rewards, so that nothing can be trained or scored; the message names its address."""
 
 
 class RunEnded(BaseException):

@@ -17,7 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mmsearch_trl.core.errors import EngineError, HubError, RunEnded, SearchLost, UserError, VersionError, shortened
+from mmsearch_trl.core.errors import (
+    EngineError,
+    HubError,
+    RewardError,
+    RunEnded,
+    SearchLost,
+    UserError,
+    VersionError,
+    shortened,
+)
 from mmsearch_trl.core.interrupts import end, ended_by_signals, status_of, tell
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.core.text import printable
@@ -51,7 +60,7 @@ def run_script(script: Callable[[], object]) -> int:
     except (KeyboardInterrupt, RunEnded) as error:
         tell(error)
         return status_of(error)
-    except (UserError, VersionError, HubError, EngineError, SearchLost, OSError) as error:
+    except (UserError, VersionError, HubError, EngineError, SearchLost, RewardError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
             raise
         line = printable(shortened(redacted(" ".join(str(error).split())), _LONGEST_LINE)) or type(error).__name__

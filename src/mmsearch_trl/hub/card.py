@@ -94,7 +94,7 @@ def write_model_card(
         steps=facts.step,
         settings=_settings(facts),
         rewards=[
-            ", ".join(f"{key} {value}" for key, value in redacted(asdict(function.rule)).items() if value != ())  # pyright: ignore
+            ", ".join(f"{key} {value}" for key, value in redacted(dict(function.rule.settings())).items())
             if isinstance(function, RuleReward)
             else name
             for name, function in facts.rewards.items()

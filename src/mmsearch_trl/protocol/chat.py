@@ -153,6 +153,10 @@ class ChatEncoder:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    def spelled(self, token_ids: Sequence[int]) -> str:
+        """Text with its control tokens, image tokens one by one."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
     def _encode_images(self, content: Sequence[str | Image.Image]) -> tuple[Part, ...]:
         return tuple(part if isinstance(part, str) else self.images.encode(part) for part in content)
 

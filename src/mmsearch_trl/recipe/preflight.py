@@ -22,6 +22,7 @@ from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.recipe.build import adapter_instead_of_model, base_of, build_protocol, is_adapter, load_processor
 from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
+from mmsearch_trl.recipe.rewards import check_rewards
 from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.calls.section import BackendConfig
@@ -109,6 +110,8 @@ class Preflight:
 
     def _of_the_run(self) -> list[Check]:
         checks: list[Check] = [(_MODEL, self._model)]
+        if isinstance(self._args, MMSearchGRPOConfig):
+            checks.append(("rewards", partial(check_rewards, self._recipe)))
         if self._evaluation:
             return checks
         checks += [("evaluations", self._evaluations), ("learning rate", self._learning)]

@@ -18,7 +18,8 @@ math-verify compares, in processes that are killed when they are late (`verify_p
 Source: `math_verifier.py` of TideDra/lmm-r1 at f917f18; paper arXiv 2503.07536.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import last_enclosed
@@ -99,6 +100,10 @@ class MathRule(Rule):
             )
             for answer, form, right in zip(given, forms, verdicts, strict=True)
         ]
+
+    def settings(self) -> Mapping[str, Any]:
+        compat = {"compat": "lmm_r1"} if self._compat else {}
+        return {"rule": self.name, "format_weight": self._format_weight, **compat}
 
     def close(self) -> None:
         self._pool.close()

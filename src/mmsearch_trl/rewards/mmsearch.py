@@ -20,6 +20,7 @@ from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right
 from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.sources import RewardSources
 
 
 FormatRule = Literal["any_rounds", "three_rounds"]
@@ -27,7 +28,7 @@ Formula = Literal["multiplicative", "subtractive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig(Rule):
+class RewardConfig(RewardSources, Rule):
     """The `reward:` section of a recipe.
 
     Raises:
@@ -79,6 +80,7 @@ class RewardConfig(Rule):
     )
 
     def __post_init__(self) -> None:
+        RewardSources.__post_init__(self)
         check_range("search_penalty", self.search_penalty, -1, 1)
         check_range("format_penalty", self.format_penalty, 0, 1)
         check_range("search_penalty_warmup_steps", self.search_penalty_warmup_steps, 0, math.inf)
@@ -94,6 +96,10 @@ class RewardConfig(Rule):
             return self.search_penalty
         progress = min(step / self.search_penalty_warmup_steps, 1.0)
         return self.search_penalty * (2 * progress - 1)
+
+    @property
+    def scored_by(self) -> Rule:
+        return self
 
     @property
     def name(self) -> str:

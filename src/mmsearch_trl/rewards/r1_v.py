@@ -9,7 +9,8 @@ Source: `grpo.py` of Deep-Agent/R1-V.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import last_enclosed
@@ -57,6 +58,10 @@ class R1VRule(Rule):
             self._parts(response, answer, verdicts.get(number, True))
             for number, (response, answer) in enumerate(zip(responses, answers, strict=True))
         ]
+
+    def settings(self) -> Mapping[str, Any]:
+        compat = {"compat": "r1_v"} if self._compat else {}
+        return {"rule": self.name, "format_weight": self._format_weight, **compat}
 
     def close(self) -> None:
         self._pool.close()

@@ -5,7 +5,7 @@ own turns are told from what the environment said.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from mmsearch_trl.core.reward import RewardParts
@@ -67,6 +67,11 @@ class Rule:
     def metrics_at(self, step: int | None) -> dict[str, float]:
         """What changes in the course of training, for the log."""
         return {}
+
+    def settings(self) -> Mapping[str, Any]:
+        """What of it can be set, for the model card; what is not set is left out."""
+        values = asdict(self) if is_dataclass(self) else {}
+        return {key: value for key, value in values.items() if value not in ((), None)}
 
     def close(self) -> None:
         """End what the rule has started."""

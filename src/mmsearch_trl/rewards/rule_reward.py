@@ -60,6 +60,10 @@ class RuleReward:
                 log_extra("searches", searches)
         return [part.reward for part in parts]
 
+    def close(self) -> None:
+        """End what the rule has started."""
+        self.rule.close()
+
     def parts(
         self,
         completions: Sequence[Completion],

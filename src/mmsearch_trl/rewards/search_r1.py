@@ -29,6 +29,7 @@ from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
 from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.sources import RewardSources
 
 
 RewardRule = Literal["em", "structure"]
@@ -46,7 +47,7 @@ _PROMPT_ANSWERS = ("and", "Beijing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchR1RewardConfig(Rule):
+class SearchR1RewardConfig(RewardSources, Rule):
     """The `reward:` section of a recipe with `protocol: search_r1`.
 
     Raises:
@@ -86,10 +87,15 @@ class SearchR1RewardConfig(Rule):
     )
 
     def __post_init__(self) -> None:
+        RewardSources.__post_init__(self)
         check_choice("rule", self.rule, get_args(RewardRule))
         check_choice("reward_mode", self.reward_mode, get_args(RewardMode))
         for name in ("format_score", "structure_score", "invalid_score", "retrieval_score"):
             check_range(name, getattr(self, name), 0, 1)
+
+    @property
+    def scored_by(self) -> Rule:
+        return self
 
     @property
     def name(self) -> str:

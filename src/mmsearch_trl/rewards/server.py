@@ -23,6 +23,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards.math import FORMAT_WEIGHT, MathRule
+from mmsearch_trl.rewards.remote import REWARD_TOKEN
 from mmsearch_trl.rewards.responses import Template, response_of, upstream_response
 from mmsearch_trl.rewards.verify_pool import VerifyPool, check_installed
 from mmsearch_trl.search.requests import parsed
@@ -33,8 +34,6 @@ MAX_BODY = 100_000_000
 MAX_QUERIES = 16_384
 _LIMITS = {"/get_reward": MAX_BODY, "/health": 0}
 _GRACE_S = 5
-REWARD_TOKEN = "MMSEARCH_REWARD_TOKEN"
-"""Holds the bearer token of a reward server, for it and for its clients."""
 _MOST_VALUES = 5_000_000
 """Of a body, about: queries hold commas and brackets as well."""
 

@@ -113,7 +113,12 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         if self._sharded:
             check_pictures_alike(*rows_with_pictures(self.train_dataset), self.ranks)
         self.reward_functions = RewardFunctions(
-            self.reward_funcs, self.reward_processing_classes, self.reward_weights, self.chat_template_kwargs, loop
+            self.reward_funcs,
+            self.reward_processing_classes,
+            self.reward_weights,
+            self.chat_template_kwargs,
+            loop,
+            protocol.chat.spelled,
         )
         self.collector = Collector(
             args, self.rollouter, self.sampler, self.reward_functions, self.ranks, resize_images=resize_images
@@ -228,6 +233,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         """Flush traces and let go of the tools and the engine."""
         self.sampler.close()
         self.rollouter.close()
+        self.reward_functions.close()
         self.traces.close()
 
 

@@ -21,10 +21,13 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.reward import RewardParts, ScoredTrajectory
 from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.rewards.rule_reward import RuleReward
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 
 
 Row = dict[str, Any]
+_CLASSIFIED_AT_ONCE = 8
+"""Chats that a reward model reads at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +74,32 @@ class Rewards:
         ]
 
 
+class _Queries(Sequence[str]):
+    """Prompt and completion of each trajectory as one text, control tokens included, made when it is asked for."""
+
+    def __init__(self, trajectories: Sequence[Trajectory], decode: Callable[[Sequence[int]], str]) -> None:
+        self._trajectories, self._decode = trajectories, decode
+
+    def __len__(self) -> int:
+        return len(self._trajectories)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._decode(trajectory.token_ids) for trajectory in self._trajectories[number]]
+        return self._decode(self._trajectories[number].token_ids)
+
+
 class RewardFunctions:
     """The reward functions of a trainer: plain ones, coroutines, and reward models.
 
     Args:
         functions: In TRL's signature: `prompts`, `completions`, `completion_ids`, every column of the data,
-            `trainer_state`, `log_extra` and `log_metric`.
+            `trainer_state`, `log_extra` and `log_metric`; and `queries`, prompt and completion as one text.
         tokenizers: Of each function that is a model.
         weights: `(functions,)`.
         chat_template_kwargs: Of the chats that reward models read.
         loop: Runs coroutines, all at once.
+        decode: Makes text of token ids, control tokens included.
     """
 
     def __init__(
@@ -90,12 +109,14 @@ class RewardFunctions:
         weights: torch.Tensor,
         chat_template_kwargs: Mapping[str, Any],
         loop: BackgroundLoop,
+        decode: Callable[[Sequence[int]], str] = str,
     ) -> None:
         self.functions = functions
         self._tokenizers = tokenizers
         self._weights = weights
         self._chat_template_kwargs = chat_template_kwargs
         self._loop = loop
+        self._decode = decode
 
     def __call__(self, rows: Sequence[Row], trajectories: Sequence[Trajectory], state: Any) -> Rewards:
         """Score trajectories of this rank; no other rank takes part.
@@ -140,6 +161,7 @@ class RewardFunctions:
             "prompts": [row["prompt"] for row in rows],
             "completions": [messages_of(trajectory) for trajectory in trajectories],
             "completion_ids": [trajectory.completion_ids for trajectory in trajectories],
+            "queries": _Queries(trajectories, self._decode),
             "trainer_state": state,
             "log_extra": lambda name, values: columns[name].extend(values),
             "log_metric": lambda name, value: metrics[name].append(value),
@@ -168,11 +190,24 @@ class RewardFunctions:
             for prompt, completion in zip(arguments["prompts"], arguments["completions"], strict=True)
         ]
         texts = [apply_chat_template(chat, tokenizer, **self._chat_template_kwargs)["text"] for chat in chats]
-        inputs = tokenizer(
-            text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
-        ).to(model.device)
-        with torch.inference_mode():
-            return model(**inputs).logits[:, 0].tolist()
+        rewards: list[float] = []
+        for begin in range(0, len(texts), _CLASSIFIED_AT_ONCE):
+            inputs = tokenizer(
+                text=texts[begin : begin + _CLASSIFIED_AT_ONCE],
+                return_tensors="pt",
+                padding=True,
+                padding_side="right",
+                add_special_tokens=False,
+            ).to(model.device)
+            with torch.inference_mode():
+                rewards += model(**inputs).logits[:, 0].tolist()
+        return rewards
+
+    def close(self) -> None:
+        """End what rules have started."""
+        for function in self.functions:
+            if isinstance(function, RuleReward):
+                function.close()
 
 
 def messages_of(trajectory: Trajectory) -> list[dict[str, Any]]:
