@@ -1,6 +1,7 @@
 """Two optimizer steps, run by `accelerate launch` or called: writes the logs and the weights (`test_ddp.py`).
 
-They are run twice: sampled by the model itself, and on a vLLM server, where the tools of the second process are slow.
+They are run three times: sampled by the model itself; on a vLLM server, where the tools of the second process are
+slow; and supervised.
 """
 
 import gc
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tiny
 import torch
+from integration import sharding_worker
 
 
 def train(out: Path, per_device: int, server: str | None) -> None:
@@ -56,10 +58,11 @@ def train(out: Path, per_device: int, server: str | None) -> None:
 
 
 def main(out: Path, per_device: int, server: str) -> None:
-    """Writes `OUT/transformers` and `OUT/server`."""
+    """Writes `OUT/transformers`, `OUT/server` and `OUT/sft`."""
     for name, url in (("transformers", None), ("server", server)):
         (out / name).mkdir(parents=True, exist_ok=True)
         train(out / name, per_device, url)
+    sharding_worker.save(sharding_worker.sft, out / "sft", per_device)
 
 
 if __name__ == "__main__":

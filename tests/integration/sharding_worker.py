@@ -1,61 +1,115 @@
-"""One of two processes that write different numbers of turns with sharded weights; see `test_sharding.py`.
+"""Training on rows with and without pictures, of all weights, an adapter, and supervised (`test_sharding.py`).
 
-First with gathered weights; then layer by layer, which is to fail.
+Run by `accelerate launch`, weights are sharded by FSDP2 over two CPU processes; called, there is one process.
 """
 
-import asyncio
-import datetime
 import gc
-from contextlib import nullcontext
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__":
     gc.disable()  # so short a life needs no collector, and most of it are imports
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import tiny
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import LoraConfig
 
-from mmsearch_trl.core.completion import SamplingParams
-from mmsearch_trl.distributed.sharding import gathered
-from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.recipe.build import build_engine
-from mmsearch_trl.world.model import build_model
-from mmsearch_trl.world.tokenizer import build_processor
-
-
-def main() -> None:
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=15))
-    for gather in (True, False):
-        print(f"rank {dist.get_rank()}: {roll_out(gather)}", flush=True)
-        dist.barrier()
-    dist.destroy_process_group()
+from mmsearch_trl.core.action import Action, ActionKind
+from mmsearch_trl.core.completion import FinishReason
+from mmsearch_trl.core.trajectory import Trajectory, Turn
+from mmsearch_trl.trainer.demonstrations import collate
+from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
 
-def roll_out(gather: bool) -> str:
-    rank = dist.get_rank()
-    processor = build_processor()
-    model = build_model(processor).eval()
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        whole = model(input_ids=ids).logits
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.language_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    engine = build_engine(model, ChatEncoder(processor))
+FAMILY = tiny.qwen25()
+ROWS = tiny.tasks(4, images=(0, 1, 0, 0))
+KEYS = ("loss", "grad_norm", "reward", "num_tokens", "entropy")
 
-    async def turns() -> list[int]:
-        sampling = SamplingParams(max_tokens=4 + 5 * rank, seed=rank)
-        return [len((await engine.generate([5, 6, 7], [], sampling)).token_ids) for _ in range(1 + 2 * rank)]
 
-    with torch.no_grad(), gathered(model) if gather else nullcontext():
-        written = asyncio.run(turns())
-    with torch.no_grad():
-        again = model(input_ids=ids).logits
-    return f"{len(written)} turns, difference {float((again - whole).abs().max()):.1e}"
+def main(out: Path, per_device: int) -> None:
+    """Writes `OUT/grpo`, `OUT/lora` and `OUT/sft`."""
+    for name, build in (("grpo", grpo), ("lora", lora), ("sft", sft)):
+        save(build, out / name, per_device)
+
+
+def save(build: Callable[[Path, int], Any], out: Path, per_device: int) -> None:
+    """Train, and write the model and a log."""
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = build(out, per_device)
+    trainer.train()
+    trainer.save_model(str(out))
+    if trainer.accelerator.is_main_process:
+        logs = [{key: log[key] for key in KEYS if key in log} for log in trainer.state.log_history[:-1]]
+        (out / "logs.json").write_text(json.dumps([trainer.accelerator.distributed_type, logs]))
+
+
+def lora(out: Path, per_device: int) -> Any:
+    return grpo(out, per_device, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+
+
+def grpo(out: Path, per_device: int, adapter: LoraConfig | None = None) -> Any:
+    settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "max_grad_norm": 0.0}
+    settings |= {"num_generations": 4, "advantage_eps": 1e-6, "gradient_checkpointing": True}
+    settings |= {"per_device_train_batch_size": per_device // 2, "gradient_accumulation_steps": 2}
+    return MMSearchGRPOTrainer(
+        FAMILY.model(),
+        tiny.by_letters,
+        sharded(tiny.config(out, **settings)),
+        search=tiny.CannedTools(),
+        limits=tiny.LIMITS,
+        protocol=FAMILY.restless(),
+        train_dataset=tiny.dataset(ROWS),
+        processing_class=FAMILY.processor,
+        peft_config=adapter,
+    )
+
+
+def sft(out: Path, per_device: int) -> Any:
+    protocol = FAMILY.protocol()
+
+    def collator(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate([spoken(ROWS[row["row"]], protocol) for row in rows], protocol.chat, 0)
+
+    settings: dict[str, Any] = {"use_cpu": True, "bf16": False, "max_steps": 2, "report_to": "none", "optim": "sgd"}
+    settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": None}
+    settings |= {"learning_rate": 0.1, "logging_steps": 1, "save_strategy": "no", "max_grad_norm": 0.0}
+    settings |= {"train_sampling_strategy": "sequential", "lr_scheduler_type": "constant", "disable_tqdm": True}
+    return MMSearchSFTTrainer(
+        FAMILY.model(),
+        sharded(MMSearchSFTConfig(str(out), per_device_train_batch_size=per_device // 4, **settings)),
+        train_dataset=Dataset.from_list([{"row": row} for row in range(4)]),
+        data_collator=collator,
+        processing_class=FAMILY.processor,
+    )
+
+
+def spoken(task: Any, protocol: Any) -> Trajectory:
+    prompt = protocol.prompt(task)
+    ids = (*protocol.chat.tokenizer("it is new")["input_ids"], protocol.chat.turn_end_id)
+    turn: dict[str, Any] = {"logprobs": (0.0,) * len(ids), "finish_reason": FinishReason.STOP, "text": "it is new"}
+    trajectory = Trajectory(task=task, prompt=prompt.parts, prompt_ids=prompt.token_ids)
+    trajectory.turns = [Turn(token_ids=ids, action=Action(ActionKind.ANSWER), **turn)]
+    return trajectory
+
+
+def sharded(args: Any) -> Any:
+    """accelerate shards between devices only, and would copy the model to CPU processes without a word."""
+    assert args.device.type == "cpu"  # it has made the state that is changed below
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return args
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from integration import ddp_worker
+from integration.test_sharding import assert_the_same
 from servers import Servers
 
 
@@ -39,6 +40,11 @@ def test_two_processes_share_a_vllm_server(runs: Path) -> None:
     """Neither waits for the other's trajectories, and each trains on its own."""
     logs = _assert_the_same(runs, "server")
     assert all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
+
+
+def test_two_processes_learn_demonstrations_as_one(runs: Path) -> None:
+    """One of them has no picture."""
+    assert assert_the_same(runs, "sft") == "MULTI_CPU"
 
 
 def _assert_the_same(runs: Path, engine: str) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """What goes through the model, and where values come back; that they are the right values is invariant 4."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer import utils
 
+from mmsearch_trl.trainer.blank_picture import BlankPicture
 from mmsearch_trl.trainer.log_probs import ScoredBatch, score_tokens
 
 
@@ -97,6 +99,24 @@ def test_images_go_with_their_rows(rows: list[tuple[int, int, int]], size: int) 
             assert call["image_grid_thw"].prod(dim=1).tolist() == [
                 image + 1 for i in expected for image in range(rows[i][2])
             ]
+
+
+@given(rows=ROWS, size=st.integers(1, 7))
+def test_with_a_blank_picture_each_chunk_has_one_and_values_stay(rows: list[tuple[int, int, int]], size: int) -> None:
+    batch, model = _batch(rows), _Echo()
+    grid, patches = torch.tensor([1, 2, 2]), torch.full((4, 1), 77.0)
+    blank = BlankPicture(pixel_values=patches, grid_thw=grid, num_tokens=1, image_pad_id=7, pad_id=1)
+    log_probs, entropies = score_tokens(model, replace(batch, blank=blank), chunk=size, entropy=True)
+    torch.testing.assert_close(log_probs, (batch.input_ids[:, PROMPT:] * batch.score_mask).float())
+    torch.testing.assert_close(entropies, 2 * log_probs)
+    for call in model.calls:
+        blanks = int((call["pixel_values"] == 77.0).sum())
+        assert blanks in (0, 4) and int((call["input_ids"] == 7).sum()) == blanks // 4
+        assert (blanks == 0) == any(rows[int(row[0]) // 100 - 1][2] for row in call["input_ids"])
+        if blanks:
+            shape = call["input_ids"].shape
+            assert all(call[name].shape == shape for name in ("attention_mask", "labels", "mm_token_type_ids"))
+            assert not call["attention_mask"][:, -1].any() and (call["labels"][:, -1] == -100).all()
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -3,21 +3,14 @@
 Ranks write different numbers of turns of different lengths. FSDP2 gathers a layer's weights in every forward pass, a
 call that all ranks must make together: without this they would wait for each other for ever. DeepSpeed's ZeRO-3 is
 gathered by TRL (`ds3_gather_for_generation`).
-
-In training, layers are gathered one by one, and so all ranks must run the same ones: a vision tower that only some of
-them run, since the rows of the others have no picture, ends in a crash or in waiting for ever.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-
-from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.distributed.ranks import Ranks
+from torch.distributed.fsdp import FSDPModule, StateDictType
 
 
 @contextmanager
@@ -27,39 +20,34 @@ def gathered(model: nn.Module) -> Iterator[None]:
     Every rank must enter and leave it.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    # What `register_fsdp_forward_method` puts in the place of `generate` shards the root's weights after every call.
+    # It would also make the model the root; else that is what runs first, which below an adapter is an inner module.
+    registered = model.__dict__.pop("generate", None)
+    if isinstance(model, FSDPModule):
+        model._get_fsdp_state()._lazy_init()
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
         yield
     finally:
+        if registered is not None:
+            model.__dict__["generate"] = registered
         for module in sharded:
             module.reshard()
             # FSDP2's own default: the root stays gathered between forward and backward.
             module.set_reshard_after_forward(module is not model, recurse=False)
 
 
-def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether a forward pass gathers weights from other ranks."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    return zero3 or accelerator.distributed_type is DistributedType.FSDP
-
-
-def check_pictures_alike(with_pictures: int, rows: int, ranks: Ranks) -> None:
-    """Refuse rows with pictures beside rows without, before sharded weights meet them; a collective call.
-
-    Args:
-        with_pictures: Of this rank's rows, those that hold one.
-        rows: Of this rank.
-
-    Raises:
-        UserError: on all ranks.
-    """
-    some, all_rows = ranks.sum([with_pictures, rows])
-    if 0 < some < all_rows:
-        raise UserError(
-            f"{int(some)} of {int(all_rows)} rows hold a picture, and with sharded weights (ZeRO-3, FSDP) all must or "
-            "none: ranks would run different layers and wait for each other for ever. Train the two kinds apart, or "
-            "shard the optimizer alone (accelerate_configs/zero2.yaml)"
-        )
+@contextmanager
+def saved_whole(accelerator: Any) -> Iterator[None]:
+    """Have transformers save the whole model with FSDP: beside shards, it saves none that can be loaded."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    kind, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = kind

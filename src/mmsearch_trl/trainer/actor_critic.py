@@ -53,15 +53,14 @@ class ActorCritic(TrimmedGRPOTrainer):
     def values_of(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """What the critic expects before each sampled token of a generation batch, `(n, c)`."""
         assert self.critic is not None
-        return self.critic.values(ScoredBatch.of_generated(batch))
+        return self.critic.values(ScoredBatch.of_generated(batch, self.blank_picture(batch)))
 
     def learn_values(self, batch: Mapping[str, Any], estimate: Estimate) -> None:
         """Have the critic, where there is one, fitted to a generation batch at the end of the step."""
         if estimate.values is None:
             return
-        given = Valued(
-            batch=ScoredBatch.of_generated(batch), values=estimate.values, returns=estimate.returns, mask=estimate.mask
-        )
+        scored = ScoredBatch.of_generated(batch, self.blank_picture(batch))
+        given = Valued(batch=scored, values=estimate.values, returns=estimate.returns, mask=estimate.mask)
         self._to_fit.append((f"{self.state.global_step}/{len(self._to_fit)}", given))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -21,6 +21,7 @@ from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.distributed.sharding import saved_whole
 from mmsearch_trl.hub.allow_list import allow_listed
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
@@ -156,6 +157,10 @@ class FullCheckpoints(Trainer):
         """As transformers', of what may be published (`hub/allow_list.py`)."""
         with allow_listed():
             return super().push_to_hub(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with saved_whole(self.accelerator):
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._arguments_without_secrets(), writing(output_dir or str(self.args.output_dir), SafetensorError):

@@ -81,13 +81,6 @@ def check_pictures(rows: Any, limits: Limits, tools: Tools, max_images: int | No
         )
 
 
-def rows_with_pictures(rows: Any) -> tuple[int, int]:
-    """How many rows of the data hold a picture, and how many there are; none of a data set of another kind."""
-    if not isinstance(rows, Dataset) or "image_sizes" not in rows.column_names:
-        return 0, 0
-    return sum(bool(sizes) for sizes in rows["image_sizes"]), len(rows)
-
-
 def freeze_vision(model: Any) -> None:
     """Leave the vision tower as it is, adapters in it included.
 

@@ -23,7 +23,6 @@ from trl.trainer.utils import pad
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import check_pictures_alike, shards_weights
 from mmsearch_trl.hub.card import ModelFacts, write_model_card
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import default_protocol
@@ -33,6 +32,7 @@ from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.traces.files import TRAIN, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
+from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import (
     check_arguments,
@@ -40,7 +40,6 @@ from mmsearch_trl.trainer.checks import (
     check_model,
     check_pictures,
     freeze_vision,
-    rows_with_pictures,
 )
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
@@ -94,13 +93,13 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self.mask_truncated_completions = False  # TRL's hides tokens from attention: `generation` masks them
         check_model(self.model, has_processor=self._is_vlm, has_auxiliary_loss=self.aux_loss_enabled)
         check_enough_rows(self.train_dataset, args)
-        self._sharded = shards_weights(self.accelerator)
         if args.freeze_vision:
             freeze_vision(self.model)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         protocol = protocol or default_protocol(self.processing_class)
         self.ranks = Ranks()
         self.estimator = build_estimator(args, self.ranks)
+        self._vision = VisionOnAllRanks(self.processing_class, self.ranks)
         self.build_critic()
         self.rollouter = Rollouter(protocol, search, limits or Limits(), max_in_flight=args.max_trajectories_in_flight)
         loop = self.rollouter.loop
@@ -110,8 +109,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         if self.sampler.max_model_len is not None:
             self.rollouter.limits = self.rollouter.limits.within(self.sampler.max_model_len)
         check_pictures(self.train_dataset, self.rollouter.limits, search, self.sampler.max_images)
-        if self._sharded:
-            check_pictures_alike(*rows_with_pictures(self.train_dataset), self.ranks)
         self.reward_functions = RewardFunctions(
             self.reward_funcs,
             self.reward_processing_classes,
@@ -166,9 +163,6 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
 
     def _generate(self, prompts: list[Any]) -> Generation:
         assert self._batch is not None
-        if self._sharded:
-            trajectories = self._batch.trajectories
-            check_pictures_alike(sum(bool(t.images) for t in trajectories), len(trajectories), self.ranks)
         chat, limits = self.rollouter.protocol.chat, self.rollouter.limits
         failures, truncated = self.args.mask_infrastructure_failures, self.args.mask_truncated_completions
         trajectories = self._batch.trajectories

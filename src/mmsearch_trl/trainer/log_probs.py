@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.trainer.blank_picture import BlankPicture
 
 
 VISION_INPUTS = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
@@ -29,7 +30,7 @@ class Chunk(NamedTuple):
     Attributes:
         rows: Which rows of the batch these are.
         columns: `(k, w)`, the column of the batch that each token comes from; a row's padding is at its end.
-        inputs: For the model, labels included.
+        inputs: For the model, labels included; a blank picture makes them wider than `w`.
     """
 
     rows: list[int]
@@ -49,6 +50,7 @@ class ScoredBatch:
         image_grid_thw: `(images, 3)` or None.
         num_images: Images of each row.
         mm_token_type_ids: `(b, p + c)`, 1 on image pads, or None for a model without vision.
+        blank: Stands in where a forward pass has no image, if other ranks have one.
     """
 
     input_ids: torch.Tensor
@@ -58,6 +60,7 @@ class ScoredBatch:
     image_grid_thw: torch.Tensor | None
     num_images: list[int] | None
     mm_token_type_ids: torch.Tensor | None
+    blank: BlankPicture | None = None
 
     @classmethod
     def of(
@@ -66,6 +69,7 @@ class ScoredBatch:
         attention_mask: torch.Tensor,
         score_mask: torch.Tensor,
         inputs: Mapping[str, Any],
+        blank: BlankPicture | None = None,
     ) -> "ScoredBatch":
         """From the arguments of TRL's `_get_per_token_logps_and_entropies`, those after the mask in `inputs`.
 
@@ -77,16 +81,17 @@ class ScoredBatch:
         if unused:
             raise UserError(f"MMSearchGRPOTrainer supports Qwen-VL style inputs; this model also needs {unused}.")
         vision = {name: inputs.get(name) for name in VISION_INPUTS}
-        return cls(input_ids=input_ids, attention_mask=attention_mask, score_mask=score_mask, **vision)
+        return cls(input_ids=input_ids, attention_mask=attention_mask, score_mask=score_mask, blank=blank, **vision)
 
     @classmethod
-    def of_generated(cls, batch: Mapping[str, Any]) -> "ScoredBatch":
+    def of_generated(cls, batch: Mapping[str, Any], blank: BlankPicture | None = None) -> "ScoredBatch":
         """From a generation batch as TRL has it; what is scored are its sampled tokens."""
         return cls.of(
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
             batch["tool_mask"] * batch["completion_mask"],
             {name: batch.get(name) for name in VISION_INPUTS},
+            blank,
         )
 
     def chunks(self, size: int, chosen: Sequence[int] | None = None) -> Iterator[Chunk]:
@@ -107,6 +112,8 @@ class ScoredBatch:
             if any(len(images[i][0]) for i in rows):
                 inputs["image_grid_thw"] = torch.cat([images[i][0] for i in rows])
                 inputs["pixel_values"] = torch.cat([images[i][1] for i in rows])
+            elif self.blank is not None:
+                inputs = self.blank.behind(inputs)
             yield Chunk(rows, columns, inputs)
 
     def _labels(self) -> torch.Tensor:
@@ -152,6 +159,6 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def put_back(values: torch.Tensor, columns: torch.Tensor, batch: ScoredBatch) -> torch.Tensor:
-    """`(k, c)` from the `(k, w - 1)` of a forward pass, whose entry j belongs to token j + 1 of the chunk."""
+    """`(k, c)` from the values of a forward pass, whose entry j < w - 1 belongs to token j + 1 of the chunk."""
     padded = values.new_zeros(len(values), batch.input_ids.shape[1])
-    return padded.scatter(1, columns[:, 1:], values)[:, -batch.score_mask.shape[1] :]
+    return padded.scatter(1, columns[:, 1:], values[:, : columns.shape[1] - 1])[:, -batch.score_mask.shape[1] :]

@@ -7,7 +7,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import check_pictures_alike, shards_weights
+from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.options import REPLACED_SUPERVISED, check_replaced
@@ -39,16 +39,18 @@ class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
 
     * Qwen2.5-VL declares that it takes no loss arguments, for which `Trainer` averages each micro-batch by itself and
       gives short conversations several times the weight of long ones. TRL's loss counts the tokens of the whole step.
-    * With sharded weights, a batch with a picture on one rank beside one without on another is refused.
+    * Where a rank's micro-batch has a picture, those of the others have one, a blank one (`blank_picture.py`).
     * A run resumed from a full checkpoint loads its weights (`checkpoints.py`).
     """
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if shards_weights(self.accelerator):  # one row stands for all of a rank: its batch holds a picture, or none
-            check_pictures_alike(int("pixel_values" in inputs), 1, Ranks())
-        return super().training_step(model, inputs, *args, **kwargs)
 
     def __init__(self, *args: Any, title: str = "SFT", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
+        self._vision = VisionOnAllRanks(self.processing_class, Ranks())
         use_console(self, title)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        blank = self._vision.blank("pixel_values" in inputs)
+        if blank is not None and "pixel_values" not in inputs:
+            inputs = blank.behind(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)

@@ -10,6 +10,7 @@
 * `_save_rng_state` and `_load_rng_state` keep where training stands in a generation batch (`batch_position.py`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
+from mmsearch_trl.trainer.blank_picture import BlankPicture, VisionOnAllRanks
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.estimators import Estimator
 from mmsearch_trl.trainer.kl import bounded_reference, reference_for_k2
@@ -62,6 +64,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     _score_mask: torch.Tensor | None = None
     """1 on the tokens whose log-probs are wanted, `(b, c)`, while TRL asks for them; None: all that are attended."""
 
+    _vision: VisionOnAllRanks | None = None
+    """Which forward passes need a picture; None: those that have one."""
+
     _compared = False
     """Whether vLLM's log-probs were compared with the trainer's."""
 
@@ -90,6 +95,10 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         self.append_metrics({"train/forwarded_per_token": forwarded_per_token(self._buffered_inputs)})
         return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
+    def blank_picture(self, inputs: Mapping[str, Any]) -> BlankPicture | None:
+        """What stands in where one of the processes has no picture; all must ask together."""
+        return self._vision.blank(inputs.get("pixel_values") is not None) if self._vision is not None else None
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -102,7 +111,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """As TRL's, on trimmed micro-batches; `(b, c)` each, 0 on tokens that are not scored."""
         score_mask = attention_mask[:, -logits_to_keep:] if self._score_mask is None else self._score_mask
-        batch = ScoredBatch.of(input_ids, attention_mask, score_mask, inputs)
+        batch = ScoredBatch.of(input_ids, attention_mask, score_mask, inputs, self.blank_picture(inputs))
         with self.accelerator.autocast():
             log_probs, entropies = score_tokens(
                 model, batch, chunk=batch_size or len(input_ids), entropy=compute_entropy
