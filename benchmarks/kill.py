@@ -9,8 +9,9 @@ more when it has gone on. Then the command runs to its end. Its weights must be 
 went through, its trajectories (rows, tokens, rewards, advantages) and evaluation rows the same, in the same order.
 
 Runs are forks of this process, which has imported everything; a vLLM server lives through all of its variant's kills,
-as servers do. On vLLM one trajectory is rolled out at a time: how requests meet in a batch moves the last bits of
-their log-probs, which the importance correction takes into the loss. The exit status is 1 where a run differs.
+as servers do; colocated, vLLM starts anew with each run. On vLLM one trajectory is rolled out at a time: how requests
+meet in a batch moves the last bits of their log-probs, which the importance correction takes into the loss. The exit
+status is 1 where a run differs.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.train import main as train
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
+from mmsearch_trl.trainer.sampler.colocated import ColocatedSampler
 from mmsearch_trl.trainer.sampler.server import ServerSampler
 
 
@@ -57,6 +59,8 @@ _RUN: Keys = {
 }
 _LORA: Keys = {"use_peft": True, "lora_r": 4, "lora_target_modules": "[q_proj,v_proj]"}
 _SERVER: Keys = {"max_model_len": 512, "max_num_seqs": 8}
+_COLOCATED: Keys = {"vllm_max_model_length": 512}
+ENGINES = ("transformers", "vllm", "colocate")
 _EVALUATED = 6
 """Rows."""
 _PHASES: Mapping[str, tuple[type, str]] = {
@@ -64,6 +68,7 @@ _PHASES: Mapping[str, tuple[type, str]] = {
     "update": (MMSearchGRPOTrainer, "_compute_loss"),
     "traces": (MMSearchGRPOTrainer, "_write_traces"),
     "sync": (ServerSampler, "_send_weights"),
+    "colocated sync": (ColocatedSampler, "_send_weights"),
     "evaluation": (MMSearchGRPOTrainer, "evaluate"),
     "save": (MMSearchGRPOTrainer, "_save_checkpoint"),
     "final save": (MMSearchGRPOTrainer, "save_model"),
@@ -157,7 +162,7 @@ def main() -> int:
 
 
 def variants() -> list[str]:
-    return [f"{engine}/{kind}/{n}" for engine in ("transformers", "vllm") for kind in ("full", "lora") for n in (1, 4)]
+    return [f"{engine}/{kind}/{n}" for engine in ENGINES for kind in ("full", "lora") for n in (1, 4)]
 
 
 def examine(name: str, out: Path, points: int, chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -196,6 +201,9 @@ def engine_keys(engine: str, kind: str, out: Path) -> Iterator[dict[str, Any]]:
     """What the recipe needs to roll out on an engine; a vLLM server lives as long as this is open."""
     if engine == "transformers":
         yield {}
+        return
+    if engine == "colocate":
+        yield {"use_vllm": True, "vllm_mode": "colocate", "max_trajectories_in_flight": 1, **_COLOCATED}
         return
     rank = 8 if kind == "lora" else None
     model, log = str(out / "warm_start"), out / "vllm.log"

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import tiny
 import torch
-from core.command_lines import TRAIN
+from core.command_lines import SFT, TRAIN
 from forks import Forks
-from runs import grpo_arguments, write_jsonl
+from runs import grpo_arguments, lessons, sft_arguments, write_jsonl
 from safetensors.torch import load_file
 from servers import Servers
 from test_train import some_rows
@@ -65,6 +65,7 @@ from mmsearch_trl.evaluation.evaluator import Evaluator
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.traces.files import TraceWriter
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer as Trainer
+from mmsearch_trl.trainer.sft import MMSearchSFTTrainer as Supervised
 from mmsearch_trl.engine.vllm_sync import ServerSync
 from transformers import TrainerState
 """
@@ -95,6 +96,7 @@ class Whole(NamedTuple):
 
     arguments: list[str]
     out: Path
+    module: str = TRAIN
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +152,9 @@ def check_same(found: Path, expected: Path) -> None:
 
 
 def check_killed_and_resumed(forks: Forks, whole: Whole, plant: str, folder: Path) -> None:
-    killed = forks.run(TRAIN, *whole.arguments, folder=folder, plant=KILL + plant)
+    killed = forks.run(whole.module, *whole.arguments, folder=folder, plant=KILL + plant)
     assert killed.status == -9, killed.err
-    resumed = forks.run(TRAIN, *whole.arguments, folder=folder)
+    resumed = forks.run(whole.module, *whole.arguments, folder=folder)
     assert resumed.status == 0, resumed.err
     check_same(folder / "out", whole.out)
 
@@ -166,6 +168,34 @@ def test_the_runs_that_are_compared_learn_something(whole: Whole) -> None:
     history = json.loads((whole.out / "trainer_state.json").read_text())["log_history"]
     norms = [log["grad_norm"] for log in history if "grad_norm" in log]
     assert sum(norm > 0 for norm in norms) >= 2, norms
+
+
+@pytest.fixture(scope="module")
+def supervised(forks: Forks, world_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Four steps over three demonstrations, of two each: the order of the second epoch is drawn anew."""
+    place = tmp_path_factory.mktemp("supervised")
+    keys = {"train_files": write_jsonl(world_home / "world" / "lessons.jsonl", lessons(world_home / "world"))}
+    keys |= {"max_steps": STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    keys |= {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "resume_from_checkpoint": "auto"}
+    arguments = sft_arguments(world_home, Path("out"), **keys)
+    done = forks.run(SFT, *arguments, folder=place)
+    assert done.status == 0, done.err
+    return Whole(arguments, place / "out", SFT)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        "before(Supervised, '_clip_grad_norm', 3)",
+        "before(Supervised, '_save_optimizer_and_scheduler', 2)",
+        POINTS["in a save, in the state"],
+    ],
+    ids=["in an update", "in a save, between weights and optimizer", "in a save, in the state"],
+)
+def test_killed_supervised_training_ends_as_the_uninterrupted(
+    plant: str, supervised: Whole, forks: Forks, tmp_path: Path
+) -> None:
+    check_killed_and_resumed(forks, supervised, plant, tmp_path)
 
 
 def test_a_run_on_a_server_killed_in_a_sync_ends_as_the_uninterrupted_one(
