@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.message import shown
 from mmsearch_trl.core.observation import Failure, FailureKind, ImageHit, ImageQuery, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import FEATURES
 from mmsearch_trl.distributed.policy import Policy
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.record import CallRecord
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -173,9 +174,10 @@ def dataset(given: Sequence[Task]) -> Dataset:
 
 def _row(task: Task) -> dict[str, Any]:
     return {
-        "prompt": [{"role": "user", "content": task.question}],
+        "prompt": shown(task.messages) or [{"role": "user", "content": task.question}],
         "id": task.id,
         "question": task.question,
+        "messages": [{"role": message.role, "content": list(message.content)} for message in task.messages],
         "images": [_png(image) for image in task.images],
         "image_sizes": [image.size for image in task.images],
         "answers": list(task.answers),
@@ -228,7 +230,7 @@ def trainer(
     given: Sequence[Task] | None = None,
     *,
     tools: Any = None,
-    protocol: MMSearchProtocol | None = None,
+    protocol: TurnProtocol | None = None,
     limits: Limits = LIMITS,
     reward: Any = by_letters,
     model: PreTrainedModel | None = None,
@@ -236,7 +238,7 @@ def trainer(
     eval_dataset: Any = None,
     **overrides: Any,
 ) -> MMSearchGRPOTrainer:
-    model = model or family.model()
+    model, protocol = model or family.model(), protocol or family.restless()
     estimator = overrides.get("estimator")
     # TRL loads the reference model from where the policy came from.
     if overrides.get("beta") or (estimator is not None and estimator.kl.coef):
@@ -246,9 +248,9 @@ def trainer(
         model,
         reward,
         config(out, **overrides),
-        search=tools or CannedTools(),
+        search=tools or (CannedTools() if isinstance(protocol, SearchProtocol) else None),
         limits=limits,
-        protocol=protocol or family.restless(),
+        protocol=protocol,
         train_dataset=dataset(given if given is not None else tasks(4)),
         eval_dataset=eval_dataset,
         processing_class=family.processor,

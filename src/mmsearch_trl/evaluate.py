@@ -39,16 +39,14 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator, Row
 from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
-from mmsearch_trl.recipe.build import build_protocol, end_ids, load_agent, load_processor
+from mmsearch_trl.recipe.build import build_protocol, build_tools, end_ids, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.rewards import build_rewards
-from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.search.calls.totals import SearchTotals, summary_lines
-from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.trainer.checks import check_pictures
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.rewards import RewardFunctions
@@ -64,7 +62,8 @@ class EvaluationReport:
     Attributes:
         seconds: Without loading.
         data: By the name of the data file.
-        searches: What the searches of all files and processes came to, by tool.
+        searches: What the searches of all files and processes came to, by tool; None where there was nothing to search
+            with.
     """
 
     model: str
@@ -73,7 +72,11 @@ class EvaluationReport:
     seed: int
     seconds: float
     data: Mapping[str, EvaluationSummary]
-    searches: Mapping[ActionKind, SearchTotals]
+    searches: Mapping[ActionKind, SearchTotals] | None
+
+    def to_json(self) -> str:
+        """What was not there to be measured is left out."""
+        return json.dumps(asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None}), indent=1)
 
 
 def main(config: Path, overrides: Mapping[str, Any]) -> None:
@@ -88,7 +91,7 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
     console = Console()
     for name, summary in report.data.items():
         console.print(summary_table(_groups(summary), title=name))
-    for line in summary_lines(report.searches):
+    for line in summary_lines(report.searches) if report.searches is not None else ():
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"rows and summary: {_folder(recipe)}", highlight=False, markup=False, soft_wrap=True)
     if getattr(recipe.trainer, "save_traces", False):
@@ -114,10 +117,9 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         )
     ranks.on_main(partial(_clear, recipe, overwrite=args.overwrite_output_dir))
     set_seed(args.seed)
-    search = build_runtime(recipe.search)
-    run_to_end(search.check())
     rewards = build_rewards(recipe)
     protocol = build_protocol(recipe, load_processor(recipe.model))
+    search = build_tools(recipe, protocol)
     data = {Path(file).stem: load_rows(recipe, [file], protocol) for file in recipe.data.eval_files}
     policy = Policy(accelerator, _load(recipe, args), 0)
     rollouter = Rollouter(protocol, search, recipe.rollout)
@@ -137,7 +139,8 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         scoring.close()
         sampler.close()
         rollouter.close()
-        search.close()
+        if search is not None:
+            search.close()
     report = EvaluationReport(
         model=str(recipe.model.model_name_or_path),
         recipe=str(recipe.path),
@@ -145,11 +148,11 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
         seed=args.seed,
         seconds=round(time.perf_counter() - started, 1),
         data=summaries,
-        searches=gather_totals(search.totals, ranks),
+        searches=None if search is None else gather_totals(search.totals, ranks),
     )
     if ranks.is_main:
         with writing(_folder(recipe)):
-            (_folder(recipe) / "summary.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+            (_folder(recipe) / "summary.json").write_text(report.to_json(), encoding="utf-8")
     return report
 
 
@@ -227,7 +230,7 @@ def _folder(recipe: Recipe) -> Path:
 def _groups(summary: EvaluationSummary) -> dict[str, GroupSummary]:
     """The lines of the table; a division into a single group would only repeat the first."""
     groups = {"all": summary.overall}
-    for part in (summary.by_source, summary.by_category, summary.by_search):
+    for part in (summary.by_source, summary.by_category, summary.by_search or {}):
         groups |= part if len(part) > 1 else {}
     return groups
 

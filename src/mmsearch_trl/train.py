@@ -23,7 +23,13 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.hub.push import check_login, pushing
-from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.build import (
+    build_protocol,
+    build_tools,
+    keep_token_out_of_files,
+    load_model,
+    load_processor,
+)
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
@@ -31,10 +37,8 @@ from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.rewards import build_rewards
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.recipe.schedule import Batches
-from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
-from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
 from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -96,11 +100,10 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     set_seed(args.seed)
     keep_token_out_of_files(args)
     check_login(args)
-    search = build_runtime(recipe.search)
-    run_to_end(search.check())
     rewards = build_rewards(recipe)
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
+    search = build_tools(recipe, protocol)
     train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
     Batches.of(args, len(train_dataset))  # refuses too few
     eval_files = recipe.data.eval_files
@@ -121,9 +124,10 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     )
 
 
-def print_searches(search: Tools, ranks: Ranks) -> None:
+def print_searches(search: Tools | None, ranks: Ranks) -> None:
     """Print what the searches of all ranks came to since the run was started or resumed; every rank must call it."""
-    assert isinstance(search, SearchRuntime)
+    if not isinstance(search, SearchRuntime):  # there are none, or tools of another kind, which count nothing
+        return
     totals = gather_totals(search.totals, ranks)
     if ranks.is_main:
         for line in summary_lines(totals):

@@ -2,7 +2,8 @@
 
 import tiny
 
-from mmsearch_trl.hub.card import ModelFacts, quick_start
+from mmsearch_trl.hub.facts import ModelFacts
+from mmsearch_trl.hub.quick_start import quick_start
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.tool import Tool

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from runs import QUICK, grpo_arguments
 
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.hub.card import _protocol, _tool, evaluation_table
+from mmsearch_trl.hub.card import evaluation_table
+from mmsearch_trl.hub.quick_start import _protocol, _tool
 
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -63,7 +64,11 @@ def test_the_table_shows_the_last_evaluation_of_each_data_set() -> None:
     ]
     table = evaluation_table(history)
     assert table is not None
-    assert table.splitlines()[2:] == ["| known | 4 | 50.0% | 25.0% | - | - | - | - |"]
+    assert table.splitlines() == [
+        "| data | n | accuracy | search ratio |",
+        "|---|---|---|---|",
+        "| known | 4 | 50.0% | 25.0% |",
+    ]
     assert evaluation_table([{"loss": 1.0}]) is None
 
 

@@ -269,7 +269,9 @@ def test_the_keys_of_the_reward_are_those_of_the_protocol(write: Write, tmp_path
         load_recipe(write(), {"protocol": "search_r1"})
     with pytest.raises(UserError, match=r"reward\.rule is a key of protocol search_r1, and protocol is mmsearch_r1"):
         load_recipe(write(), {"reward.rule": "em"})
-    with pytest.raises(UserError, match="`protocol` must be 'mmsearch_r1', 'mmsearch_r1_upstream' or 'search_r1'"):
+    with pytest.raises(
+        UserError, match="`protocol` must be 'mmsearch_r1', 'mmsearch_r1_upstream', 'search_r1' or 'direct'"
+    ):
         load_recipe(write(), {"protocol": "searchr1"})
     with pytest.raises(UserError, match="reply_templates is a text of protocol mmsearch_r1"):
         load_recipe(write(), {"protocol": "search_r1", "reward": None, "reply_templates": "w.yaml"})

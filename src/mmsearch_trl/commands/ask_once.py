@@ -20,15 +20,14 @@ from mmsearch_trl.core.text import printable
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.engine.base import Engine
-from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
+from mmsearch_trl.recipe.build import build_engine, build_protocol, build_tools, load_agent, load_processor
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.written import ON_A_CPU
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.rollout.loop import Tools, named_sampling, run_trajectory
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
-from mmsearch_trl.search.factory import build_runtime
 
 
 def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> Trajectory:
@@ -46,22 +45,24 @@ def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> T
     here = {} if torch.cuda.is_available() else ON_A_CPU
     recipe = load_recipe(config, {**here, **keys, "model_name_or_path": options.model})
     image = None if options.image is None else image_file(options.image)
-    search = build_runtime(recipe.search)
-    run_to_end(search.check())
     protocol = build_protocol(recipe, load_processor(recipe.model))
+    search = build_tools(recipe, protocol)
     task = _task(options.question, image, recipe, protocol)
     model: Any = load_agent(recipe.model).eval()
     engine = build_engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), protocol.chat)
     console = Console()
     sampling = named_sampling(recipe.rollout, f"{options.seed}/ask", options.temperature)
-    tools = _ShownTools(Toolbox(search, protocol.tools), console)
+    tools = None
+    if search is not None and isinstance(protocol, SearchProtocol):
+        tools = _ShownTools(Toolbox(search, protocol.tools), console)
     try:
         trajectory = run_to_end(
             _roll_out(task, _ShownEngine(engine, protocol, console), protocol, tools, recipe, sampling)
         )
     finally:
         engine.close()
-        search.close()
+        if search is not None:
+            search.close()
     if trajectory.stop is StopReason.FAILED and trajectory.failure is not None:
         raise EngineError(f"the question could not be answered: {trajectory.failure.message}")
     _show_end(trajectory, console)
@@ -77,12 +78,13 @@ def _task(question: str, image: Any, recipe: Recipe, protocol: TurnProtocol) -> 
 
 
 async def _roll_out(
-    task: Task, engine: Engine, protocol: TurnProtocol, tools: Tools, recipe: Recipe, sampling: SamplingParams
+    task: Task, engine: Engine, protocol: TurnProtocol, tools: Tools | None, recipe: Recipe, sampling: SamplingParams
 ) -> Trajectory:
     try:
         return await run_trajectory(task, engine, protocol, tools, recipe.rollout, sampling)
     finally:
-        await tools.disconnect()
+        if tools is not None:
+            await tools.disconnect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,15 @@ class _ShownTools:
 
 
 def _show_end(trajectory: Trajectory, console: Console) -> None:
-    searches = sum(turn.observation is not None for turn in trajectory.turns)
     last = trajectory.turns[-1].action if trajectory.turns else None
     answered = last is not None and last.kind is ActionKind.ANSWER
     answer = printable(last.text or "") if answered and last is not None else f"no answer ({trajectory.stop})"
-    console.print(f"\n{answer}", style="bold", markup=False, highlight=False)
-    counts = f"{_count(len(trajectory.turns), 'turn')}, {_count(searches, 'tool call')}, {trajectory.seconds:.1f} s"
-    console.print(counts, style="dim", highlight=False)
+    counts = [_count(sum(len(turn.token_ids) for turn in trajectory.turns), "token")]
+    if trajectory.has_tools:  # without tools the turn is the answer, and is there already
+        console.print(f"\n{answer}", style="bold", markup=False, highlight=False)
+        calls = sum(turn.observation is not None for turn in trajectory.turns)
+        counts = [_count(len(trajectory.turns), "turn"), _count(calls, "tool call")]
+    console.print(f"{', '.join(counts)}, {trajectory.seconds:.1f} s", style="dim", highlight=False)
 
 
 def _count(number: int, noun: str) -> str:

@@ -97,9 +97,8 @@ def _loaded(path: Path, overrides: Mapping[str, Any], job: Job) -> "tuple[Recipe
 
 def _first_demonstration(recipe: "Recipe") -> str:
     from mmsearch_trl.recipe.build import build_protocol, load_processor
-    from mmsearch_trl.recipe.preflight import spelled
     from mmsearch_trl.sft import Demonstrations
 
     protocol = build_protocol(recipe, load_processor(recipe.model))
     trajectory = Demonstrations(recipe, protocol).trajectory(recipe.data.train_files[0], 0)
-    return spelled(protocol.chat, trajectory.token_ids)
+    return protocol.chat.outlined(trajectory.token_ids)

@@ -63,10 +63,11 @@ class Trajectory:
     """One rollout of one task.
 
     Attributes:
-        prompt: The first user message as parts.
+        prompt: The first user message, or all messages of a conversation, as parts.
         prompt_ids: Its tokens with chat framing, image pads expanded.
         failure: Why the rollout could not go on, when `stop` is `FAILED`.
         stop: None while it is going on.
+        has_tools: Its protocol knows calls of tools.
     """
 
     task: Task
@@ -76,6 +77,7 @@ class Trajectory:
     stop: StopReason | None = None
     failure: Failure | None = None
     seconds: float = 0.0
+    has_tools: bool = True
 
     @property
     def aborted(self) -> bool:
@@ -133,8 +135,9 @@ class Trajectory:
         return (each for each in searches if each.failure is None or each.failure.infrastructure)
 
     @property
-    def searched(self) -> bool:
-        return any(True for _ in self.searches)
+    def searched(self) -> bool | None:
+        """Whether it searched; None where there was nothing to search with."""
+        return any(True for _ in self.searches) if self.has_tools else None
 
     @property
     def messages(self) -> list[dict[str, Any]]:

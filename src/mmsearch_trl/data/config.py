@@ -8,7 +8,7 @@ from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
 
 
-ProtocolName = Literal["mmsearch_r1", "mmsearch_r1_upstream", "search_r1"]
+ProtocolName = Literal["mmsearch_r1", "mmsearch_r1_upstream", "search_r1", "direct"]
 
 _MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_templates")
 
@@ -25,7 +25,8 @@ class DataConfig:
         metadata={
             "help": "mmsearch_r1: reason, image_search, text_search and answer, a user message for each reply. "
             "mmsearch_r1_upstream: the same, to the byte as MMSearch-R1 rolls out, its quirks included. "
-            "search_r1: think, search, information and answer in one turn. The keys of `reward` go with it."
+            "search_r1: think, search, information and answer in one turn. direct: no tool; the conversation of a row "
+            "is the prompt, and the whole turn is the answer. The keys of `reward` go with it."
         },
     )
 
@@ -76,10 +77,10 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.protocol == "search_r1":
-            for key in _MMSEARCH_KEYS:
-                if getattr(self, key) is not None:
-                    raise UserError(f"{key} is a text of protocol mmsearch_r1; search_r1 has none, take it out.")
+        foreign = {"search_r1": _MMSEARCH_KEYS, "direct": ("first_turn_prompt", *_MMSEARCH_KEYS)}
+        for key in foreign.get(self.protocol, ()):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key} is a text of protocol mmsearch_r1; {self.protocol} has none, take it out.")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise UserError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +25,11 @@ from tqdm import tqdm
 
 from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.message import Message, shown
 from mmsearch_trl.core.task import Task
-from mmsearch_trl.data.image_cells import ImageSource
+from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, unbounded
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
+from mmsearch_trl.data.messages import ConversationRules
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
 from mmsearch_trl.data.tasks import data_file, read_rows
 from mmsearch_trl.rewards.answers import accepted_answers
@@ -40,6 +43,7 @@ FEATURES = datasets.Features(
         "prompt": datasets.List({"role": _TEXT, "content": _TEXT}),
         "id": _TEXT,
         "question": _TEXT,
+        "messages": datasets.List({"role": _TEXT, "content": datasets.List(_TEXT)}),
         "images": datasets.List(datasets.Value("binary")),
         "image_sizes": datasets.List(datasets.List(datasets.Value("int32"))),
         "answers": datasets.List(_TEXT),
@@ -49,9 +53,10 @@ FEATURES = datasets.Features(
         "extra": _TEXT,
     }
 )
-"""`images` are encoded, `image_sizes` their `(width, height)` in pixels when decoded, `extra` is JSON."""
+"""`images` are encoded, `image_sizes` their `(width, height)` in pixels when decoded, `extra` is JSON. `messages` are
+those of `Task`, `prompt` the same as reward functions see them."""
 
-_FORMAT = 2  # part of the digest: raise it when rows are written differently
+_FORMAT = 3  # part of the digest: raise it when rows are written differently
 _ROWS_AT_A_TIME = 32
 
 
@@ -61,6 +66,7 @@ def load_dataset_rows(
     on_error: OnError = "raise",
     cache_dir: str | Path | None = None,
     skipped: SkippedRows | None = None,
+    rules: ConversationRules | None = None,
 ) -> datasets.Dataset:
     """One memory-mapped dataset (`FEATURES`) of all rows of the files, in order.
 
@@ -69,6 +75,7 @@ def load_dataset_rows(
         on_error: `"raise"` stops at the first bad row; `"skip"` leaves bad rows out and logs their number.
         cache_dir: Where the Arrow file goes; None for the cache of `datasets`.
         skipped: Filled with the rows that were left out, also where the Arrow file was there already.
+        rules: As for `read_rows`.
 
     Raises:
         UserError: a file cannot be used, or no row is left.
@@ -77,13 +84,13 @@ def load_dataset_rows(
     files = [data_file(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     skipped = SkippedRows() if skipped is None else skipped
     folder = Path(cache_dir or Path(datasets_config.HF_DATASETS_CACHE) / "mmsearch_trl")
-    target = folder / f"{_digest(files, on_error)}.arrow"
+    target = folder / f"{_digest(files, on_error, rules)}.arrow"
     report = target.with_suffix(".skipped.json")
     with writing(folder):  # data files that cannot be read say so themselves
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                _write(files, on_error, skipped, target, report)
+                _write(files, on_error, skipped, rules, target, report)
             else:
                 skipped.errors += [RowError(Path(path), place, reason) for path, place, reason in _read_json(report)]
     dataset = datasets.Dataset.from_file(str(target))
@@ -149,6 +156,7 @@ def _task(row: Mapping[str, Any], images: tuple[Image.Image, ...]) -> Task:
         id=row["id"],
         question=row["question"],
         images=images,
+        messages=tuple(Message(each["role"], tuple(each["content"])) for each in row.get("messages") or ()),
         answers=accepted_answers(row["answers"]),  # of a data set of one's own they may be a single text
         data_source=row["data_source"],
         image_url=row["image_url"],
@@ -157,25 +165,34 @@ def _task(row: Mapping[str, Any], images: tuple[Image.Image, ...]) -> Task:
     )
 
 
-def _digest(files: Sequence[Path], on_error: OnError) -> str:
+def _digest(files: Sequence[Path], on_error: OnError, rules: ConversationRules | None) -> str:
     """Changes whenever a data file, or an image that a `.jsonl` file names, may have changed."""
-    seen: list[Any] = [_FORMAT, on_error]
+    seen: list[Any] = [_FORMAT, on_error, rules.fingerprint if rules is not None else None]
     for file in files:
         parts = [file]
         if file.suffix == ".jsonl":
-            rows = (row for row in read_rows(file) if isinstance(row, Row))
-            paths = (image for row in rows for image in row.images if isinstance(image, Path))
+            unchecked = None if rules is None else replace(rules, check=lambda messages: None)
+            rows = (row for row in read_rows(file, unchecked) if isinstance(row, Row))
+            sources = (unbounded(image) for row in rows for image in row.images)
+            paths = (image for image in sources if isinstance(image, Path))
             parts += [path for path in paths if os.path.exists(path)]  # `Path.exists` raises where it may not look
         seen += [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
 
 
-def _write(files: Sequence[Path], on_error: OnError, skipped: SkippedRows, target: Path, report: Path) -> None:
+def _write(
+    files: Sequence[Path],
+    on_error: OnError,
+    skipped: SkippedRows,
+    rules: ConversationRules | None,
+    target: Path,
+    report: Path,
+) -> None:
     unfinished = target.with_suffix(f".{os.getpid()}.tmp")
     try:
         with ArrowWriter(features=FEATURES, path=str(unfinished), writer_batch_size=_ROWS_AT_A_TIME) as writer:
             for file in files:
-                for cells in _checked_rows(file, on_error, skipped):
+                for cells in _checked_rows(file, on_error, skipped, rules):
                     writer.write(cells)
             writer.finalize()
         errors = [(str(error.path), error.place, error.reason) for error in skipped.errors]
@@ -185,8 +202,10 @@ def _write(files: Sequence[Path], on_error: OnError, skipped: SkippedRows, targe
         unfinished.unlink(missing_ok=True)
 
 
-def _checked_rows(file: Path, on_error: OnError, skipped: SkippedRows) -> Iterator[dict[str, Any]]:
-    rows = accepted(read_rows(file), on_error, skipped)
+def _checked_rows(
+    file: Path, on_error: OnError, skipped: SkippedRows, rules: ConversationRules | None
+) -> Iterator[dict[str, Any]]:
+    rows = accepted(read_rows(file, rules), on_error, skipped)
     for row in tqdm(rows, desc=f"Reading {file.name}", unit="row", leave=False):
         try:
             yield _cells(row)
@@ -199,9 +218,10 @@ def _checked_rows(file: Path, on_error: OnError, skipped: SkippedRows) -> Iterat
 
 def _cells(row: Row) -> dict[str, Any]:
     return {
-        "prompt": [{"role": "user", "content": row.question}],
+        "prompt": shown(row.messages) or [{"role": "user", "content": row.question}],
         "id": row.id,
         "question": row.question,
+        "messages": [{"role": message.role, "content": list(message.content)} for message in row.messages],
         "images": [_encoded(image) for image in row.images],
         "image_sizes": [load_prompt_image(image).size for image in row.images],
         "answers": list(row.answers),
@@ -218,6 +238,8 @@ def _encoded(image: ImageSource) -> bytes:
     if isinstance(image, Path):
         with reading(image):
             return image.read_bytes()
+    if isinstance(image, BoundedImage):
+        image = load_prompt_image(image)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

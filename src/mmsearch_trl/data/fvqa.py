@@ -14,6 +14,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import gold_answers
 from mmsearch_trl.data.image_cells import image_source
+from mmsearch_trl.data.messages import ConversationRules, question_of, read_conversation
 from mmsearch_trl.data.parquet import read_cells, read_schema
 from mmsearch_trl.data.plain import keys_of
 from mmsearch_trl.data.questions import asked, bare_question
@@ -36,8 +37,11 @@ _OTHER_NAMES = ("id", "image_url")
 _ROWS_AT_A_TIME = 32
 
 
-def read_parquet(path: Path) -> Iterator[Row | RowError]:
+def read_parquet(path: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
     """Yield every row of a parquet file, or the reason why it cannot be used, in order.
+
+    Args:
+        rules: As for `read_jsonl`.
 
     Raises:
         UserError: the file is no parquet file, lacks a column, or has one that is nearly a known one.
@@ -55,19 +59,26 @@ def read_parquet(path: Path) -> Iterator[Row | RowError]:
     columns = [column for column in known if column in present]
     rows = read_cells(path, columns, rows_at_a_time=_ROWS_AT_A_TIME, in_one_thread=True)
     for number, cells in enumerate(rows):
-        yield _row(cells, path, number)
+        yield _row(cells, path, number, rules)
 
 
-def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row | RowError:
+def _row(
+    cells: Mapping[str, Any] | UserError, path: Path, number: int, rules: ConversationRules | None
+) -> Row | RowError:
     place = f"row {number} (counted from 0)"
     try:
         if isinstance(cells, UserError):
             raise cells
         truth = mapping_cell(cells["reward_model"], "reward_model")
         extra = extra_columns(cells.get("extra_info"))
-        images = tuple(image_source(image, path.parent) for image in _listed(cells["images"]) or [None])
-        question = question_cell(cells, extra)
-        question = bare_question(asked(cells["prompt"]) if question is None else question, len(images))
+        question, messages = question_cell(cells, extra), ()
+        images = _listed(cells["images"])
+        images = tuple(image_source(image, path.parent) for image in images or ([None] if rules is None else ()))
+        if rules is not None:
+            messages, images = read_conversation(cells["prompt"], images, path.parent, rules)
+            question = question_of(messages)
+        else:
+            question = bare_question(asked(cells["prompt"]) if question is None else question, len(images))
         return Row(
             place=place,
             id=text_cell(cells.get("data_id", cells.get("id")), "data_id") or f"{path.stem}-{number}",
@@ -83,6 +94,7 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
             image_url=first_text_cell(cells.get("image_urls", cells.get("image_url")), "image_urls"),
             category=text_cell(cells.get("category"), "category"),
             extra=extra,
+            messages=messages,
         )
     except UserError as error:
         return RowError(path, place, str(error))

@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,27 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.answers import ANSWER_KEYS
 
 
-ImageSource = bytes | Path | Image.Image
+@dataclass(frozen=True, slots=True)
+class BoundedImage:
+    """An image that is brought within a number of pixels when it is opened, as `qwen_vl_utils` does it.
+
+    Attributes:
+        side: Sides become multiples of it.
+    """
+
+    source: bytes | Path | Image.Image
+    min_pixels: int | None
+    max_pixels: int | None
+    side: int
+
+
+ImageSource = bytes | Path | Image.Image | BoundedImage
+
+
+def unbounded(source: ImageSource) -> bytes | Path | Image.Image:
+    """Where an image comes from, whatever it is brought to."""
+    return source.source if isinstance(source, BoundedImage) else source
+
 
 IMAGE_KEYS = (
     *("image", "images", "image_path", "image_paths", "image_file", "image_files", "img", "imgs", "img_path"),
@@ -55,7 +76,7 @@ def row_images(cells: Mapping[str, Any], folder: Path) -> tuple[ImageSource, ...
     return tuple(image_source(image, folder) for image in (value if isinstance(value, list) else [value]))
 
 
-def image_source(value: Any, folder: Path) -> ImageSource:
+def image_source(value: Any, folder: Path) -> bytes | Path | Image.Image:
     """An image cell as something that can be opened: encoded bytes, a path (from `folder`), or an image.
 
     Args:

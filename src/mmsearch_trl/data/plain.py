@@ -19,13 +19,16 @@ from mmsearch_trl.core.json_lines import Line, read_lines
 from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import ANSWER_KEYS, gold_answers
 from mmsearch_trl.data.image_cells import IMAGE_KEYS, image_source, row_images
+from mmsearch_trl.data.messages import ConversationRules, is_chat, question_of, read_conversation
 from mmsearch_trl.data.questions import asked, bare_question, shown_images
 from mmsearch_trl.data.rows import Row, RowError, first_text_cell, text_cell
 
 
+CHAT_KEYS = ("messages", "message", "prompt")
+"""Under the first of these that it has a row may hold a chat."""
 _KNOWN_KEYS = (
     "question",
-    "prompt",
+    *CHAT_KEYS,
     *ANSWER_KEYS,
     *IMAGE_KEYS,
     "id",
@@ -37,8 +40,11 @@ _KNOWN_KEYS = (
 _OPTION_KEYS = ("options", "choices")
 
 
-def read_jsonl(path: Path) -> Iterator[Row | RowError]:
+def read_jsonl(path: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
     """Yield every line of a `.jsonl` file, or the reason why it cannot be used, in order; blank lines are passed over.
+
+    Args:
+        rules: Read whole conversations; without them, the question is what the user said last.
 
     Raises:
         UserError: the file cannot be read, or a key that every row needs is in none of them, so that it is of another
@@ -46,8 +52,8 @@ def read_jsonl(path: Path) -> Iterator[Row | RowError]:
     """
     seen: dict[str, None] = {}
     for number, line in enumerate(read_lines(path)):
-        yield _row(line, path, f"{path.stem}-{number}", seen)
-    needed = {"question": ("question", "prompt"), "answers": ANSWER_KEYS}
+        yield _row(line, path, f"{path.stem}-{number}", seen, rules)
+    needed = {"question": ("question", *CHAT_KEYS), "answers": ANSWER_KEYS}
     missing = [key for key, names in needed.items() if seen.keys().isdisjoint(names)]
     if missing and seen:  # lines that are no objects say so themselves
         raise UserError(
@@ -74,18 +80,26 @@ def jsonl_in_folder(folder: Path) -> Path:
     return found[0]
 
 
-def _row(line: Line, path: Path, default_id: str, seen: dict[str, None]) -> Row | RowError:
+def _row(
+    line: Line, path: Path, default_id: str, seen: dict[str, None], rules: ConversationRules | None
+) -> Row | RowError:
     place = f"line {line.number}"
     try:
         cells = line.object()
         seen.update(dict.fromkeys(cells))
         _check_keys(cells)
         images = row_images(cells, path.parent)
-        question = cells.get("question")
-        if question is None:
-            question = asked(cells["prompt"])
-            images = images or tuple(image_source(block, path.parent) for block in shown_images(cells["prompt"]))
-        question = bare_question(question, len(images))
+        question, messages = cells.get("question"), ()
+        chat = next((cells[key] for key in CHAT_KEYS if cells.get(key) is not None), None)
+        if rules is not None:
+            cell = chat if question is None or is_chat(chat) else question
+            messages, images = read_conversation(cell, images, path.parent, rules)
+            question = question_of(messages)
+        else:
+            if question is None:
+                question = asked(chat)
+                images = images or tuple(image_source(block, path.parent) for block in shown_images(chat))
+            question = bare_question(question, len(images))
         given = [cells[key] for key in ANSWER_KEYS if cells.get(key) not in (None, "", [])]
         return Row(
             place=place,
@@ -97,6 +111,7 @@ def _row(line: Line, path: Path, default_id: str, seen: dict[str, None]) -> Row 
             image_url=first_text_cell(cells.get("image_url") or cells.get("image_urls"), "image_url"),
             category=text_cell(cells.get("category"), "category"),
             extra={key: value for key, value in cells.items() if key not in _KNOWN_KEYS},
+            messages=messages,
         )
     except UserError as error:
         return RowError(path, place, str(error))
@@ -109,7 +124,7 @@ def _check_keys(cells: Mapping[str, Any]) -> None:
     """
     if mistyped := check_spelling(cells.keys(), _KNOWN_KEYS):
         raise UserError(f"the key {mistyped}")
-    if "question" not in cells and cells.get("prompt") is None:
+    if "question" not in cells and all(cells.get(key) is None for key in CHAT_KEYS):
         raise UserError(f"the key 'question' is missing; keys present: {keys_of(cells)}")
 
 

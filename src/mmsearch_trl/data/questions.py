@@ -8,7 +8,7 @@ from typing import Any
 from mmsearch_trl.core.errors import UserError
 
 
-_MARK = re.compile(
+IMAGE_MARK = re.compile(
     r"<image(?:[ _-]?\d{1,3})?>|<\|image(?:_\d{1,3})?\|>|<start_of_image>|<ImageHere>"
     r"|(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?",
     re.IGNORECASE,
@@ -29,7 +29,7 @@ def bare_question(text: Any, images: int) -> str:
     """
     if not isinstance(text, str):
         raise UserError(f"'question' must be a text that is not empty, got {type(text).__name__}")
-    marks, pieces = _MARK.findall(text), _MARK.split(text)
+    marks, pieces = IMAGE_MARK.findall(text), IMAGE_MARK.split(text)
     spoken = [number for number, piece in enumerate(pieces) if piece.strip()]
     if not spoken:
         raise UserError("the question is empty: 'question' must be a text that is not empty")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsearch_trl.core.errors import UserError, shortened
+from mmsearch_trl.core.message import Message
 from mmsearch_trl.data.image_cells import ImageSource
 from mmsearch_trl.rewards.answers import is_missing, number_text
 
@@ -48,6 +49,7 @@ class Row:
     image_url: str | None = None
     category: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(slots=True)

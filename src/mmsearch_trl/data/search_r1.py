@@ -17,6 +17,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import check_spelling
 from mmsearch_trl.data.answers import gold_answers
 from mmsearch_trl.data.image_cells import seems_image
+from mmsearch_trl.data.messages import ConversationRules, question_of, read_conversation
 from mmsearch_trl.data.parquet import read_cells, read_schema
 from mmsearch_trl.data.questions import asked, bare_question, messages_of, shown_images
 from mmsearch_trl.data.rows import Row, RowError, extra_columns, mapping_cell, question_cell, text_cell
@@ -38,8 +39,11 @@ def is_search_r1(schema: pa.Schema) -> bool:
     return pa.types.is_struct(truth.field("ground_truth").type)
 
 
-def read_search_r1(path: Path) -> Iterator[Row | RowError]:
+def read_search_r1(path: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
     """Yield every row of a file that `is_search_r1`, or the reason why it cannot be used, in order.
+
+    Args:
+        rules: As for `read_jsonl`.
 
     Raises:
         UserError: a column seems to hold images, which these questions have not, or is nearly a known one.
@@ -54,10 +58,12 @@ def read_search_r1(path: Path) -> Iterator[Row | RowError]:
         raise UserError(f"{path}: the column {mistyped}")
     columns = [column for column in _COLUMNS if column in present]
     for number, cells in enumerate(read_cells(path, columns, rows_at_a_time=_ROWS_AT_A_TIME)):
-        yield _row(cells, path, number)
+        yield _row(cells, path, number, rules)
 
 
-def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row | RowError:
+def _row(
+    cells: Mapping[str, Any] | UserError, path: Path, number: int, rules: ConversationRules | None
+) -> Row | RowError:
     place = f"row {number} (counted from 0)"
     try:
         if isinstance(cells, UserError):
@@ -65,12 +71,19 @@ def _row(cells: Mapping[str, Any] | UserError, path: Path, number: int) -> Row |
         model = mapping_cell(cells["reward_model"], "reward_model")
         source = text_cell(cells.get("data_source"), "data_source") or path.stem
         extra = extra_columns(cells.get("extra_info"))
-        question = question_cell(cells, extra)
+        question, messages = question_cell(cells, extra), ()
+        if rules is not None:
+            cell = cells.get("prompt")
+            messages, _ = read_conversation(question if cell is None else cell, (), path.parent, rules)
+            question = question_of(messages)
+        else:
+            question = bare_question(_asked(cells.get("prompt")) if question is None else question, 0).strip()
         return Row(
             place=place,
             id=f"{source}-{text_cell(cells.get('id'), 'id') or number}",
-            question=bare_question(_asked(cells.get("prompt")) if question is None else question, 0).strip(),
+            question=question,
             images=(),
+            messages=messages,
             answers=gold_answers(model.get("ground_truth"), model.get("candidate_answers")),
             data_source=source,
             extra=extra,

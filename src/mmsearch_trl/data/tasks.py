@@ -10,6 +10,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.fvqa import read_parquet
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
+from mmsearch_trl.data.messages import ConversationRules
 from mmsearch_trl.data.parquet import parquet_rows, read_schema
 from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
@@ -48,21 +49,29 @@ def count_rows(path: str | Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
-def read_rows(file: Path) -> Iterator[Row | RowError]:
+def read_rows(file: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
     """Rows of a parquet file (`data/fvqa.py`, `data/search_r1.py`) or a `.jsonl` file (`data/plain.py`).
 
     Images are not opened.
+
+    Args:
+        rules: Read whole conversations; without them, the question is what the user said last.
 
     Raises:
         UserError: a parquet file cannot be read.
     """
     if file.suffix not in _PARQUET:
-        return read_jsonl(file)
-    return read_search_r1(file) if is_search_r1(read_schema(file)) else read_parquet(file)
+        return read_jsonl(file, rules)
+    return read_search_r1(file, rules) if is_search_r1(read_schema(file)) else read_parquet(file, rules)
 
 
 def read_tasks(
-    path: str | Path, *, on_error: OnError = "raise", resize: bool = False, skipped: SkippedRows | None = None
+    path: str | Path,
+    *,
+    on_error: OnError = "raise",
+    resize: bool = False,
+    skipped: SkippedRows | None = None,
+    rules: ConversationRules | None = None,
 ) -> Iterator[Task]:
     """Tasks of one file in order, images decoded as they are reached.
 
@@ -70,6 +79,7 @@ def read_tasks(
         on_error: `"raise"` stops at the first bad row; `"skip"` leaves bad rows out and logs their number at the end.
         resize: Bring images to the sizes of MMSearch-R1 (`resize_prompt_image`).
         skipped: Filled with the rows that were left out.
+        rules: As for `read_rows`.
 
     Raises:
         UserError: the file cannot be used.
@@ -77,7 +87,7 @@ def read_tasks(
     """
     skipped = SkippedRows() if skipped is None else skipped
     file, kept = data_file(path), 0
-    for row in accepted(read_rows(file), on_error, skipped):
+    for row in accepted(read_rows(file, rules), on_error, skipped):
         try:
             images = tuple(load_prompt_image(image) for image in row.images)
         except UserError as error:
@@ -97,6 +107,7 @@ def task_of(row: Row, images: tuple[Image.Image, ...], *, resize: bool) -> Task:
         id=row.id,
         question=row.question,
         images=tuple(map(resize_prompt_image, images)) if resize else images,
+        messages=row.messages,
         answers=row.answers,
         data_source=row.data_source,
         image_url=row.image_url,

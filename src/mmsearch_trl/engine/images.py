@@ -29,7 +29,7 @@ class ImageEncoder:
     def __init__(self, image_processor: Any, capacity_bytes: int = 1 << 30) -> None:
         self._processor = image_processor
         self.merge_size: int = image_processor.merge_size if image_processor is not None else 1
-        self._patch_size: int = image_processor.patch_size if image_processor is not None else 1
+        self.patch_size: int = image_processor.patch_size if image_processor is not None else 1
         self._capacity = capacity_bytes
         self._held = 0
         self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -47,7 +47,7 @@ class ImageEncoder:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         key = image_digest(rgb)
         frames, rows, columns = self._features(key, rgb).grid_thw.tolist()
-        shown_size = (columns * self._patch_size, rows * self._patch_size)
+        shown_size = (columns * self.patch_size, rows * self.patch_size)
         return ImageInput(rgb, key, frames * rows * columns // self.merge_size**2, shown_size)
 
     def features(self, image: ImageInput) -> ImageFeatures:

@@ -178,8 +178,7 @@ class Evaluator:
 
     def _finish(self, parts: Iterable[Part], rows_file: Path) -> EvaluationSummary:
         """Write the rows in their order and sum them up on the way."""
-        tools = [tool.name for tool in self._rollouter.protocol.tools]
-        summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1), tools)
+        summarizer = Summarizer(max(self._rollouter.limits.max_turns - 1, 1), self._rollouter.tool_names)
 
         def rows() -> Iterator[Row]:
             for part in parts:

@@ -12,7 +12,7 @@ the order of the trajectories nor on their number.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -24,7 +24,8 @@ from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
-    """One group of `n` trajectories. Ratios and rates are in [0, 1].
+    """One group of `n` trajectories. Ratios and rates are in [0, 1]; those of searches, which have a default, are None
+    where nothing could be searched with, and are then told nowhere.
 
     Attributes:
         accuracy: Mean accuracy, no penalty in it.
@@ -54,13 +55,13 @@ class GroupSummary:
     accuracy_high: float
     reward: float
     format: float
-    search_ratio: float
-    image_ratio: float
-    text_ratio: float
-    mixed_ratio: float
-    search_rate: float
-    image_failure_ratio: float
-    text_failure_ratio: float
+    search_ratio: float | None = None
+    image_ratio: float | None = None
+    text_ratio: float | None = None
+    mixed_ratio: float | None = None
+    search_rate: float | None = None
+    image_failure_ratio: float | None = None
+    text_failure_ratio: float | None = None
     rollout_failure_ratio: float
     turns: float
     response_length: float
@@ -68,13 +69,17 @@ class GroupSummary:
 
     def as_dict(self) -> dict[str, float]:
         """Every number by its name, for logging and JSON; those of tools as `tool/...`."""
-        numbers = asdict(self)
+        numbers = {name: number for name, number in asdict(self).items() if number is not None}
         return numbers | {f"tool/{name}": value for name, value in numbers.pop("tools").items()}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], prefix: str) -> "GroupSummary":
         """Read back what was logged with `prefix` before each name of `as_dict`."""
-        numbers = {item.name: metrics[f"{prefix}{item.name}"] for item in fields(cls) if item.name != "tools"}
+        numbers = {
+            item.name: metrics[f"{prefix}{item.name}"]
+            for item in fields(cls)
+            if item.name != "tools" and (item.default is MISSING or f"{prefix}{item.name}" in metrics)
+        }
         of_tools = f"{prefix}tool/"
         return cls(
             **numbers, tools={n.removeprefix(of_tools): v for n, v in metrics.items() if n.startswith(of_tools)}
@@ -83,12 +88,13 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSummary:
-    """All trajectories, and the same by data source, by category, and by whether they searched; no group is empty."""
+    """All trajectories, and the same by data source, by category, and, where they could, by whether they searched; no
+    group is empty."""
 
     overall: GroupSummary
     by_source: Mapping[str, GroupSummary] = field(default_factory=dict)
     by_category: Mapping[str, GroupSummary] = field(default_factory=dict)
-    by_search: Mapping[str, GroupSummary] = field(default_factory=dict)
+    by_search: Mapping[str, GroupSummary] | None = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """Flat: `accuracy`, `source/<name>/accuracy`, `category/<name>/...`, `searched/...`, `unsearched/...`."""
@@ -96,7 +102,7 @@ class EvaluationSummary:
         prefixed = [
             *((f"source/{name}/", group) for name, group in self.by_source.items()),
             *((f"category/{name}/", group) for name, group in self.by_category.items()),
-            *((f"{name}/", group) for name, group in self.by_search.items()),
+            *((f"{name}/", group) for name, group in (self.by_search or {}).items()),
         ]
         return flat | {prefix + key: value for prefix, group in prefixed for key, value in group.as_dict().items()}
 
@@ -163,13 +169,13 @@ class Summarizer:
 
     Args:
         max_searches: Searches a trajectory may execute, one fewer than its rounds: the paper's SR is relative to it.
-        tools: Names of the tools besides the searches.
+        tools: Names of the tools besides the searches; None where nothing could be called.
 
     Raises:
         ValueError: `max_searches` is below 1.
     """
 
-    def __init__(self, max_searches: int = 2, tools: Sequence[str] = ()) -> None:
+    def __init__(self, max_searches: int = 2, tools: Sequence[str] | None = ()) -> None:
         if max_searches < 1:
             raise ValueError(f"max_searches must be at least 1, got {max_searches}")
         self._max_searches = max_searches
@@ -185,7 +191,8 @@ class Summarizer:
             self._by_source.setdefault(measures.data_source, _Group()).add(measures)
         if measures.category is not None:
             self._by_category.setdefault(measures.category, _Group()).add(measures)
-        self._by_search.setdefault("searched" if measures.searched else "unsearched", _Group()).add(measures)
+        if self._tools is not None:
+            self._by_search.setdefault("searched" if measures.searched else "unsearched", _Group()).add(measures)
 
     def summary(self) -> EvaluationSummary:
         """
@@ -202,7 +209,7 @@ class Summarizer:
             overall=self._overall.summary(self._max_searches, self._tools),
             by_source=summaries(self._by_source),
             by_category=summaries(self._by_category),
-            by_search=summaries(self._by_search),
+            by_search=None if self._tools is None else summaries(self._by_search),
         )
 
 
@@ -240,7 +247,7 @@ class _Group:
         for tool, (calls, failures) in measures.tools.items():
             self._tools.update({(tool, "used"): calls > 0, (tool, "calls"): calls, (tool, "failures"): failures})
 
-    def summary(self, max_searches: int, tools: Sequence[str]) -> GroupSummary:
+    def summary(self, max_searches: int, tools: Sequence[str] | None) -> GroupSummary:
         n, counts = self.n, self._counts
         total, squares = _Sum(), _Sum()
         for value, count in self._accuracies.items():
@@ -257,25 +264,31 @@ class _Group:
             accuracy_high=high,
             reward=self._reward.value / n,
             format=self._format.value / n,
-            search_ratio=counts["searched"] / n,
-            image_ratio=counts["image"] / n,
-            text_ratio=counts["text"] / n,
-            mixed_ratio=counts["mixed"] / n,
-            search_rate=(counts["image_searches"] + counts["text_searches"]) / (max_searches * n),
-            image_failure_ratio=counts["image_failures"] / max(counts["image_searches"], 1),
-            text_failure_ratio=counts["text_failures"] / max(counts["text_searches"], 1),
+            **({} if tools is None else self._searches(max_searches)),
             rollout_failure_ratio=counts["failed"] / n,
             turns=counts["turns"] / n,
             response_length=counts["response_length"] / n,
             tools={
                 name: value
-                for tool in tools
+                for tool in tools or ()
                 for name, value in (
                     (f"{tool}/ratio", self._tools[tool, "used"] / n),
                     (f"{tool}/failure_rate", self._tools[tool, "failures"] / max(self._tools[tool, "calls"], 1)),
                 )
             },
         )
+
+    def _searches(self, max_searches: int) -> dict[str, float]:
+        n, counts = self.n, self._counts
+        return {
+            "search_ratio": counts["searched"] / n,
+            "image_ratio": counts["image"] / n,
+            "text_ratio": counts["text"] / n,
+            "mixed_ratio": counts["mixed"] / n,
+            "search_rate": (counts["image_searches"] + counts["text_searches"]) / (max_searches * n),
+            "image_failure_ratio": counts["image_failures"] / max(counts["image_searches"], 1),
+            "text_failure_ratio": counts["text_failures"] / max(counts["text_searches"], 1),
+        }
 
 
 class _Sum:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,23 @@ from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.evaluation.metrics import GroupSummary
 
 
-_COLUMNS: tuple[tuple[str, Callable[[GroupSummary], float], bool], ...] = (
+_Column = tuple[str, Callable[[GroupSummary], float | None], bool]
+_COLUMNS: tuple[_Column, ...] = (
     ("search", lambda group: group.search_ratio, True),
     ("image", lambda group: group.image_ratio, True),
     ("text", lambda group: group.text_ratio, True),
     ("format", lambda group: group.format, True),
     ("reward", lambda group: group.reward, False),
 )
-"""Heading, value, and whether it is a share; accuracy stands before them, with its 95 % interval."""
+"""Heading, value, and whether it is a share; accuracy stands before them, with its 95 % interval. A column of which no
+group has a value is left out."""
 
 
 def summary_table(groups: Mapping[str, GroupSummary], title: str = "Evaluation") -> Table:
     """One line per group."""
-    table = _table(title)
+    table, columns = _table(title, groups.values())
     for name, group in groups.items():
-        table.add_row(_shown(name), str(group.n), *_cells(group))
+        table.add_row(_shown(name), str(group.n), *_cells(group, columns))
     return table
 
 
@@ -36,14 +38,14 @@ def comparison_table(
     before: Mapping[str, GroupSummary], after: Mapping[str, GroupSummary], title: str = "Before and after training"
 ) -> Table:
     """Two lines per group, before and after; a group that only one side has gets one line."""
-    table = _table(title, "when")
+    table, columns = _table(title, [*before.values(), *after.values()], "when")
     for name in dict.fromkeys([*before, *after]):
         stages = [(label, side[name]) for label, side in (("before", before), ("after", after)) if name in side]
         for position, (label, group) in enumerate(stages):
             last = position == len(stages) - 1
             heading = "" if position else _shown(name)
             style = "bold" if label == "after" else "dim"
-            table.add_row(heading, label, str(group.n), *_cells(group, style), end_section=last)
+            table.add_row(heading, label, str(group.n), *_cells(group, columns, style), end_section=last)
     return table
 
 
@@ -72,7 +74,10 @@ def save_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
-def _table(title: str, *labels: str) -> Table:
+def _table(title: str, groups: Iterable[GroupSummary], *labels: str) -> tuple[Table, list[_Column]]:
+    """An empty table, and what its last columns show."""
+    groups = list(groups)
+    columns = [column for column in _COLUMNS if any(column[1](group) is not None for group in groups)]
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -83,16 +88,20 @@ def _table(title: str, *labels: str) -> Table:
     )
     for heading in ("group", *labels):
         table.add_column(heading)
-    for heading in ("n", "accuracy (95 %)", *(heading for heading, _, _ in _COLUMNS)):
+    for heading in ("n", "accuracy (95 %)", *(heading for heading, _, _ in columns)):
         table.add_column(heading, justify="right")
-    return table
+    return table, columns
 
 
-def _cells(group: GroupSummary, style: str = "") -> list[Text]:
+def _cells(group: GroupSummary, columns: Sequence[_Column], style: str = "") -> list[Text]:
     # Wilson's interval, and no standard error: of all right, or all wrong, that would be 0.
     accuracy = f"{group.accuracy:.1%} ({group.accuracy_low:.1%}-{group.accuracy_high:.1%})"
-    values = (f"{value(group):.1%}" if share else f"{value(group):.3f}" for _, value, share in _COLUMNS)
+    values = (_cell(value(group), share=share) for _, value, share in columns)
     return [Text(cell, style=style) for cell in (accuracy, *values)]
+
+
+def _cell(value: float | None, *, share: bool) -> str:
+    return "-" if value is None else f"{value:.1%}" if share else f"{value:.3f}"
 
 
 def _shown(name: str) -> Text:

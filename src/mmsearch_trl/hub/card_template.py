@@ -10,7 +10,10 @@ TEMPLATE = """---
 
 # {{ name }}
 
-{% if search_r1 -%}
+{% if direct -%}
+A model that answers {{ "questions about images and texts" if images else "questions" }} in one turn. It was trained
+from {{ base }} with reinforcement learning (GRPO{{ ", a LoRA adapter" if adapter }}, optimizer steps: {{ steps }}).
+{% elif search_r1 -%}
 A model that searches when it must. It reasons about a question, asks a search engine (`<search>query</search>`), reads
 what was found without ending its turn, and answers. It was trained from {{ base }}
 with reinforcement learning (GRPO{{ ", a LoRA adapter" if adapter }}, optimizer steps: {{ steps }}) that rewards right
@@ -24,15 +27,19 @@ answers and charges a little for searching, after [MMSearch-R1](https://arxiv.or
 {% endif %}
 ## Quick start
 
+{% if direct -%}
+Install `mmsearch-trl`{{ ", put an image `photo.jpg` beside this code," if images }} and run it: it asks as in
+training and prints what the model writes. Where the training data began with a system message, give it the same.
+{% else -%}
 Install `mmsearch-trl`, put {{ "an image `photo.jpg` and " if images }}your search {{
 "index" if search_r1 else "indexes" }} beside this code, and run it: it carries out the search loop of training and
 prints every turn, then the answer.
-
+{% endif %}
 ```python
 {{ code }}
 ```
 
-## How it searches
+## {{ "How it answers" if direct else "How it searches" }}
 
 | setting | value | meaning |
 |---|---|---|
@@ -49,8 +56,10 @@ prints every turn, then the answer.
 
 {{ evaluation }}
 
+{% if not direct -%}
 Accuracy leaves the search penalty out; `search ratio` is the share of questions for which it searched at all.
 
+{% endif -%}
 {% endif -%}
 ## Made with
 
@@ -59,7 +68,8 @@ Accuracy leaves the search penalty out; `search ratio` is the share of questions
 ## Cite
 
 ```bibtex
-{% if search_r1 -%}
+{% if direct -%}
+{%- elif search_r1 -%}
 @article{jin2025searchr1,
   title   = {Search-R1: Training LLMs to Reason and Leverage Search Engines with Reinforcement Learning},
   author  = {Jin, Bowen and Zeng, Hansi and Yue, Zhenrui and others},
@@ -73,8 +83,7 @@ Accuracy leaves the search penalty out; `search ratio` is the share of questions
   journal = {arXiv preprint arXiv:2506.20670},
   year    = {2025}
 }
-{%- endif %}
-
+{% endif %}
 @article{shao2024deepseekmath,
   title   = {DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
   author  = {Shao, Zhihong and others},

@@ -1,7 +1,11 @@
-"""What the rollout asks of a protocol: how turns are cut and read, and what the environment says."""
+"""What the rollout asks of a protocol: how turns are cut and read, and what the environment says.
+
+A `TurnProtocol` is enough for a rollout of one turn. One in which tools can be called is a `SearchProtocol`: whether a
+run has tools is asked of its protocol, and of nothing else.
+"""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmsearch_trl.core.action import Action
 from mmsearch_trl.core.completion import Completion
@@ -12,20 +16,18 @@ from mmsearch_trl.protocol.tool import Tool
 
 
 class TurnProtocol(Protocol):
-    """One family of tags.
+    """How a task is put to a model, and what its turns mean.
 
     Attributes:
         chat: Encodes for the model.
         stops: Texts at which an engine ends a turn.
-        tools: What may be called besides the searches.
     """
 
     chat: ChatEncoder
     stops: tuple[str, ...]
-    tools: tuple[Tool, ...]
 
     def prompt(self, task: Task) -> Encoded:
-        """The first user message."""
+        """All that stands before the first turn."""
         ...
 
     def read(self, text: str) -> Action:
@@ -35,6 +37,17 @@ class TurnProtocol(Protocol):
     def sampled(self, completion: Completion) -> Completion:
         """The completion as it enters the transcript and is trained: ids may be left out, none is changed."""
         ...
+
+
+@runtime_checkable
+class SearchProtocol(TurnProtocol, Protocol):
+    """One family of tags, by which searches and other tools are called.
+
+    Attributes:
+        tools: What may be called besides the searches.
+    """
+
+    tools: tuple[Tool, ...]
 
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
         """What tells the model the outcome of its search."""

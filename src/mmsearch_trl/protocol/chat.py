@@ -9,14 +9,19 @@ Invariant, checked on every call: the ids hold as many image pads as the images 
 token that the template did not write.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
+from jinja2.exceptions import TemplateError
 from PIL import Image
 
 from mmsearch_trl.core.completion import Completion
-from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.errors import UserError, shortened
 from mmsearch_trl.core.images import ImageInput, Part
+from mmsearch_trl.core.message import Message
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.models.family import SUPPORTED
 from mmsearch_trl.protocol.safe_text import SafeText
@@ -103,11 +108,58 @@ class ChatEncoder:
         self._reply_controls = self._controls(frame)
         self.turn_end_id: int = frame[0]
         """The token with which the template closes an assistant turn."""
+        self._conversation_controls: dict[tuple[str, ...], int] = {}
+        """Control tokens that the template writes, by the roles of a conversation."""
 
     def prompt(self, content: Sequence[str | Image.Image]) -> Encoded:
         """Encode the first user message, up to where the assistant starts to speak."""
         parts = self._encode_images(content)
-        return Encoded(parts, self._expand(self._ids(self._first_message(parts)), parts, self._prompt_controls))
+        return Encoded(parts, self._expand(self._ids(self._first_message(parts)), self._prompt_controls, parts))
+
+    def conversation(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> Encoded:
+        """Encode trusted messages, texts as they are written, up to where the assistant starts to speak.
+
+        The ids are those of the processor's own `apply_chat_template`.
+
+        Args:
+            images: Those that the messages show, in order.
+
+        Raises:
+            UserError: see `check_conversation`; or the messages show another number of images.
+        """
+        if sum(message.pictures for message in messages) != len(images):
+            raise UserError(f"the messages do not show {len(images)} pictures, which the task has")
+        waiting = iter(self._encode_images(images))
+        parts = [next(waiting) if part is None else part for message in messages for part in message.content]
+        return Encoded(tuple(parts), self._expand(*self._conversation_ids(messages), parts))
+
+    def check_conversation(self, messages: Sequence[Message]) -> None:
+        """
+        Raises:
+            UserError: a text would become a control token or an image placeholder, or the template refuses the roles.
+        """
+        pictures = sum(message.pictures for message in messages) if self.sees_images else 0
+        self._check_controls(*self._conversation_ids(messages), pictures)
+
+    def _conversation_ids(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """The ids of a conversation, a pad for each image, and how many control tokens the template writes in it."""
+        for message in messages:
+            self._check_text(message)
+        roles = tuple(message.role for message in messages)
+        if roles not in self._conversation_controls:
+            bare = [{"role": role, "content": self._content(["-"])} for role in roles]
+            self._conversation_controls[roles] = self._controls(self._ids(self._render(bare)))
+        written = [{"role": message.role, "content": self._content(message.content)} for message in messages]
+        return self._ids(self._render(written)), self._conversation_controls[roles]
+
+    def _check_text(self, message: Message) -> None:
+        for text in "".join("\0" if part is None else part for part in message.content).split("\0"):
+            found = next((token for token in self._ids(text) if token in self._control_ids), None)
+            if found is not None:
+                raise UserError(
+                    f"a message of the {message.role} holds {self.tokenizer.convert_ids_to_tokens(found)!r}, which is "
+                    "a control token of the model: take it out; pictures are named by blocks of type image"
+                )
 
     def reply(self, content: Sequence[str | Image.Image], sampled: Sequence[int]) -> Encoded:
         """Encode a user message that follows the sampled turn, from the turn's end to the next turn's start.
@@ -116,7 +168,7 @@ class ChatEncoder:
             sampled: The turn's ids. Where the model did not end it itself, the reply begins by ending it.
         """
         parts = self._encode_images(content)
-        ids = self._expand(self._ids(self._after_assistant(parts)), parts, self._reply_controls)
+        ids = self._expand(self._ids(self._after_assistant(parts)), self._reply_controls, parts)
         return Encoded(parts, ids[1:] if sampled and sampled[-1] == self.turn_end_id else ids)
 
     def continuation(self, text: str) -> Encoded:
@@ -125,7 +177,7 @@ class ChatEncoder:
         Raises:
             UserError: a control token would come of it.
         """
-        return Encoded((text,), self._expand(self._ids(text), (text,), 0))
+        return Encoded((text,), self._expand(self._ids(text), 0, (text,)))
 
     def sampleable(self, completion: Completion) -> list[tuple[int, float]]:
         """Ids that a model may sample, with their log-probs; an engine may not have forbidden all others."""
@@ -135,12 +187,35 @@ class ChatEncoder:
             if token not in self.vision_ids and token < self.vocabulary_size
         ]
 
+    def sampled(self, completion: Completion) -> Completion:
+        """The completion without ids that no model may sample.
+
+        Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not.
+        """
+        kept = self.sampleable(completion)
+        if len(kept) == len(completion.token_ids):
+            return completion
+        ids, logprobs = zip(*kept, strict=True) if kept else ((), ())
+        return Completion(ids, logprobs, completion.finish_reason)
+
     def without_end(self, sampled: Sequence[int]) -> int:
         """How many of the sampled ids remain without the control tokens at their end."""
         end = len(sampled)
         while end and sampled[end - 1] in self._control_ids:
             end -= 1
         return end
+
+    @property
+    def image_side(self) -> int:
+        """Sides of an image become multiples of it, in pixels."""
+        return self.images.patch_size * self.images.merge_size
+
+    @property
+    def controls_fingerprint(self) -> str:
+        """Names what `check_conversation` refuses among the same of other models."""
+        tokens = sorted(map(str, self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids - {None}))))
+        template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template)
+        return hashlib.sha256(json.dumps([tokens, template, self.image_side]).encode()).hexdigest()
 
     def can_show(self, image: Image.Image) -> bool:
         """Whether the model takes an image; Qwen's processor refuses one 200 times as long as it is wide."""
@@ -156,6 +231,15 @@ class ChatEncoder:
     def spelled(self, token_ids: Sequence[int]) -> str:
         """Text with its control tokens, image tokens one by one."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def outlined(self, token_ids: Sequence[int]) -> str:
+        """Text with its control tokens, a run of image tokens by its length."""
+        parts = []
+        for image, run in groupby(token_ids, lambda token: token == self.image_pad_id):
+            tokens = list(run)
+            text = self.tokenizer.decode(tokens[:1] if image else tokens, skip_special_tokens=False)
+            parts.append(f"{text} x {len(tokens)} " if image else text)
+        return "".join(parts)
 
     def _encode_images(self, content: Sequence[str | Image.Image]) -> tuple[Part, ...]:
         return tuple(part if isinstance(part, str) else self.images.encode(part) for part in content)
@@ -181,7 +265,11 @@ class ChatEncoder:
 
     def _render(self, messages: list[dict]) -> str:
         options = self._template_options
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        try:
+            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        except TemplateError as error:  # such as Gemma's, which has no role `system`
+            roles = shortened(", ".join(message["role"] for message in messages), 120)
+            raise UserError(f"the model's chat template refuses a conversation of {roles}: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -189,20 +277,23 @@ class ChatEncoder:
     def _controls(self, ids: Sequence[int]) -> int:
         return sum(token in self._control_ids for token in ids)
 
-    def _expand(self, ids: Sequence[int], parts: Sequence[Part], framing: int) -> tuple[int, ...]:
+    def _expand(self, ids: Sequence[int], framing: int, parts: Sequence[Part]) -> tuple[int, ...]:
         """Repeat each image pad as often as its image has tokens; `framing` is the template's own control tokens."""
         images = [part for part in parts if isinstance(part, ImageInput)]
-        expected = framing + len(images) * self._image_controls
-        if ids.count(self.image_pad_id) != len(images) or self._controls(ids) != expected:
-            raise UserError(
-                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
-                "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
-            )
+        self._check_controls(ids, framing, len(images))
         expanded: list[int] = []
         remaining = iter(images)
         for token in ids:
             expanded += [token] * next(remaining).num_tokens if token == self.image_pad_id else [token]
         return tuple(expanded)
+
+    def _check_controls(self, ids: Sequence[int], framing: int, images: int) -> None:
+        expected = framing + images * self._image_controls
+        if list(ids).count(self.image_pad_id) != images or self._controls(ids) != expected:
+            raise UserError(
+                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
+                "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
+            )
 
 
 def _opens_thinking(prompt: str) -> bool:

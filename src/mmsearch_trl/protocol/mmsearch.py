@@ -104,11 +104,7 @@ class MMSearchProtocol:
 
         Engines forbid vision tokens and ids outside the vocabulary; an engine of another make may not.
         """
-        kept = self.chat.sampleable(completion)
-        if len(kept) == len(completion.token_ids):
-            return completion
-        ids, logprobs = zip(*kept, strict=True) if kept else ((), ())
-        return Completion(ids, logprobs, completion.finish_reason)
+        return self.chat.sampled(completion)
 
     def reply(self, observation: Observation, task: Task, sampled: Sequence[int]) -> Encoded:
         """The user message that tells the model what its call brought."""

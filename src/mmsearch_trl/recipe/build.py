@@ -27,16 +27,21 @@ from trl import ModelConfig, get_quantization_config
 
 from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.data.messages import ConversationRules
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.models.family import check_family
 from mmsearch_trl.models.location import ADAPTER, find_base, find_model
-from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.direct import DirectProtocol
 from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
 from mmsearch_trl.protocol.reply_templates import ReplyTemplates
 from mmsearch_trl.protocol.search_r1 import SearchR1Protocol, load_search_r1_prompt
 from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.recipe.recipe import Recipe
+from mmsearch_trl.rollout.background_loop import run_to_end
+from mmsearch_trl.search.factory import build_runtime
+from mmsearch_trl.search.runtime import SearchRuntime
 
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
@@ -162,6 +167,8 @@ def is_adapter(model: ModelConfig) -> bool:
 def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
     """How turns are read and written, in the prompts and the templates that the recipe names."""
     data = recipe.data
+    if data.protocol == "direct":
+        return DirectProtocol(ChatEncoder(processor))
     if data.protocol == "search_r1":
         prompt = load_search_r1_prompt(data.first_turn_prompt)
         most = recipe.rollout.max_observation_tokens
@@ -170,6 +177,30 @@ def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
     if data.protocol == "mmsearch_r1_upstream":
         return UpstreamMMSearchProtocol(processor, data.prompts(), templates)
     return MMSearchProtocol(ChatEncoder(processor), data.prompts(), templates, recipe.tools)
+
+
+def conversation_rules(protocol: TurnProtocol) -> ConversationRules | None:
+    """How rows are read as conversations, by a protocol that is shown them; None for all others."""
+    if not isinstance(protocol, DirectProtocol):
+        return None
+    chat = protocol.chat
+    return ConversationRules(
+        check=chat.check_conversation, fingerprint=chat.controls_fingerprint, side=chat.image_side
+    )
+
+
+def build_tools(recipe: Recipe, protocol: TurnProtocol) -> SearchRuntime | None:
+    """What searches are put to, looked at once; None where the protocol has none.
+
+    Raises:
+        UserError: a backend cannot be used.
+        SearchLost: one does not answer.
+    """
+    if not isinstance(protocol, SearchProtocol):
+        return None
+    search = build_runtime(recipe.search)
+    run_to_end(search.check())
+    return search
 
 
 def end_ids(model: PreTrainedModel | PeftModel, chat: ChatEncoder) -> set[int]:

@@ -10,6 +10,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.dataset import check_without_images, drop_long_prompts, has_images, load_dataset_rows
 from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.recipe.build import conversation_rules
 from mmsearch_trl.recipe.recipe import Recipe
 
 
@@ -21,7 +22,7 @@ def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol) -> D
     data = recipe.data
     with PartialState().main_process_first():
         try:
-            rows = load_dataset_rows(list(files), on_error=data.on_bad_row)
+            rows = load_dataset_rows(list(files), on_error=data.on_bad_row, rules=conversation_rules(protocol))
         except RowError as error:
             raise UserError(f"{error} (`on_bad_row: skip` leaves bad rows out, and counts them)") from error
         if not protocol.chat.sees_images:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,8 +18,14 @@ from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.models.family import check_family, check_vllm_on_cpu
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.protocol.chat import ChatEncoder
-from mmsearch_trl.recipe.build import adapter_instead_of_model, base_of, build_protocol, is_adapter, load_processor
+from mmsearch_trl.recipe.build import (
+    adapter_instead_of_model,
+    base_of,
+    build_protocol,
+    conversation_rules,
+    is_adapter,
+    load_processor,
+)
 from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.rewards import check_rewards
@@ -106,7 +112,7 @@ class Preflight:
         task = next(self._tasks(self._files[0]), None)
         if task is None:
             raise UserError(f"{self._files[0]}: no usable row among the first {_FIRST_ROWS}")
-        return spelled(self._protocol.chat, self._protocol.prompt(task).token_ids)
+        return self._protocol.chat.outlined(self._protocol.prompt(task).token_ids)
 
     def _of_the_run(self) -> list[Check]:
         checks: list[Check] = [(_MODEL, self._model)]
@@ -189,7 +195,7 @@ class Preflight:
 
     def _evaluations(self) -> str:
         names = [Path(file).stem for file in self._recipe.data.eval_files]
-        check_evaluations(self._args, names)
+        check_evaluations(self._args, names, searches=self._recipe.data.protocol != "direct")
         return f"eval_strategy: {plain(self._args.eval_strategy)}, on {', '.join(names) or 'nothing'}"
 
     @cached_property
@@ -226,7 +232,9 @@ class Preflight:
 
     def _tasks(self, file: str) -> Iterator[Task]:
         data = self._recipe.data
-        return islice(read_tasks(file, on_error=data.on_bad_row, resize=data.resize_images), _FIRST_ROWS)
+        rules = conversation_rules(self._protocol)
+        rows = read_tasks(file, on_error=data.on_bad_row, resize=data.resize_images, rules=rules)
+        return islice(rows, _FIRST_ROWS)
 
     def _data(self, file: str) -> str:
         count, lengths, pictures = count_rows(file), [], 0
@@ -303,13 +311,3 @@ def examined(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name=name, found=look())
     except (UserError, VersionError, SearchLost, EngineError) as error:
         return Finding(name=name, found=" ".join(str(error).split()), level=Level.PROBLEM)
-
-
-def spelled(chat: ChatEncoder, token_ids: Sequence[int]) -> str:
-    """Tokens as text, control tokens included, a run of image tokens by its length."""
-    parts = []
-    for image, run in groupby(token_ids, lambda token: token == chat.image_pad_id):
-        tokens = list(run)
-        text = chat.tokenizer.decode(tokens[:1] if image else tokens, skip_special_tokens=False)
-        parts.append(f"{text} x {len(tokens)} " if image else text)
-    return "".join(parts)

@@ -2,7 +2,7 @@
 
 Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
 `MMSearchSFTConfig` in a supervised recipe. The mappings `search:`, `rollout:`, `reward:`, `estimator:` and `critic:`
-hold the keys of `SearchConfig`, `Limits`, `RewardConfig`, or `SearchR1RewardConfig` under `protocol: search_r1`,
+hold the keys of `SearchConfig`, `Limits`, `RewardConfig`, or what stands for it under another protocol,
 `EstimatorConfig` and `CriticConfig`; the list `tools:` names what may be called besides the searches
 (`recipe/tools.py`). Any key can be overridden on the command line, nested ones with a dot:
 
@@ -32,9 +32,10 @@ from mmsearch_trl.recipe.packages import check_packages
 from mmsearch_trl.recipe.tools import build_tools
 from mmsearch_trl.recipe.validation import Where, build
 from mmsearch_trl.recipe.written import RESUME, Kind, read_written
+from mmsearch_trl.rewards.answer import AnswerRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
-from mmsearch_trl.rollout.limits import Limits
+from mmsearch_trl.rollout.limits import LIMITS_OF_ONE_TURN, Limits
 from mmsearch_trl.search.config import ImageSection, SearchConfig, TextSection
 from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -57,7 +58,7 @@ class Recipe:
     trainer: MMSearchGRPOConfig | MMSearchSFTConfig
     search: SearchConfig
     rollout: Limits
-    reward: RewardConfig | SearchR1RewardConfig
+    reward: RewardConfig | SearchR1RewardConfig | AnswerRewardConfig
     tools: tuple[Tool, ...] = ()
 
     def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:
@@ -105,6 +106,8 @@ class Recipe:
 
     def _check_protocol(self) -> None:
         """Keys that have no meaning under a protocol are not set."""
+        if self.data.protocol == "direct":
+            return self._check_direct()
         search_r1 = self.data.protocol == "search_r1"
         if self.tools and self.data.protocol != "mmsearch_r1":
             raise UserError(f"{self.path}: tools: protocol {self.data.protocol} has none, take the list out")
@@ -122,6 +125,18 @@ class Recipe:
                 f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
                 "is never cut (rollout.on_overflow says what happens to one that does not fit)"
             )
+
+    def _check_direct(self) -> None:
+        """Nothing is said of searches where none can be made."""
+        if self.rollout.max_turns != 1:
+            turns = self.rollout.max_turns
+            raise UserError(f"{self.path}: rollout.max_turns is {turns}: protocol direct has one turn, take it out")
+        limits = [f"rollout.{key}" for key in self.values.get("rollout") or () if key not in LIMITS_OF_ONE_TURN]
+        searching = [key for key in ("search", "tools", "max_search_failure_share") if self.values.get(key)]
+        if foreign := [*searching, *limits]:
+            raise UserError(f"{self.path}: {foreign[0]}: protocol direct searches nothing, take it out")
+        if not isinstance(self.trainer, MMSearchGRPOConfig):
+            raise UserError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not direct")
 
     def _check_reference(self) -> None:
         """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""
@@ -153,7 +168,7 @@ class Recipe:
 
     def _check_searches_possible(self, check_files: bool) -> None:
         """A search that the first prompt offers can be carried out."""
-        if self.data.first_turn_prompt is not None and not check_files:
+        if self.data.protocol == "direct" or (self.data.first_turn_prompt is not None and not check_files):
             return
         search_r1 = self.data.protocol == "search_r1"
         try:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from math import ceil
 from typing import Any
 
@@ -100,10 +100,13 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
     return f"{plain(args.optim)}, learning rate {args.learning_rate:g}, {name}, {warmup} warm-up steps of {steps}"
 
 
-def check_evaluations(args: MMSearchGRPOConfig | MMSearchSFTConfig, names: Sequence[str]) -> None:
+def check_evaluations(
+    args: MMSearchGRPOConfig | MMSearchSFTConfig, names: Sequence[str], *, searches: bool = True
+) -> None:
     """
     Args:
         names: Of the evaluation data, by which their metrics go.
+        searches: Whether there is anything to search with, and so are numbers of it.
 
     Raises:
         UserError: evaluations are asked for without data, or by a metric that none of them has.
@@ -124,14 +127,14 @@ def check_evaluations(args: MMSearchGRPOConfig | MMSearchSFTConfig, names: Seque
     metric = args.metric_for_best_model
     if metric is None or strategy == "no":
         return
-    own = tuple(each.name for each in fields(GroupSummary) if each.name != "tools")
+    counted = (each for each in fields(GroupSummary) if each.name != "tools")
+    own = tuple(each.name for each in counted if searches or each.default is MISSING)
     grpo = isinstance(args, MMSearchGRPOConfig)
     known = [f"{name}_{number}" for name in names for number in own] if grpo else list(_SFT_METRICS)
     bare = metric.removeprefix("eval_")
     # Of a part of the data: `known_source/fvqa/accuracy`, `known_searched/accuracy`, `known_tool/crop/ratio`.
-    part = any(
-        re.fullmatch(rf"{re.escape(name)}_(source|category|searched|unsearched|tool)/.+", bare) for name in names
-    )
+    parts = "source|category|searched|unsearched|tool" if searches else "source|category"
+    part = any(re.fullmatch(rf"{re.escape(name)}_({parts})/.+", bare) for name in names)
     if bare not in known and not (grpo and part):
         near = difflib.get_close_matches(bare, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

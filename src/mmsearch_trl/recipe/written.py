@@ -7,6 +7,7 @@ types are read from their sources (`declared.py`), and `recipe.py` builds them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from mmsearch_trl.core.errors import UserError
@@ -17,6 +18,7 @@ from mmsearch_trl.recipe.declared import declared_fields
 from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.model_keys import check_model_keys
 from mmsearch_trl.recipe.validation import Where, build, convert, unknown_key
+from mmsearch_trl.rewards.answer import AnswerRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -43,6 +45,7 @@ _REWARDS: dict[str, type] = {
     "mmsearch_r1": RewardConfig,
     "mmsearch_r1_upstream": RewardConfig,
     "search_r1": SearchR1RewardConfig,
+    "direct": AnswerRewardConfig,
 }
 ON_A_CPU: Mapping[str, Any] = {"bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
 """Keys with which a recipe for a GPU is carried out, or looked at, without one."""
@@ -70,7 +73,7 @@ class WrittenRecipe:
     data: DataConfig
     search: SearchConfig
     rollout: Limits
-    reward: RewardConfig | SearchR1RewardConfig
+    reward: RewardConfig | SearchR1RewardConfig | AnswerRewardConfig
 
     def where(self, key: str) -> str:
         """Where a dotted key was written: a file, or the command line."""
@@ -114,6 +117,7 @@ def read_written(
         if key not in known:
             raise unknown_key(key, sorted(known), where)
     _check_reward_keys(values.get("reward"), protocol, where)
+    written = values | ({"rollout": _of_one_turn(values.get("rollout"))} if protocol == "direct" else {})
     for key, hint in (model | trainer).items():
         if key in values and not (key == RESUME and isinstance(values[key], bool)):
             convert(values[key], hint, key, where)
@@ -134,8 +138,19 @@ def read_written(
         model={key: values[key] for key in values if key in model},
         trainer={key: values[key] for key in values if key in trainer},
         data=build(DataConfig, {key: values[key] for key in values if key in data}, where),
-        **{name: _section(cls, values.get(name), name, where) for name, cls in sections.items()},
+        **{name: _section(cls, written.get(name), name, where) for name, cls in sections.items()},
     )
+
+
+def _of_one_turn(rollout: Any) -> Any:
+    """The limits of a rollout that is one turn: its two lengths are the same, and one of them need not be given."""
+    if not isinstance(rollout, dict | NoneType):
+        return rollout
+    given, lengths = {"max_turns": 1} | (rollout or {}), ("max_turn_tokens", "max_response_tokens")
+    for key, other in (lengths, lengths[::-1]):
+        if other in given:
+            given.setdefault(key, given[other])
+    return given
 
 
 def _check_reward_keys(values: Any, protocol: str, where: Where) -> None:

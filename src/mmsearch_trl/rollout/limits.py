@@ -20,6 +20,9 @@ from mmsearch_trl.core.trajectory import StopReason, Trajectory
 if TYPE_CHECKING:  # it imports torch, and a recipe's keys are checked without
     from mmsearch_trl.protocol.chat import ChatEncoder
 
+LIMITS_OF_ONE_TURN = ("max_turns", "max_turn_tokens", "max_response_tokens", "max_context_tokens")
+"""The limits that mean something where nothing is searched for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
@@ -20,7 +20,7 @@ from mmsearch_trl.core.observation import Failure, FailureKind, Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.engine.base import Engine
-from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.protocol.chat import Encoded
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.calls.record import CallRecord
@@ -55,7 +55,7 @@ async def run_trajectory(
     task: Task,
     engine: Engine,
     protocol: TurnProtocol,
-    tools: Tools,
+    tools: Tools | None,
     limits: Limits,
     sampling: SamplingParams,
     trajectory: Trajectory | None = None,
@@ -63,14 +63,15 @@ async def run_trajectory(
     """Roll out one task.
 
     Args:
+        tools: Answer the calls of a `SearchProtocol`; None for another protocol, which has none.
         sampling: Of every turn; `max_tokens` is set per turn by `limits`, and each turn has a seed of its own that
             depends on `sampling.seed` and the turn's number alone.
         trajectory: An empty one of this task, to be filled in place: whoever cancels this coroutine finds in it every
             turn that was sampled.
     """
     started = time.perf_counter()
-    trajectory = trajectory or unbegun(task)
-    rollout = _Rollout(engine, protocol, tools, limits, sampling, trajectory)
+    trajectory = trajectory or unbegun(task, protocol)
+    rollout = _Rollout(engine, protocol, Searching.of(protocol, tools), limits, sampling, trajectory)
     try:
         prompt = protocol.prompt(task)
         trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
@@ -83,8 +84,30 @@ async def run_trajectory(
     return limits.finish(trajectory, protocol.chat)
 
 
-def unbegun(task: Task) -> Trajectory:
-    return Trajectory(task=task, prompt=(), prompt_ids=())
+def unbegun(task: Task, protocol: TurnProtocol) -> Trajectory:
+    return Trajectory(task=task, prompt=(), prompt_ids=(), has_tools=isinstance(protocol, SearchProtocol))
+
+
+class Searching(NamedTuple):
+    """How calls are read and replied to, and what answers them."""
+
+    protocol: SearchProtocol
+    tools: Tools
+
+    @classmethod
+    def of(cls, protocol: TurnProtocol, tools: Tools | None) -> "Searching | None":
+        """None where the protocol knows no calls.
+
+        Raises:
+            ValueError: it does, and nothing answers them; or it does not, and something would.
+        """
+        searches = isinstance(protocol, SearchProtocol)
+        if searches and tools is not None:
+            return cls(protocol, tools)
+        if searches or tools is not None:
+            name = type(protocol).__name__
+            raise ValueError(f"{name} searches, and has no tools" if searches else f"{name} calls no tools")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +116,7 @@ class _Rollout:
 
     engine: Engine
     protocol: TurnProtocol
-    tools: Tools
+    searching: Searching | None
     limits: Limits
     sampling: SamplingParams
     trajectory: Trajectory
@@ -145,16 +168,19 @@ class _Rollout:
         )
 
     async def _reaction(self, turn: Turn) -> tuple[Turn, StopReason | None]:
-        trajectory, limits, protocol = self.trajectory, self.limits, self.protocol
+        trajectory, limits = self.trajectory, self.limits
+        if self.searching is None:  # the turn is all that there will be
+            return turn, StopReason.TOKEN_LIMIT if turn.finish_reason is FinishReason.LENGTH else StopReason.ANSWERED
+        protocol, tools = self.searching
         if turn.action.kind is ActionKind.ANSWER:
             return turn, StopReason.ANSWERED
         if not turn.action.calls_tool:
-            return self._without_action(turn)
+            return self._without_action(turn, protocol)
         if self.final:
             return turn, StopReason.TURN_LIMIT
         if (refusal := limits.check_search(trajectory, turn.action)) is not None:
-            return self._refused(turn, refusal)
-        observation = await self.tools.answer(turn.action, trajectory)
+            return self._refused(turn, refusal, protocol)
+        observation = await tools.answer(turn.action, trajectory)
         turn = replace(turn, observation=observation)
         if limits.should_abort(trajectory, observation):
             trajectory.failure = observation.failure
@@ -166,18 +192,18 @@ class _Rollout:
                 return turn, StopReason.TOKEN_LIMIT
         return _with_reply(turn, reply), None
 
-    def _refused(self, turn: Turn, reason: StopReason) -> tuple[Turn, StopReason | None]:
+    def _refused(self, turn: Turn, reason: StopReason, protocol: SearchProtocol) -> tuple[Turn, StopReason | None]:
         """Ask for the final answer where the limits grant one more turn for it; otherwise the trajectory ends."""
         if not self.limits.forced_answer:
             return turn, reason
-        request = self.protocol.ask_for_answer(self.trajectory.task, turn.token_ids)
+        request = protocol.ask_for_answer(self.trajectory.task, turn.token_ids)
         if not self._fits(turn, request, final=True):
             return turn, StopReason.TOKEN_LIMIT
         return _with_reply(turn, request), None
 
-    def _without_action(self, turn: Turn) -> tuple[Turn, StopReason | None]:
+    def _without_action(self, turn: Turn, protocol: SearchProtocol) -> tuple[Turn, StopReason | None]:
         """Ask again where the protocol does and a turn is left; otherwise the trajectory ends."""
-        notice = self.protocol.ask_again(turn.token_ids)
+        notice = protocol.ask_again(turn.token_ids)
         if notice is None or len(self.trajectory.turns) + 1 >= self.limits.max_turns:
             cut_short = turn.finish_reason is FinishReason.LENGTH
             return turn, StopReason.TOKEN_LIMIT if cut_short else StopReason.NO_ACTION
@@ -195,7 +221,7 @@ async def run_batch(
     tasks: Sequence[Task],
     engine: Engine,
     protocol: TurnProtocol,
-    tools: Tools,
+    tools: Tools | None,
     limits: Limits,
     samplings: Sequence[SamplingParams],
     *,
@@ -214,7 +240,7 @@ async def run_batch(
             cancelled and come back with the turns that they have, as `STRAGGLER`.
     """
     places = asyncio.Semaphore(max_in_flight or max(len(tasks), 1))
-    trajectories = [unbegun(task) for task in tasks]
+    trajectories = [unbegun(task, protocol) for task in tasks]
 
     async def run(trajectory: Trajectory, sampling: SamplingParams) -> Trajectory:
         async with places:

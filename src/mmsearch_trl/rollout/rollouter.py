@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmsearch_trl.core.completion import SamplingParams
-from mmsearch_trl.core.errors import RunEnded
+from mmsearch_trl.core.errors import RunEnded, UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.engine.base import TimedEngine
-from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.rollout.limits import Limits
-from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch, run_trajectory
+from mmsearch_trl.rollout.loop import Tools, named_sampling, run_batch, run_trajectory, unbegun
 from mmsearch_trl.rollout.stream import Ended, Job, TrajectoryStream
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.calls.record import CallRecord
@@ -44,14 +44,31 @@ class Rollouter:
     """Rolls out tasks with a protocol, tools and limits, on whichever engine it is given.
 
     Args:
+        tools: What the searches of a `SearchProtocol` are put to; None for another protocol.
         max_in_flight: Trajectories that run at a time; None for all of a batch.
+
+    Attributes:
+        tool_names: Of what may be called besides the searches; None where nothing can be called, and nothing is said
+            of searches anywhere.
+
+    Raises:
+        UserError: there are tools and a protocol that calls none, or the other way round.
     """
 
     def __init__(
-        self, protocol: TurnProtocol, tools: Tools, limits: Limits, *, max_in_flight: int | None = None
+        self, protocol: TurnProtocol, tools: Tools | None, limits: Limits, *, max_in_flight: int | None = None
     ) -> None:
         self.protocol = protocol
         self.tools = tools
+        self.tool_names: tuple[str, ...] | None = None
+        self._toolbox: Toolbox | None = None
+        if isinstance(protocol, SearchProtocol):
+            if tools is None:
+                raise UserError(f"search: {type(protocol).__name__} searches: give it its tools")
+            self.tool_names = tuple(tool.name for tool in protocol.tools)
+            self._toolbox = Toolbox(tools, protocol.tools)
+        elif tools is not None:
+            raise UserError(f"search: {type(protocol).__name__} calls no tool: leave it out")
         self.limits = limits
         self.loop = BackgroundLoop()
         self._max_in_flight = max_in_flight
@@ -77,13 +94,13 @@ class Rollouter:
             RunEnded: it was abandoned.
         """
         started, busy = time.perf_counter(), engine.busy_seconds
-        self.tools.drain_records()
+        self._drain_records()
         trajectories = self._wait_for(
             run_batch(
                 tasks,
                 engine,
                 self.protocol,
-                Toolbox(self.tools, self.protocol.tools),
+                self._toolbox,
                 self.limits,
                 [self.sampling(name, temperature) for name in names],
                 max_in_flight=self._max_in_flight,
@@ -94,7 +111,7 @@ class Rollouter:
             trajectories=trajectories,
             seconds=time.perf_counter() - started,
             engine_busy_seconds=engine.busy_seconds - busy,
-            calls=self.tools.drain_records(),
+            calls=self._drain_records(),
         )
 
     def stream(
@@ -111,17 +128,18 @@ class Rollouter:
             RunEnded: it was abandoned.
         """
 
-        tools = Toolbox(self.tools, self.protocol.tools)
+        def begin(task: Task) -> Trajectory:
+            return unbegun(task, self.protocol)
 
         def roll_out(job: Job, trajectory: Trajectory) -> Coroutine[Any, Any, Trajectory]:
             sampling = self.sampling(job.name, temperature)
-            return run_trajectory(job.task, engine, self.protocol, tools, self.limits, sampling, trajectory)
+            return run_trajectory(job.task, engine, self.protocol, self._toolbox, self.limits, sampling, trajectory)
 
-        stream = TrajectoryStream(jobs, roll_out, places, proven=proven)
+        stream = TrajectoryStream(jobs, begin, roll_out, places, proven=proven)
         try:
             while ended := self._wait_for(stream.next()):
                 yield ended
-                self.tools.drain_records()  # nobody reads them here, and they would pile up
+                self._drain_records()  # nobody reads them here, and they would pile up
         finally:
             self.loop.run(stream.close())
 
@@ -150,4 +168,8 @@ class Rollouter:
 
     def close(self) -> None:
         """Close the connections of the tools."""
-        self.loop.run(self.tools.disconnect())
+        if self.tools is not None:
+            self.loop.run(self.tools.disconnect())
+
+    def _drain_records(self) -> list[CallRecord]:
+        return [] if self.tools is None else self.tools.drain_records()

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
-from mmsearch_trl.rollout.loop import settled, unbegun
+from mmsearch_trl.rollout.loop import settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class TrajectoryStream:
 
     Args:
         jobs: Taken from one by one.
-        roll_out: Fills an empty trajectory.
+        begin: Makes the empty trajectory of a task.
+        roll_out: Fills it.
         places: Trajectories in flight at a time.
         proven: Rollouts are known to work, so that no defect is assumed.
     """
@@ -48,12 +49,14 @@ class TrajectoryStream:
     def __init__(
         self,
         jobs: Iterable[Job],
+        begin: Callable[[Task], Trajectory],
         roll_out: Callable[[Job, Trajectory], Coroutine[Any, Any, Trajectory]],
         places: int,
         *,
         proven: bool = False,
     ) -> None:
         self._jobs = iter(jobs)
+        self._begin = begin
         self._roll_out = roll_out
         self._places = places
         self._proven = proven
@@ -83,7 +86,7 @@ class TrajectoryStream:
 
     def _fill(self) -> None:
         while len(self._running) < self._places and (job := next(self._jobs, None)) is not None:
-            trajectory = unbegun(job.task)
+            trajectory = self._begin(job.task)
             self._running[asyncio.create_task(self._roll_out(job, trajectory))] = (job, trajectory)
 
     def _settle(self, ended: list[tuple[Ended, Trajectory | BaseException]]) -> list[Ended]:

@@ -74,7 +74,13 @@ class LearningCurves:
     @property
     def steps(self) -> list[int]:
         """Those with rollouts of training, in order."""
-        return sorted({step for curve in self.train.values() for step in curve.searched})
+        curves = [series for curve in self.train.values() for series in (curve.right, curve.searched)]
+        return sorted({step for series in curves for step in series})
+
+    @property
+    def searches(self) -> bool:
+        """Whether there was anything to search with."""
+        return any(curve.searched for curves in (self.train, self.evaluation) for curve in curves.values())
 
     @property
     def spacing(self) -> int:
@@ -92,7 +98,8 @@ def learning_curves(records: Iterable[TraceRecord]) -> LearningCurves:
     curves: dict[bool, dict[str, GroupCurve]] = {True: defaultdict(GroupCurve), False: defaultdict(GroupCurve)}
     for record in records:
         curve = curves[record.split == "train"][record.group or "all"]
-        curve.searched[record.step].add(record.outcome.searched)
+        if record.outcome.searched is not None:
+            curve.searched[record.step].add(record.outcome.searched)
         if record.outcome.right is not None:
             curve.right[record.step].add(record.outcome.right)
     if not (curves[True] or curves[False]):
@@ -108,9 +115,11 @@ def plot_learning(curves: LearningCurves, out: Path) -> Path:
     """
     if out.suffix not in _SUFFIXES:
         raise UserError(f"{out}: a plot is written as one of {', '.join(_SUFFIXES)}")
-    figure = Figure(figsize=(9.6, 3.7), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
-    for axes, title, name in ((left, "Right answers", "right"), (right, "Trajectories that search", "searched")):
+    panels = [("Right answers", "right"), ("Trajectories that search", "searched")]
+    panels = panels if curves.searches else panels[:1]
+    figure = Figure(figsize=(4.8 * len(panels), 3.7), dpi=150, layout="constrained")
+    places = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axes, (title, name) in zip(places, panels, strict=True):
         _panel(axes, title, _series(curves.train, name), _series(curves.evaluation, name), curves.spacing)
     if curves.train and curves.evaluation:
         width = min(SMOOTHING_STEPS, len(curves.steps))

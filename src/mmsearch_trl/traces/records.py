@@ -75,11 +75,12 @@ class TraceTurn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOutcome:
-    """How it ended. `right` is None when nobody judged; `searched` counts searches that failed, too."""
+    """How it ended. `right` is None when nobody judged; `searched` counts searches that failed, too, and is None where
+    there was nothing to search with."""
 
     stop: str | None
     right: bool | None
-    searched: bool
+    searched: bool | None
     failure: TraceFailure | None = None
 
 

@@ -59,11 +59,12 @@ def check_enough_rows(dataset: Any, args: MMSearchGRPOConfig) -> None:
         )
 
 
-def check_pictures(rows: Any, limits: Limits, tools: Tools, max_images: int | None) -> None:
+def check_pictures(rows: Any, limits: Limits, tools: Tools | None, max_images: int | None) -> None:
     """Refuse an engine that takes fewer pictures in a prompt than rollouts will hold: it would fail them every time.
 
     Args:
         rows: Of the data; those of a data set of another kind are not looked at.
+        tools: None where nothing is searched for.
 
     Raises:
         EngineError: the message gives both numbers.
@@ -71,7 +72,7 @@ def check_pictures(rows: Any, limits: Limits, tools: Tools, max_images: int | No
     if max_images is None or not isinstance(rows, Dataset) or "image_sizes" not in rows.column_names:
         return
     asked = max((len(sizes or ()) for sizes in rows["image_sizes"]), default=0)
-    searches = min(limits.image_search_limit, limits.max_turns - 1) if asked else 0
+    searches = min(limits.image_search_limit, limits.max_turns - 1) if asked and tools is not None else 0
     found = searches * tools.k[ActionKind.IMAGE_SEARCH] if isinstance(tools, SearchRuntime) else searches
     if asked + found > max_images:
         raise EngineError(

@@ -135,9 +135,9 @@ class Collector:
         if self._ranks.any(report is None):
             raise RunEnded
         assert report is not None
-        calls = SearchCalls.gather(report.calls, self._ranks)
-        tools = [tool.name for tool in self._rollouter.protocol.tools]
-        metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks, tools) | calls.metrics()
+        metrics = opened.statistics.metrics() | rollout_metrics(report, self._ranks, self._rollouter.tool_names)
+        if self._rollouter.tools is not None:
+            metrics |= SearchCalls.gather(report.calls, self._ranks).metrics()
         tallies = self._ranks.gather_objects([Tally.of(report.trajectories)])
         if (lost := self.outage.lost(sum(tallies, Tally()))) is not None:
             raise lost

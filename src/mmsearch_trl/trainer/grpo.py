@@ -23,7 +23,8 @@ from trl.trainer.utils import pad
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.versions import check_versions
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.hub.card import ModelFacts, write_model_card
+from mmsearch_trl.hub.card import write_model_card
+from mmsearch_trl.hub.facts import ModelFacts
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.protocol.mmsearch import default_protocol
 from mmsearch_trl.rollout.limits import Limits
@@ -60,7 +61,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
     Args:
         model, reward_funcs, args, kwargs: As for `trl.GRPOTrainer`. Rows of `train_dataset` are those of
             `data.dataset.load_dataset_rows`: `prompt`, `question`, encoded `images`, `answers`, `id` and more.
-        search: The tools.
+        search: The tools; None where the protocol has none.
         limits: Turns, tokens and searches of a trajectory.
         protocol: How turns are read and replies written; by default MMSearch-R1's with the project's own prompts.
         resize_images: Bring question images to MMSearch-R1's size.
@@ -78,7 +79,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         reward_funcs: Any,
         args: MMSearchGRPOConfig,
         *,
-        search: Tools,
+        search: Tools | None = None,
         limits: Limits | None = None,
         protocol: TurnProtocol | None = None,
         resize_images: bool = False,

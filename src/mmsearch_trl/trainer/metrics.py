@@ -18,20 +18,22 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.rollout.rollouter import RolloutReport
 
 
-def rollout_metrics(report: RolloutReport, ranks: Ranks, tools: Sequence[str] = ()) -> dict[str, float]:
+def rollout_metrics(report: RolloutReport, ranks: Ranks, tools: Sequence[str] | None = ()) -> dict[str, float]:
     """Means over the trajectories of all ranks, the time of the slowest, and the share in which engines generated.
 
     Args:
         tools: Names of the tools besides the searches: of each, the share of trajectories that call it, and the share
-            of its calls that fail, the policy's own mistakes among them.
+            of its calls that fail, the policy's own mistakes among them. None where nothing can be called: nothing is
+            said of searches.
     """
+    names = _ROLLOUT if tools is None else (*_SEARCH, *_ROLLOUT)
     columns = zip(*(_row(trajectory, tools) for trajectory in report.trajectories), strict=True)
     sums = [math.fsum(column) for column in columns]
     rows = ranks.rows([*sums, len(report.trajectories), report.seconds, report.engine_busy_seconds])
     *totals, count, seconds, busy = (math.fsum(column) for column in zip(*rows, strict=True))
-    metrics = {name: total / count for name, total in zip(_COLUMNS, totals, strict=False)}
-    of_tools = iter(totals[len(_COLUMNS) :])
-    for tool, used, calls, failed in zip(tools, of_tools, of_tools, of_tools, strict=True):
+    metrics = {name: total / count for name, total in zip(names, totals, strict=False)}
+    of_tools = iter(totals[len(names) :])
+    for tool, used, calls, failed in zip(tools or (), of_tools, of_tools, of_tools, strict=True):
         metrics[f"tool/{tool}/ratio"] = used / count
         metrics[f"tool/{tool}/calls"] = calls
         metrics[f"tool/{tool}/failure_rate"] = Ratio(failed, calls)
@@ -73,12 +75,15 @@ def _ended(trajectory: Trajectory) -> bool:
 def accuracy_by_search(
     trajectories: Sequence[Trajectory], accuracies: Sequence[float | None], ranks: Ranks
 ) -> Iterator[tuple[str, float]]:
-    """`accuracy/searched` and `accuracy/unsearched` of what was finished; a group without trajectories is left out."""
+    """`accuracy/searched` and `accuracy/unsearched` of what was finished; a group without trajectories is left out.
+
+    Where nothing could be searched with, both are.
+    """
     right, count = [0.0, 0.0], [0.0, 0.0]
     for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
-        if not trajectory.aborted:
-            right[trajectory.searched] += accuracy or 0.0
-            count[trajectory.searched] += 1
+        if not trajectory.aborted and (searched := trajectory.searched) is not None:
+            right[searched] += accuracy or 0.0
+            count[searched] += 1
     totals = ranks.sum([*right, *count])
     for name, correct, number in zip(
         ("accuracy/unsearched", "accuracy/searched"), totals[:2], totals[2:], strict=True
@@ -87,10 +92,8 @@ def accuracy_by_search(
             yield name, Ratio(correct, number)
 
 
-_COLUMNS = (
-    "search/ratio",
-    "search/image_ratio",
-    "search/text_ratio",
+_SEARCH = ("search/ratio", "search/image_ratio", "search/text_ratio")
+_ROLLOUT = (
     "rollout/turns",
     "rollout/answered",
     "rollout/turns_without_action",
@@ -100,20 +103,20 @@ _COLUMNS = (
 )
 
 
-def _row(trajectory: Trajectory, tools: Sequence[str]) -> list[float]:
-    """`_COLUMNS`, then of each tool: whether it was called, how often, and how often in vain."""
+def _row(trajectory: Trajectory, tools: Sequence[str] | None) -> list[float]:
+    """`_SEARCH`, where anything can be called, `_ROLLOUT`, and of each tool: whether it was called, how often, and how
+    often in vain."""
     called = Counter(observation.tool for observation in trajectory.observations)
     searched = {observation.tool for observation in trajectory.searches}
     failed = Counter(observation.tool for observation in trajectory.observations if observation.failure is not None)
+    ratios = (bool(searched), ActionKind.IMAGE_SEARCH in searched, ActionKind.TEXT_SEARCH in searched)
     return [
-        float(trajectory.searched),
-        float(ActionKind.IMAGE_SEARCH in searched),
-        float(ActionKind.TEXT_SEARCH in searched),
+        *(float(ratio) for ratio in (ratios if tools is not None else ())),
         float(len(trajectory.turns)),
         float(trajectory.stop is StopReason.ANSWERED),
         float(sum(turn.action.kind is ActionKind.NONE for turn in trajectory.turns)),
         float(trajectory.stop is StopReason.FAILED),
         float(trajectory.stop is StopReason.STRAGGLER),
         float(trajectory.truncated),
-        *(float(number) for tool in tools for number in (tool in called, called[tool], failed[tool])),
+        *(float(number) for tool in tools or () for number in (tool in called, called[tool], failed[tool])),
     ]
