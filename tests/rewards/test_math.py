@@ -152,3 +152,13 @@ def test_what_is_logged_speaks_of_no_search(pool: VerifyPool) -> None:
     RuleReward(MathRule(pool))(["<answer>60</answer>", ""], [["60"], ["60"]], logged.__setitem__, columns.__setitem__)
     assert logged == {"reward/accuracy": 0.5, "format/valid": 0.0, "reward/given_up": 0.0}
     assert columns == {"accuracy": [1.0, 0.0], "format": [0.0, 0.0]}
+
+
+def test_a_gold_answer_that_looks_like_a_list_is_one_answer(pool: VerifyPool) -> None:
+    reward = RuleReward(MathRule(pool, format_weight=0.0))
+    texts = ("<answer>$[1, 2]$</answer>", "<answer>1</answer>", "<answer>2</answer>")
+    for gold in ("[1, 2]", ["[1, 2]"]):
+        assert reward(texts, [gold] * 3) == [1.0, 0.0, 0.0]
+    assert reward(["<answer>{2, 1}</answer>", "<answer>2</answer>"], ["{1, 2}"] * 2) == [1.0, 0.0]
+    assert reward(["<answer>1</answer>", "<answer>2</answer>"], [["1", "2"]] * 2) == [1.0, 1.0]
+    assert reward(["<answer>3.0</answer>"], [3]) == [1.0]

@@ -32,15 +32,21 @@ _DEEPEST = 16
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def accepted_answers(ground_truth: Any, candidates: Any = None) -> tuple[str, ...]:
+def accepted_answers(ground_truth: Any, candidates: Any = None, *, verbatim: bool = False) -> tuple[str, ...]:
     """Join a ground truth and its candidate answers into one tuple, ground truth first; the arguments are not changed.
 
     Args:
         candidates: More of them: None, a list, an object, or either as JSON.
+        verbatim: A text is one answer as it stands, also where it looks like a list: `[1, 2]` is an interval.
 
     Raises:
         UserError: something in them is of another kind, so that it is not known whether it is an answer.
     """
+    if verbatim:
+        return (
+            *_texts(ground_truth, "the ground truth", verbatim=True),
+            *_texts(candidates, "candidate_answers", verbatim=True),
+        )
     more = parsed(candidates) if isinstance(candidates, str) else candidates
     if isinstance(more, str) and more.strip():
         raise UserError(f"candidate_answers is a string but not a JSON list: {more!r:.80}")
@@ -49,10 +55,10 @@ def accepted_answers(ground_truth: Any, candidates: Any = None) -> tuple[str, ..
     return (*_texts(ground_truth, "the ground truth"), *_texts(more, "candidate_answers"))
 
 
-def _texts(value: Any, name: str, depth: int = 0) -> Iterator[str]:
+def _texts(value: Any, name: str, depth: int = 0, *, verbatim: bool = False) -> Iterator[str]:
     if depth > _DEEPEST:
         raise UserError(f"{name}: lists in lists, more than {_DEEPEST} deep")
-    inner = parsed(value) if isinstance(value, str) else value
+    inner = parsed(value) if isinstance(value, str) and not verbatim else value
     # A text that is an object of other keys is that text: an answer may be a piece of JSON.
     if not (isinstance(value, str) and isinstance(inner, Mapping) and inner.keys().isdisjoint(_NAMED)):
         value = inner
@@ -62,10 +68,10 @@ def _texts(value: Any, name: str, depth: int = 0) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for part in _named(value, name):
-            yield from _texts(part, name, depth + 1)
+            yield from _texts(part, name, depth + 1, verbatim=verbatim)
     elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray):
         for part in value:
-            yield from _texts(part, name, depth + 1)
+            yield from _texts(part, name, depth + 1, verbatim=verbatim)
     elif (number := number_text(value)) is not None:
         yield number
     elif not is_missing(value):

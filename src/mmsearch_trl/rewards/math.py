@@ -59,6 +59,10 @@ class MathRule(Rule):
     def needs_answers(self) -> bool:
         return not self._compat
 
+    @property
+    def compares_words(self) -> bool:
+        return False
+
     def unusable(self, answers: Sequence[Sequence[str]]) -> dict[int, str]:
         if self._compat:
             return {}

@@ -39,6 +39,10 @@ class R1VRule(Rule):
     def name(self) -> str:
         return "r1_v"
 
+    @property
+    def compares_words(self) -> bool:
+        return False
+
     def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
         responses = ["".join(assistant_turns(rollout.messages)[-1:]) for rollout in rollouts]
         golds = [tuple(rollout.answers) for rollout in rollouts]

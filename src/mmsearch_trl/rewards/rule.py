@@ -46,6 +46,12 @@ class Rule:
         """Whether a row without an accepted answer is a mistake."""
         return True
 
+    @property
+    def compares_words(self) -> bool:
+        """Whether answers are words, of which signs do not count (`matching.py`) and several may be a list in JSON;
+        else each is one answer as it stands: `[1, 2]` is an interval, and "A" an option."""
+        return True
+
     def unusable(self, answers: Sequence[Sequence[str]]) -> dict[int, str]:
         """Of the accepted answers of some rows, those that nothing could be scored by: their numbers, and why."""
         return {}

@@ -90,7 +90,7 @@ class RuleReward:
         rollouts = []
         for row, (completion, gold, more) in enumerate(zip(completions, golds, candidates, strict=True)):
             try:
-                accepted = accepted_answers(gold, more)
+                accepted = accepted_answers(gold, more, verbatim=not self.rule.compares_words)
             except UserError as error:
                 raise UserError(f"{_row_name(row, columns)}: {error}") from error
             if not accepted and self.rule.needs_answers:
