@@ -9,10 +9,11 @@ from mmsearch_trl.core.tags import last_enclosed
 from mmsearch_trl.rewards.checks import check_choice
 from mmsearch_trl.rewards.matching import RewardMode, is_right
 from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.sources import RewardSources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRewardConfig(Rule):
+class AnswerRewardConfig(RewardSources, Rule):
     """The `reward:` section of a recipe with `protocol: direct`: 1 for a right answer, 0 for any other.
 
     The answer is what stands in the last `<answer>...</answer>`, or, without these tags, the whole turn; the form is
@@ -28,7 +29,12 @@ class AnswerRewardConfig(Rule):
     )
 
     def __post_init__(self) -> None:
+        RewardSources.__post_init__(self)
         check_choice("reward_mode", self.reward_mode, get_args(RewardMode))
+
+    @property
+    def scored_by(self) -> Rule:
+        return self
 
     @property
     def name(self) -> str:
