@@ -20,7 +20,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
 from mmsearch_trl.recipe.tools import TOOLS
-from mmsearch_trl.rewards.answer import AnswerRewardConfig
+from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.remote import RemoteConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -137,7 +137,7 @@ def own_part() -> str:
             _table(
                 "Reward without tools",
                 "In the mapping `reward:`, under `protocol: direct`.",
-                (_row(field, "reward.") for field in fields(AnswerRewardConfig)),
+                _reward(DirectRewardConfig),
             ),
         ]
     )

@@ -70,7 +70,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "use_cpu": True,
         "bf16": False,
         "rollout": {"max_turn_tokens": 6},
-        "reward": {"reward_mode": "SubEM"},
+        "reward": {"rule": "answer", "reward_mode": "SubEM"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(keys))
     return folder / "recipe.yaml"

@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -180,6 +181,7 @@ def test_a_value_that_nothing_knows_is_refused_at_once(option: dict[str, Any], m
         Limits,
         RewardConfig,
         SearchR1RewardConfig,
+        DirectRewardConfig,
         SearchConfig,
         EstimatorConfig,
         KLConfig,

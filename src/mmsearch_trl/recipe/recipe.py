@@ -32,7 +32,7 @@ from mmsearch_trl.recipe.packages import check_packages
 from mmsearch_trl.recipe.tools import build_tools
 from mmsearch_trl.recipe.validation import Where, build
 from mmsearch_trl.recipe.written import RESUME, Kind, read_written
-from mmsearch_trl.rewards.answer import AnswerRewardConfig
+from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import LIMITS_OF_ONE_TURN, Limits
@@ -58,7 +58,7 @@ class Recipe:
     trainer: MMSearchGRPOConfig | MMSearchSFTConfig
     search: SearchConfig
     rollout: Limits
-    reward: RewardConfig | SearchR1RewardConfig | AnswerRewardConfig
+    reward: RewardConfig | SearchR1RewardConfig | DirectRewardConfig
     tools: tuple[Tool, ...] = ()
 
     def validate(self, *, check_files: bool = True, evaluation: bool = False) -> None:

@@ -18,7 +18,7 @@ from mmsearch_trl.recipe.declared import declared_fields
 from mmsearch_trl.recipe.layers import Layers
 from mmsearch_trl.recipe.model_keys import check_model_keys
 from mmsearch_trl.recipe.validation import Where, build, convert, unknown_key
-from mmsearch_trl.rewards.answer import AnswerRewardConfig
+from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
@@ -45,7 +45,7 @@ _REWARDS: dict[str, type] = {
     "mmsearch_r1": RewardConfig,
     "mmsearch_r1_upstream": RewardConfig,
     "search_r1": SearchR1RewardConfig,
-    "direct": AnswerRewardConfig,
+    "direct": DirectRewardConfig,
 }
 ON_A_CPU: Mapping[str, Any] = {"bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
 """Keys with which a recipe for a GPU is carried out, or looked at, without one."""
@@ -73,7 +73,7 @@ class WrittenRecipe:
     data: DataConfig
     search: SearchConfig
     rollout: Limits
-    reward: RewardConfig | SearchR1RewardConfig | AnswerRewardConfig
+    reward: RewardConfig | SearchR1RewardConfig | DirectRewardConfig
 
     def where(self, key: str) -> str:
         """Where a dotted key was written: a file, or the command line."""
