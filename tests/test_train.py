@@ -29,10 +29,10 @@ pytestmark = pytest.mark.slow
 def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """What `mmsearch train` says: one line, exit status 1, and no model was loaded."""
 
-    def load_model(model: object) -> NoReturn:
+    def load_start(*given: object) -> NoReturn:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr(train, "load_model", load_model)
+    monkeypatch.setattr(train, "load_start", load_start)
     capsys.readouterr()
     assert main(["train", *arguments]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmsearch: ")]
@@ -169,7 +169,7 @@ def test_an_engine_that_cannot_work_ends_a_run_with_the_first_reason(
 def test_a_retriever_that_is_not_there_is_told_before_the_model_is_loaded(
     world_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "load_model", lambda model: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(train, "load_start", lambda *given: pytest.fail("a model was loaded"))
     options = {"search.text.backend": "retriever", "search.text.url": "http://127.0.0.1:9", "search.text.top_k": 3}
     arguments = grpo_arguments(world_home, tmp_path / "run", **options)
     assert main(["train", *(word for word in arguments if not word.startswith("--search.text.path"))]) == 1

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
 from mmsearch_trl.recipe.tools import TOOLS
 from mmsearch_trl.rewards.direct import DirectRewardConfig
@@ -75,7 +76,8 @@ bare `no` as false: write `eval_strategy: "no"` in a file and `--eval_strategy '
 at the working directory.
 
 A supervised recipe (`mmsearch sft`) has the keys of model, data, `transformers.TrainingArguments`,
-`trl.SFTConfig` and `overwrite_output_dir`, and no `search:`, `rollout:` and `reward:`.
+`trl.SFTConfig`, `freeze_vision`, `freeze_prefix` and `overwrite_output_dir`, and no `search:`, `rollout:` and
+`reward:`.
 
 `resume_from_checkpoint` is a checkpoint's folder; `true`, also with no value behind `--resume_from_checkpoint`, the
 newest complete one in `output_dir`; `auto` the same, and the first step where a run was ended before it saved one.
@@ -100,9 +102,11 @@ _HEADING = "| key | default | meaning |\n|---|---|---|"
 def own_part() -> str:
     """The page up to the inherited keys: what this project alone decides."""
     trainer = [field for field in fields(MMSearchGRPOConfig) if field.name not in _names(GRPOConfig)]
+    own_model = [field for field in fields(RecipeModelConfig) if field.name not in _names(ModelConfig)]
     return "\n".join(
         [
             INTRODUCTION,
+            _table("Model: what TRL lacks", "At the top level.", map(_row, own_model)),
             _table("Data", "At the top level.", map(_row, fields(DataConfig))),
             _table("Trainer: what a search trainer adds", "At the top level.", map(_row, trainer)),
             _table(

@@ -20,7 +20,6 @@ from datasets import Dataset
 from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import set_seed
-from trl import get_peft_config
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.interrupts import described
@@ -34,11 +33,12 @@ from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_model, load_processor
+from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
+from mmsearch_trl.recipe.start import load_start, new_adapter
 from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
@@ -81,7 +81,7 @@ def train(recipe: Recipe) -> MMSearchSFTTrainer:
 
 def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     """Load everything that a recipe names and put the trainer together."""
-    args = recipe.trainer
+    args, out = recipe.trainer, Path(str(recipe.trainer.output_dir))
     assert isinstance(args, MMSearchSFTConfig)
     set_seed(args.seed)
     keep_token_out_of_files(args)
@@ -96,13 +96,13 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
     eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
     return MMSearchSFTTrainer(
-        load_model(recipe.model),
+        load_start(recipe.model, out),
         args,
         train_dataset=train_rows,
         eval_dataset=eval_rows if recipe.data.eval_files else None,
         data_collator=demonstrations,
         processing_class=processor,
-        peft_config=get_peft_config(recipe.model),
+        peft_config=new_adapter(recipe.model),
     )
 
 

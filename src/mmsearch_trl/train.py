@@ -14,7 +14,6 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 from transformers import set_seed
-from trl import get_peft_config
 
 from mmsearch_trl.core.errors import EngineLost, RewardError, SearchLost
 from mmsearch_trl.core.interrupts import described
@@ -23,13 +22,7 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.hub.push import check_login, pushing
-from mmsearch_trl.recipe.build import (
-    build_protocol,
-    build_tools,
-    keep_token_out_of_files,
-    load_model,
-    load_processor,
-)
+from mmsearch_trl.recipe.build import build_protocol, build_tools, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.preflight import Preflight
@@ -37,6 +30,7 @@ from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.rewards import build_rewards
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.recipe.schedule import Batches
+from mmsearch_trl.recipe.start import load_start, new_adapter
 from mmsearch_trl.rollout.loop import Tools
 from mmsearch_trl.search.calls.totals import summary_lines
 from mmsearch_trl.search.runtime import SearchRuntime
@@ -95,7 +89,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
 
 def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     """Load everything that a recipe names and put the trainer together."""
-    args = recipe.trainer
+    args, out = recipe.trainer, Path(str(recipe.trainer.output_dir))
     assert isinstance(args, MMSearchGRPOConfig)
     set_seed(args.seed)
     keep_token_out_of_files(args)
@@ -109,7 +103,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     eval_files = recipe.data.eval_files
     eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
     return MMSearchGRPOTrainer(
-        load_model(recipe.model),
+        load_start(recipe.model, out),
         rewards.functions,
         args,
         search=search,
@@ -120,7 +114,7 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
         eval_dataset=eval_datasets or None,
         processing_class=processor,
         reward_processing_classes=rewards.tokenizers,
-        peft_config=get_peft_config(recipe.model),
+        peft_config=new_adapter(recipe.model),
     )
 
 

@@ -48,11 +48,11 @@ def _compute_loss(self, model, inputs):
 MMSearchGRPOTrainer._compute_loss = _compute_loss
 """
 WHILE_LOADING = """
-from mmsearch_trl.recipe import build
+from mmsearch_trl.recipe import build, start
 def from_pretrained(*arguments):
     meanwhile()
     time.sleep(60)
-build._from_pretrained = from_pretrained
+build.load_whole = start.load_whole = from_pretrained
 """
 WHILE_SEARCHING = """
 from mmsearch_trl.search.runtime import SearchRuntime

@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmsearch_trl import train
 from mmsearch_trl.commands.main import main
-from mmsearch_trl.recipe.build import load_agent
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import load_recipe
 
@@ -66,7 +65,6 @@ def test_every_path_gives_the_rows_of_the_trainer(
     data: Path,
     servers: Servers,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = {"base": taught, "adapter": adapter}[kind]
 
@@ -75,8 +73,8 @@ def test_every_path_gives_the_rows_of_the_trainer(
         values |= {"vllm_lora_sync": "adapter"} if kind == "adapter" else {}
         return grpo_arguments(world_home, tmp_path / name, **(values | options))
 
-    monkeypatch.setattr(train, "load_model", load_agent)  # training starts from a whole model only
-    trainer = train.build_trainer(load_recipe(*recipe_arguments(arguments("trainer"))))
+    start = {"from_adapter": "continue", "use_peft": "true"} if kind == "adapter" else {}
+    trainer = train.build_trainer(load_recipe(*recipe_arguments(arguments("trainer", **start))))
     metrics = trainer.evaluate()
     trainer.close()
     expected = _rows(tmp_path / "trainer" / "evaluation" / "eval_eight_step0_8.json")

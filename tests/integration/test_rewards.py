@@ -68,7 +68,7 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("mmsearch_trl.train.load_model", lambda model: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("mmsearch_trl.train.load_start", lambda *given: pytest.fail("a model was loaded"))
     port = str(free_port())
     given = {key: value.replace("{port}", port) for key, value in keys.items()}
     assert main(["train", *grpo_arguments(world_home, tmp_path / "run", **QUICK, **given)]) == 1

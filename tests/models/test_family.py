@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import tiny
-from trl import ModelConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_arguments import engine_arguments
 from mmsearch_trl.models.family import VISION_FAMILIES, check_family
-from mmsearch_trl.recipe import build
+from mmsearch_trl.recipe import build, start
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 
 
 OTHER_SIGHT = "which makes tokens of pictures or sound in another way than Qwen-VL"
@@ -38,7 +38,7 @@ TRAINED = [*VISION_FAMILIES, "qwen2", "qwen3", "llama", "gemma3_text", "phi3", "
 
 def _model(folder: Path, config: dict[str, Any]) -> str:
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     return str(folder)
 
 
@@ -46,9 +46,10 @@ def _model(folder: Path, config: dict[str, Any]) -> str:
 def test_another_family_is_refused_by_name_before_its_weights(name: str, tmp_path: Path) -> None:
     config, reason = REFUSED[name]
     model = _model(tmp_path, config)
-    for load in (build.load_processor, build.load_model, build.load_agent):
+    loads = (build.load_processor, build.load_agent, lambda model: start.load_start(model, tmp_path / "run"))
+    for load in loads:
         with pytest.raises(UserError) as refused:
-            load(ModelConfig(model_name_or_path=model))
+            load(RecipeModelConfig(model_name_or_path=model))
         said = str(refused.value)
         assert f"of the family {config.get('model_type')}, " in said and reason in said, said
         assert all(title in said for title in VISION_FAMILIES.values()) and "\n" not in said and len(said) < 500

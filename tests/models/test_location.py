@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.models.location import find_base, find_model
@@ -19,7 +21,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
+    save_file({"a": torch.ones(3)}, folder / "model.safetensors")
     return folder
 
 
@@ -86,7 +88,7 @@ def test_weights_that_are_missing_are_told(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": dict(zip("abc", files, strict=True))})
     )
-    (model / files[0]).write_bytes(b"")
+    save_file({"a": torch.ones(3)}, model / files[0])
     assert f"2 files are missing, {files[1]} first" in refusal(str(model))
 
 
@@ -133,3 +135,10 @@ def test_the_base_of_an_adapter_is_named_where_it_has_moved(model: Path, tmp_pat
         assert part in str(refused.value)
     with pytest.raises(UserError, match="does not name its model"):
         find_base(str(adapter), None)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 40, -1])
+def test_weights_whose_writing_was_cut_off_are_told(kept: int, model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    assert f"{file} is not whole" in refusal(str(model))

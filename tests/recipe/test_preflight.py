@@ -13,6 +13,8 @@ from mmsearch_trl.commands.main import main
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe import build
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.memory import Demand, Sharding, memory_of
+from mmsearch_trl.recipe.model_shape import model_shape
 from mmsearch_trl.recipe.preflight import Finding, Level, Preflight
 from mmsearch_trl.recipe.recipe import load_recipe
 
@@ -53,6 +55,21 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
         "no module of the model matches",
     ),
     "an adapter without targets": ({"use_peft": True}, "lora_target_modules: the adapter does not fit"),
+    "an excluded module": (
+        {"use_peft": True, "lora_target_modules": "[q_proj, v_proj]", "lora_exclude_modules": "[vizual]"},
+        "lora_exclude_modules: no module of the model is, or matches, 'vizual'; did you mean `visual`?",
+    ),
+    "all of the adapter excluded": (
+        {"use_peft": True, "lora_target_modules": "[q_proj, v_proj]", "lora_exclude_modules": "[language_model]"},
+        "lora_target_modules: the adapter does not fit",
+    ),
+    "a prefix that freezes nothing": ({"freeze_prefix": "[vizual]"}, "freeze_prefix: 'vizual' is the beginning of no"),
+    "prefixes that freeze all": ({"freeze_prefix": "[language_model]"}, "nothing is left to train"),
+    "an adapter that is frozen": (
+        {"use_peft": True, "lora_target_modules": "[qkv, proj]"},
+        "freeze_vision: nothing is left to train",
+    ),
+    "from_adapter of a whole model": ({"from_adapter": "merge"}, "is a whole model, with no adapter_config.json"),
     "a module to save": (
         {"use_peft": True, "lora_target_modules": "[q_proj, v_proj]", "lora_modules_to_save": "[score]"},
         "lora_modules_to_save: the model has",
@@ -69,7 +86,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a model was loaded")
 
     for module in (train, sft):
-        monkeypatch.setattr(module, "load_model", load)
+        monkeypatch.setattr(module, "load_start", load)
     monkeypatch.setattr(evaluate, "load_agent", load)
 
 
@@ -165,20 +182,27 @@ def test_an_evaluation_needs_no_trainer(world_home: Path, tmp_path: Path) -> Non
     assert {each.name for each in found} >= {"model", "data: known.jsonl", "image search", "text search"}
 
 
-def test_the_memory_of_a_model_is_counted_from_its_shape(world_home: Path) -> None:
-    from trl import ModelConfig
-
-    from mmsearch_trl.recipe.model_shape import model_shape
-
-    model = ModelConfig(model_name_or_path=str(world_home / "model"), dtype="float32")
-    full = model_shape(model, optim="adamw_torch", freeze_vision=False, reference=False)
-    assert full.gib * 2**30 == 16 * full.parameters and full.trained == full.parameters
-    sgd = model_shape(model, optim="sgd", freeze_vision=False, reference=True)
-    assert sgd.gib * 2**30 == 12 * full.parameters
-    model.use_peft, model.lora_r, model.lora_target_modules = True, 4, ["q_proj", "v_proj"]
-    lora = model_shape(model, optim="adamw_torch", freeze_vision=True, reference=True)
-    assert lora.gib * 2**30 == 4 * full.parameters + 16 * (lora.parameters - full.parameters)
-    assert 0 < lora.trained == lora.parameters - full.parameters < full.parameters / 2
+def test_the_memory_of_a_run_is_what_the_doctor_computes(world_home: Path, tmp_path: Path) -> None:
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "[q_proj,v_proj]", "freeze_vision": True}
+    whole = {"freeze_vision": False}
+    states = {}
+    for name, keys in {
+        "full": whole,
+        "sgd": whole | {"optim": "sgd", "beta": 0.1},
+        "lora": {"beta": 0.1} | lora,
+    }.items():
+        path, values = recipe_arguments(grpo_arguments(world_home, tmp_path / "run", **keys))
+        recipe = load_recipe(path, values)
+        args = recipe.trainer
+        shape = model_shape(recipe.model, freeze_vision=args.freeze_vision)
+        memory = memory_of(shape, Demand.of(recipe, bf16=False), Sharding.NONE, 1)
+        states[name] = memory.states * 2**30
+        said = next(each.found for each in Preflight(recipe).findings() if each.name == "memory")
+        assert said.startswith(f"{memory.states:.1f} GiB for weights, gradients and optimizer states of one process")
+        assert f"up to {memory.activations:.1f} GiB of activations come on top" in said
+    base, adapter = shape.base.count, shape.trained.count
+    assert 0 < adapter == shape.parameters - base < base / 2
+    assert states == {"full": 16 * base, "sgd": 12 * base, "lora": 4 * base + 16 * adapter}
 
 
 def test_another_family_of_models_is_refused_by_name(world_home: Path) -> None:

@@ -4,12 +4,13 @@ from typing import Any, Protocol
 
 import pytest
 import yaml
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from mmsearch_trl.core import versions
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.recipe.written import Kind
 from mmsearch_trl.rewards.mmsearch import RewardConfig
@@ -69,7 +70,7 @@ def test_flat_keys_and_sections_reach_their_dataclasses(write: Write) -> None:
 
 def test_no_key_belongs_to_two_sections() -> None:
     for trainer in (MMSearchGRPOConfig, SFTConfig):
-        names = [field.name for cls in (ModelConfig, DataConfig, trainer) for field in fields(cls)]
+        names = [field.name for cls in (RecipeModelConfig, DataConfig, trainer) for field in fields(cls)]
         assert len(names) == len(set(names))
 
 

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.trainer_utils import IntervalStrategy
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.validation import build, convert
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
@@ -127,7 +128,7 @@ def test_a_text_comes_through_as_it_is_and_is_no_other_type(text: str) -> None:
 
 def defaults() -> Iterator[Any]:
     """Every key of TRL's and our trainers with a default that a YAML file can hold."""
-    for cls in (ModelConfig, SFTConfig, MMSearchGRPOConfig):
+    for cls in (RecipeModelConfig, SFTConfig, MMSearchGRPOConfig):
         hints = get_type_hints(cls, include_extras=True)
         for key in fields(cls):
             default = key.default if key.default_factory is MISSING else key.default_factory()

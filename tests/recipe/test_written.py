@@ -26,13 +26,12 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_fields_read_from_sources_are_those_of_the_classes() -> None:
-    from trl import ModelConfig
-
+    from mmsearch_trl.recipe.model_config import RecipeModelConfig
     from mmsearch_trl.trainer.config import MMSearchGRPOConfig
     from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
     of_classes: list[tuple[Sequence[str], Any]] = [
-        (MODEL_KEYS, ModelConfig),
+        (MODEL_KEYS, RecipeModelConfig),
         (TRAINER_KEYS["grpo"], MMSearchGRPOConfig),
         (TRAINER_KEYS["sft"], MMSearchSFTConfig),
     ]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import tiny
 from option_reads import attributes_read, read_by_run
-from trl import ModelConfig
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -176,7 +176,7 @@ def test_a_value_that_nothing_knows_is_refused_at_once(option: dict[str, Any], m
 @pytest.mark.parametrize(
     "config",
     [
-        ModelConfig,
+        RecipeModelConfig,
         DataConfig,
         Limits,
         RewardConfig,

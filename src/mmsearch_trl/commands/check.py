@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from mmsearch_trl.recipe.recipe import Recipe
 
 Job = Literal["train", "sft", "eval"]
-_OF_REWARDS = ("search", "rollout", "reward", "num_generations")
-"""Keys that a supervised recipe does not have."""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -42,14 +40,11 @@ def check_recipe(path: Path, overrides: Mapping[str, Any], job: Job | None) -> N
     """
     from rich.console import Console
 
-    from mmsearch_trl.recipe.layers import Layers
+    from mmsearch_trl.recipe.layers import kind_of
     from mmsearch_trl.recipe.written import read_written
 
     if job is None:
-        layers = Layers()
-        layers.add_file(path)
-        layers.add_keys(overrides)
-        job = "train" if any(key in layers.values for key in _OF_REWARDS) else "sft"
+        job = "sft" if kind_of(path, overrides) == "sft" else "train"
     read_written(path, overrides, kind="sft" if job == "sft" else "grpo")
     problems = _report(path, overrides, job, Console())
     if problems:

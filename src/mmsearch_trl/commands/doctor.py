@@ -11,9 +11,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from mmsearch_trl.core.errors import VersionError
+from mmsearch_trl.core.errors import UserError, VersionError
 from mmsearch_trl.core.versions import check_versions
+from mmsearch_trl.recipe.command_line import keys_of
+from mmsearch_trl.recipe.layers import kind_of
+from mmsearch_trl.recipe.shipped import find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +32,28 @@ class Finding:
 
 
 def add_doctor(doctor: argparse.ArgumentParser) -> None:
-    """Declare that it takes no options."""
-    doctor.set_defaults(action=_doctor)
+    """Declare the options."""
+    doctor.add_argument(
+        "--recipe",
+        type=Path,
+        dest="config",
+        metavar="R",
+        help="say instead what a recipe takes of each GPU's memory; its keys may follow",
+    )
+    doctor.add_argument("--gpus", type=int, default=8, metavar="N", help="that share the model, with --recipe")
+    doctor.set_defaults(action=_doctor, takes_rest=True)
 
 
 def _doctor(options: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)  # libraries that find no GPU say so in their own words
+    if options.config is not None:
+        from mmsearch_trl.commands.doctor_recipe import report_memory
+
+        find_recipe(options.config)
+        overrides = keys_of(options.rest)
+        return report_memory(options.config, overrides, kind_of(options.config, overrides), options.gpus)
+    if options.rest:
+        raise UserError(f"command line: keys of a recipe need --recipe, got {options.rest[0]}")
     report(examine())
 
 

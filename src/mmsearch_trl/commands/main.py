@@ -24,6 +24,7 @@ from mmsearch_trl.commands.recipes import add_recipes
 from mmsearch_trl.commands.runs import add_eval, add_sft, add_train
 from mmsearch_trl.commands.search import add_search
 from mmsearch_trl.commands.serve import add_serve
+from mmsearch_trl.commands.stages import add_stages
 from mmsearch_trl.commands.tiny import add_tiny
 from mmsearch_trl.commands.view import add_plot, add_view
 from mmsearch_trl.commands.vllm import add_vllm
@@ -34,6 +35,11 @@ from mmsearch_trl.core.script import finish, run_script
 COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = (
     ("train", add_train, "train with GRPO: --config RECIPE [--key value ...]"),
     ("sft", add_sft, "supervised cold start on demonstrations: --config RECIPE [--key value ...]"),
+    (
+        "stages",
+        add_stages,
+        "train in stages, each from what the former exported: RECIPE RECIPE ... [--STAGE.key value ...]",
+    ),
     ("eval", add_eval, "evaluate a model or adapter: --config RECIPE [--model_name_or_path M] [--key value ...]"),
     ("check", add_check, "say what would go wrong with a recipe, in seconds: RECIPE [--key value ...]"),
     ("ask", add_ask, "ask a trained agent, and watch it search: QUESTION --model RUN [--image FILE]"),

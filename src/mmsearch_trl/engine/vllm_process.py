@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from mmsearch_trl.core.boundaries import missing, reading, writing
+from mmsearch_trl.core.children import ending_with_us
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.ports import listening_at
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
@@ -39,15 +40,6 @@ _LOG_LINES = 15
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 """What `vllm serve` runs; the `vllm` command itself does not start from the CPU distribution."""
-
-_ENDING_WITH_PARENT = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-"""Becomes the command behind it, which Linux ends when the process that started it is gone, however that ended."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Past a proxy that the environment names: it knows nothing of this machine's own addresses."""
@@ -183,7 +175,7 @@ class VLLMProcess:
         with log:
             # A session of its own: the server's workers end with it, and an interrupt of ours does not reach it first.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _ENDING_WITH_PARENT, str(os.getpid()), *self._command],
+                ending_with_us(self._command),
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -25,7 +25,7 @@ def find_model(what: str, name: str, *, revision: str | None = None, weights: bo
 
     Args:
         what: Such as `model_name_or_path`; stands before the message.
-        weights: The folder must hold them, all that its index names.
+        weights: The folder must hold them, each file whole, and all that its index names.
         hub: Ask the Hub, too, where the name could be one of its.
 
     Raises:
@@ -68,12 +68,29 @@ def _check_folder(what: str, folder: Path, weights: bool) -> None:
         return
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{what}: the folder {folder} holds no weights ({', '.join(_WEIGHTS)})")
+    for file in folder.glob("*.safetensors"):
+        if not whole_safetensors(file):
+            raise UserError(f"{what}: {file} is not whole, its writing was cut off: write or copy it again")
     missing = sorted(set(_indexed(folder)) - {path.name for path in folder.iterdir()})
     if missing:
         raise UserError(
             f"{what}: of the weights in {folder}, {len(missing)} files are missing, {missing[0]} first: copy or "
             "download the model again"
         )
+
+
+def whole_safetensors(path: Path) -> bool:
+    """Whether a file is as long as its header says: 8 bytes of the header's length, the header, the tensors."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                return False
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def _indexed(folder: Path) -> Iterator[str]:

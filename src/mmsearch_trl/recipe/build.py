@@ -66,26 +66,6 @@ def load_processor(model: ModelConfig) -> Processor:
     return processor
 
 
-def load_model(model: ModelConfig) -> PreTrainedModel:
-    """The model that a recipe trains.
-
-    Raises:
-        UserError: the name is that of an adapter, or there is no such model, or it cannot be loaded.
-    """
-    name = str(model.model_name_or_path)
-    if is_adapter(model):
-        raise UserError(adapter_instead_of_model(name))
-    return _from_pretrained(name, _options(model))
-
-
-def adapter_instead_of_model(name: str) -> str:
-    """That training cannot start from an adapter, and what to do."""
-    return (
-        f"model_name_or_path: {name} is a LoRA adapter, and training starts from a whole model: merge it first "
-        "(`mmsearch merge`), or name its base model"
-    )
-
-
 def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     """The model of a finished run: whole, or an adapter on its base model.
 
@@ -94,9 +74,9 @@ def load_agent(model: ModelConfig) -> PreTrainedModel | PeftModel:
     """
     name = str(model.model_name_or_path)
     if not is_adapter(model):
-        return _from_pretrained(name, _options(model))
+        return load_whole(name, load_options(model))
     base_name, revision = base_of(model)
-    base = _from_pretrained(base_name, _options(model) | {"revision": revision})
+    base = load_whole(base_name, load_options(model) | {"revision": revision})
     with loading("the adapter", name, SafetensorError):
         return PeftModel.from_pretrained(base, name, revision=model.model_revision)
 
@@ -233,7 +213,7 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
         args.hub_token = None
 
 
-def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_whole(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     """A vision-language model, or a language model where the configuration knows of no vision."""
     find_model("the model", name, revision=options["revision"])
     check_family("the model", name, options["revision"])
@@ -243,7 +223,8 @@ def _from_pretrained(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
         return loader.from_pretrained(name, **options)
 
 
-def _options(model: ModelConfig) -> dict[str, Any]:
+def load_options(model: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained`."""
     return {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

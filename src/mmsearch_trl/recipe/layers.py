@@ -6,7 +6,7 @@ section whose `backend` becomes another: no key of the old one means anything to
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
@@ -14,6 +14,8 @@ from mmsearch_trl.protocol.yaml_text import read_yaml
 from mmsearch_trl.recipe.shipped import find_recipe
 
 
+_OF_REWARDS = ("search", "rollout", "reward", "num_generations")
+"""Keys that a supervised recipe does not have."""
 EXTENDS = "extends"
 """Names the recipe that a recipe changes: a file, relative to the recipe's own folder, or one that is shipped."""
 
@@ -69,6 +71,18 @@ class Layers:
     def _forget(self, dotted: str) -> None:
         for key in [key for key in self._places if key.startswith(f"{dotted}.")]:
             del self._places[key]
+
+
+def kind_of(path: Path, overrides: Mapping[str, Any]) -> Literal["grpo", "sft"]:
+    """What a recipe is for, by its keys.
+
+    Raises:
+        UserError: as for `Layers.add_file`.
+    """
+    layers = Layers()
+    layers.add_file(path)
+    layers.add_keys(overrides)
+    return "grpo" if any(key in layers.values for key in _OF_REWARDS) else "sft"
 
 
 def recipe_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:

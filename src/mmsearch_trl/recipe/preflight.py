@@ -18,18 +18,13 @@ from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.models.family import check_family, check_vllm_on_cpu
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.recipe.build import (
-    adapter_instead_of_model,
-    base_of,
-    build_protocol,
-    conversation_rules,
-    is_adapter,
-    load_processor,
-)
-from mmsearch_trl.recipe.model_shape import ModelShape, memory_here, model_shape
+from mmsearch_trl.recipe.build import base_of, build_protocol, conversation_rules, is_adapter, load_processor
+from mmsearch_trl.recipe.memory import Demand, Memory, Sharding, memory_here, memory_of
+from mmsearch_trl.recipe.model_shape import ModelShape, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.rewards import check_rewards
 from mmsearch_trl.recipe.schedule import Batches, check_evaluations, check_learning_rate, plain
+from mmsearch_trl.recipe.start import check_start
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.calls.section import BackendConfig
 from mmsearch_trl.search.factory import build_runtime
@@ -153,15 +148,15 @@ class Preflight:
         model = self._recipe.model
         name = str(model.model_name_or_path)
         find_model("model_name_or_path", name, revision=model.model_revision, weights=False)
+        way = None if self._evaluation else check_start(model)
         if not is_adapter(model):
             find_model("model_name_or_path", name, revision=model.model_revision)
             check_family("model_name_or_path", name, model.model_revision)
             if self._colocated and not torch.cuda.is_available():
                 check_vllm_on_cpu("model_name_or_path", name)
             return name
-        if not self._evaluation:
-            raise UserError(adapter_instead_of_model(name))
-        return f"{name}, an adapter of {base_of(model)[0]}"
+        how = {"continue": ", to be trained on", "merge": ", to be merged into it"}.get(str(way), "")
+        return f"{name}, an adapter of {base_of(model)[0]}{how}"
 
     @property
     def _colocated(self) -> bool:
@@ -171,27 +166,30 @@ class Preflight:
     @cached_property
     def _shape(self) -> ModelShape:
         args = self._args
-        grpo = isinstance(args, MMSearchGRPOConfig)
         return model_shape(
             self._recipe.model,
-            optim=plain(args.optim),
-            freeze_vision=grpo and args.freeze_vision,
-            reference=grpo and args.beta != 0.0,
+            freeze_vision=args.freeze_vision,
+            freeze_prefix=args.freeze_prefix,
+            written=list(self._recipe.values),
         )
 
     def _shape_found(self) -> str:
         shape = self._shape
-        share = shape.trained / shape.parameters
+        share = shape.trained.count / shape.parameters
         return f"{shape.family}, {shape.parameters / 1e6:,.1f} million parameters, {share:.1%} of them trained"
 
     def _memory(self) -> str:
         there, device = memory_here()
-        needed = f"{self._shape.gib:.1f} GiB for weights, gradients and optimizer states of one process"
-        if self._shape.gib > there:
+        demand = Demand.of(self._recipe, bf16=bool(self._args.bf16))
+        memory: Memory = memory_of(self._shape, demand, Sharding.NONE, 1)
+        needed = f"{memory.states:.1f} GiB for weights, gradients and optimizer states of one process"
+        if memory.states > there:
             self._warned[_MEMORY] = (
-                f"more than the {there:.1f} GiB of {device}, unless they are sharded (docs/hardware.md)"
+                f"more than the {there:.1f} GiB of {device}, unless they are sharded: `mmsearch doctor --recipe "
+                f"{self._recipe.path}` says what each way of sharding takes"
             )
-        return f"{needed}; activations come on top. {device} has {there:.1f} GiB"
+        more = f"up to {memory.activations + memory.vision:.1f} GiB of activations" if demand.tokens else "activations"
+        return f"{needed}; {more} come on top. {device} has {there:.1f} GiB"
 
     def _evaluations(self) -> str:
         names = [Path(file).stem for file in self._recipe.data.eval_files]

@@ -1,6 +1,6 @@
 """A recipe: one YAML file that says everything about a training run.
 
-Its flat keys are those of `trl.ModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
+Its flat keys are those of `RecipeModelConfig` (model), `DataConfig` (data) and `MMSearchGRPOConfig` (trainer), or of
 `MMSearchSFTConfig` in a supervised recipe. The mappings `search:`, `rollout:`, `reward:`, `estimator:` and `critic:`
 hold the keys of `SearchConfig`, `Limits`, `RewardConfig`, or what stands for it under another protocol,
 `EstimatorConfig` and `CriticConfig`; the list `tools:` names what may be called besides the searches
@@ -19,8 +19,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from trl import ModelConfig
-
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.data.tasks import data_file
@@ -28,6 +26,7 @@ from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
+from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.packages import check_packages
 from mmsearch_trl.recipe.tools import build_tools
 from mmsearch_trl.recipe.validation import Where, build
@@ -53,7 +52,7 @@ class Recipe:
 
     path: Path
     values: Mapping[str, Any]
-    model: ModelConfig
+    model: RecipeModelConfig
     data: DataConfig
     trainer: MMSearchGRPOConfig | MMSearchSFTConfig
     search: SearchConfig
@@ -227,7 +226,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
     return Recipe(
         path=written.path,
         values=written.values,
-        model=build(ModelConfig, written.model, where),
+        model=build(RecipeModelConfig, written.model, where),
         data=written.data,
         trainer=trainer,
         search=written.search,

@@ -32,7 +32,7 @@ from mmsearch_trl.trainer.options import check_choices
 Kind = Literal["grpo", "sft"]
 
 _ARGUMENTS = ("transformers.training_args:TrainingArguments", "trl.trainer.base_config:_BaseConfig")
-MODEL_KEYS = ("trl.trainer.model_config:ModelConfig",)
+MODEL_KEYS = ("trl.trainer.model_config:ModelConfig", "mmsearch_trl.recipe.model_config:RecipeModelConfig")
 TRAINER_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "grpo": (*_ARGUMENTS, "trl.trainer.grpo_config:GRPOConfig", "mmsearch_trl.trainer.config:MMSearchGRPOConfig"),
     "sft": (*_ARGUMENTS, "trl.trainer.sft_config:SFTConfig", "mmsearch_trl.trainer.sft:MMSearchSFTConfig"),
@@ -60,7 +60,7 @@ class WrittenRecipe:
 
     Attributes:
         values: All keys, with those of the recipes that it extends and overrides.
-        model: Of `values`, the keys of `trl.ModelConfig`.
+        model: Of `values`, the keys of `RecipeModelConfig`.
         trainer: Of `values`, those of the trainer's configuration.
     """
 

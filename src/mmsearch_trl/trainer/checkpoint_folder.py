@@ -15,6 +15,7 @@ from typing import Any
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.models.location import whole_safetensors
 
 
 NEWEST = ("auto", "latest", "last")
@@ -109,7 +110,7 @@ def _weights_obstacle(checkpoint: Path) -> str | None:
         names += sorted(set(index["weight_map"].values()))
     if not names and not any(path for pattern in _OTHER_WEIGHTS for path in checkpoint.glob(pattern)):
         return "it holds no weights"
-    return next((f"{name} is damaged" for name in names if not _whole_safetensors(checkpoint / name)), None)
+    return next((f"{name} is damaged" for name in names if not whole_safetensors(checkpoint / name)), None)
 
 
 def _optimizer_obstacle(checkpoint: Path) -> str | None:
@@ -126,20 +127,6 @@ def _optimizer_obstacle(checkpoint: Path) -> str | None:
         if path.is_file() and not zipfile.is_zipfile(path):
             return f"{path.name} is damaged"
     return None
-
-
-def _whole_safetensors(path: Path) -> bool:
-    """Whether a file is as long as its header says: 8 bytes of the header's length, the header, the tensors."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                return False
-            header = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def _json(path: Path) -> Any:

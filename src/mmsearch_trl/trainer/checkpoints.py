@@ -9,10 +9,12 @@ where the checkpoint is that of the last step.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -32,6 +34,8 @@ from mmsearch_trl.trainer.run_records import begin_records, check_unused
 # knows as a device, and not as a place to load to.
 torch.serialization.register_package(5, lambda _: None, lambda obj, place: obj if place.startswith("cpu:") else None)
 
+_REFERENCE = "ref"
+"""TRL's name of the copy of an adapter that is trained on."""
 _EVALUATION_DUE = "evaluation_due"
 """In a checkpoint that was saved when its evaluation was broken off: the resumed run begins with that."""
 
@@ -49,6 +53,21 @@ def load_full_weights(model: Any, folder: str | Path) -> bool:
         saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
     return True
+
+
+@contextmanager
+def _policy_alone(model: Any) -> Iterator[None]:
+    """Within, PEFT saves the adapter that is trained and not TRL's copy of it, the reference: a resumed run makes that
+    copy again, and transformers would resume from the copy's folder alone."""
+    if not isinstance(model, PeftModel) or _REFERENCE not in model.peft_config:
+        yield
+        return
+    names = [name for name in model.peft_config if name != _REFERENCE]
+    model.save_pretrained = partial(model.save_pretrained, selected_adapters=names)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 class FullCheckpoints(Trainer):
@@ -163,7 +182,9 @@ class FullCheckpoints(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with self._arguments_without_secrets(), writing(output_dir or str(self.args.output_dir), SafetensorError):
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        place = output_dir or str(self.args.output_dir)
+        with self._arguments_without_secrets(), _policy_alone(policy), writing(place, SafetensorError):
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

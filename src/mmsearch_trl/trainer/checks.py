@@ -80,16 +80,3 @@ def check_pictures(rows: Any, limits: Limits, tools: Tools | None, max_images: i
             f"question, {found} of image searches): raise its limit_mm_per_prompt (a server's --limit-mm-per-prompt), "
             "or lower search.image.top_k"
         )
-
-
-def freeze_vision(model: Any) -> None:
-    """Leave the vision tower as it is, adapters in it included.
-
-    Raises:
-        UserError: The model has none.
-    """
-    vision = [parameter for name, parameter in model.named_parameters() if ".visual." in name]
-    if not vision:
-        raise UserError("freeze_vision: the model has no vision tower (no parameter is named .visual.)")
-    for parameter in vision:
-        parameter.requires_grad_(False)

@@ -96,6 +96,13 @@ class MMSearchGRPOConfig(GRPOConfig):
     freeze_vision: bool = field(
         default=False, metadata={"help": "Leave the vision tower as it is, adapters in it included."}
     )
+    freeze_prefix: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Leave parameters as they are whose names begin so, such as [visual, language_model.layers.0]; "
+            "`model.` before them may be left out."
+        },
+    )
     lr_sigmoid_ratio: float | None = field(
         default=None, metadata={"help": "Share of the learning rate that MMSearch-R1's sigmoid decay removes."}
     )

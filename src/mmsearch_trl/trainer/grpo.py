@@ -40,7 +40,6 @@ from mmsearch_trl.trainer.checks import (
     check_enough_rows,
     check_model,
     check_pictures,
-    freeze_vision,
 )
 from mmsearch_trl.trainer.collected import CollectedBatch
 from mmsearch_trl.trainer.collector import Collector
@@ -48,6 +47,7 @@ from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.estimators import build_estimator
 from mmsearch_trl.trainer.evaluated import EvaluatedByRollouts
+from mmsearch_trl.trainer.freezing import freeze
 from mmsearch_trl.trainer.metrics import accuracy_by_search, completion_metrics
 from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
@@ -94,8 +94,7 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
         self.mask_truncated_completions = False  # TRL's hides tokens from attention: `generation` masks them
         check_model(self.model, has_processor=self._is_vlm, has_auxiliary_loss=self.aux_loss_enabled)
         check_enough_rows(self.train_dataset, args)
-        if args.freeze_vision:
-            freeze_vision(self.model)
+        freeze(self.model, args.freeze_prefix, freeze_vision=args.freeze_vision)
         self.tools = [_no_tool]  # selects TRL's branch for images inside completions; never called
         protocol = protocol or default_protocol(self.processing_class)
         self.ranks = Ranks()

@@ -20,7 +20,7 @@ from mmsearch_trl.trainer.checkpoint_folder import checkpoints, obstacle, step_o
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_model.bin")
 _RECORDS = (
     *_WEIGHTS,
-    *("checkpoint-*", "abandoned-checkpoint-*", "traces", "evaluation", "completions", "sync"),
+    *("checkpoint-*", "abandoned-checkpoint-*", "traces", "evaluation", "completions", "sync", "merged_start"),
     *(TRAINER_STATE_NAME, "adapter_config.json", "trajectories.html", "learning.png"),
 )
 """What is not written anew in any case; a user's own files stay."""

@@ -10,17 +10,24 @@ from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
+from mmsearch_trl.trainer.freezing import freeze
 from mmsearch_trl.trainer.options import REPLACED_SUPERVISED, check_replaced
 
 
 @dataclass
 class MMSearchSFTConfig(SFTConfig):
-    """`trl.SFTConfig`, and what a run does with a folder that is used.
+    """`trl.SFTConfig`, what stays as it is of the model, and what a run does with a folder that is used.
 
     Raises:
         UserError: an option has no effect on laid-out trajectories.
     """
 
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "Leave the vision tower as it is, adapters in it included."}
+    )
+    freeze_prefix: list[str] = field(
+        default_factory=list, metadata={"help": "Leave parameters as they are whose names begin so."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Remove the run that output_dir holds; without it, it is refused."}
     )
@@ -45,6 +52,7 @@ class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
 
     def __init__(self, *args: Any, title: str = "SFT", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        freeze(self.model, self.args.freeze_prefix, freeze_vision=self.args.freeze_vision)
         self.model_accepts_loss_kwargs = True
         self._vision = VisionOnAllRanks(self.processing_class, Ranks())
         use_console(self, title)
