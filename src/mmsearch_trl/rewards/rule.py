@@ -18,6 +18,10 @@ def _no_query() -> str:
     raise ValueError("the prompt of this rollout is not known")
 
 
+def _no_columns() -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """What a rule is shown.
@@ -26,11 +30,15 @@ class Rollout:
         messages: The completion, with text content.
         answers: Accepted answers; none only where the rule needs none.
         query: Prompt and completion as one text, control tokens included.
+        extra: Further columns of the row.
+        row: Names the row in errors.
     """
 
     messages: Sequence[Message]
     answers: Sequence[str]
     query: Callable[[], str] = _no_query
+    extra: Callable[[], Mapping[str, Any]] = _no_columns
+    row: str = "a rollout"
 
 
 class Rule:

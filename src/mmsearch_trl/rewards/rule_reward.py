@@ -1,5 +1,6 @@
 """A scoring rule as a TRL reward function: rows in, scores and their parts out."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -77,7 +78,8 @@ class RuleReward:
             completions: Message lists, or single assistant turns as strings.
             answers: Accepted answers per row, in any shape of `rewards/answers.py`.
             columns: Other dataset columns; of these, `candidate_answers` adds accepted answers, `id` or `data_id`
-                names a row in errors, and `queries` holds prompts and completions as texts.
+                names a row in errors, `queries` holds prompts and completions as texts, and `extra` what else the row
+                holds, as JSON.
 
         Raises:
             UserError: A row has no accepted answer though the rule needs one, or the columns differ in length.
@@ -97,8 +99,12 @@ class RuleReward:
                 raise UserError(
                     f"{_row_name(row, columns)} has no accepted answer: 'answers' is {gold!r}; fill it or drop the row"
                 )
-            query = {} if queries is None else {"query": lambda row=row: queries[row]}
-            rollouts.append(Rollout(messages=_messages(completion), answers=accepted, **query))
+            known: dict[str, Any] = {"row": _row_name(row, columns)}
+            if queries is not None:
+                known["query"] = lambda row=row: queries[row]
+            if (extra := columns.get("extra")) is not None:
+                known["extra"] = lambda row=row: json.loads(extra[row])
+            rollouts.append(Rollout(messages=_messages(completion), answers=accepted, **known))
         return self.rule.score_batch(rollouts, _step(trainer_state))
 
 
