@@ -180,7 +180,7 @@ def _vision(patch: int, **more: Any) -> dict[str, Any]:
     return shape | more
 
 
-def _ids(processor: Any) -> dict[str, int]:
+def _ids(processor: Any) -> dict[str, Any]:
     names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     return {key: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}

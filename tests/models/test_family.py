@@ -68,7 +68,7 @@ def test_the_families_of_these_tests_are_those_that_are_named(name: str) -> None
 
 def test_a_model_in_memory_is_refused_as_well(tmp_path: Path) -> None:
     family = tiny.qwen3()
-    model = family.model()
+    model: Any = family.model()
     model.config.model_type = "glm4v"
     with pytest.raises(UserError, match=f"of the family glm4v, {OTHER_SIGHT}"):
         tiny.trainer(family, tmp_path, model=model)

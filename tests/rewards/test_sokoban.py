@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from typing import Any
 
 import pytest
 
@@ -152,7 +153,8 @@ def test_no_output_takes_long() -> None:
 
 def test_rows_bring_their_level_and_need_no_answer() -> None:
     reward = RuleReward(SokobanRule())
-    columns = {"id": ["a", "b"], "extra": [json.dumps({"level": LEVEL}), json.dumps({"level": "#####\n#@$.#\n#####"})]}
+    levels = [LEVEL, "#####\n#@$.#\n#####"]
+    columns: dict[str, Any] = {"id": ["a", "b"], "extra": [json.dumps({"level": level}) for level in levels]}
     turns = [said("right"), said("right")]
     assert reward(turns, [[], []], **columns) == pytest.approx([plain(turns[0], LEVEL), 11.453])
 
