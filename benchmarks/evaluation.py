@@ -28,6 +28,7 @@ from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.evaluation.report import save_rows
+from mmsearch_trl.protocol.base import SearchProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
@@ -121,6 +122,7 @@ def former(recipe: Recipe) -> float:
     assert isinstance(args, MMSearchGRPOConfig)
     search = build_runtime(recipe.search)
     protocol = build_protocol(recipe, load_processor(recipe.model))
+    assert isinstance(protocol, SearchProtocol)
     engine = build_engine(load_agent(recipe.model).eval(), protocol.chat, max_batch=args.max_rollout_batch)
     tools, tokenizer, saved = Toolbox(search, protocol.tools), protocol.chat.tokenizer, []
 

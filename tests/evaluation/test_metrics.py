@@ -119,7 +119,8 @@ def test_ratios_of_a_group_use_its_own_rows_only() -> None:
         "search_required": 1.0,
         "search_free": 0.0,
     }
-    assert {name: group.n for name, group in summary.by_search.items()} == {"searched": 1, "unsearched": 2}
+    by_search = summary.by_search or {}
+    assert {name: group.n for name, group in by_search.items()} == {"searched": 1, "unsearched": 2}
 
 
 def test_rows_without_source_or_category_are_in_the_whole_only() -> None:
@@ -230,7 +231,7 @@ def test_sums_give_to_the_bit_what_all_trajectories_together_give(
     for groups, key in (
         (summary.by_source, lambda t: t.task.data_source or None),
         (summary.by_category, lambda t: t.task.category),
-        (summary.by_search, lambda t: "searched" if any(t.observations) else "unsearched"),
+        (summary.by_search or {}, lambda t: "searched" if any(t.observations) else "unsearched"),
     ):
         names = sorted({name for t, _ in members if (name := key(t)) is not None})
         assert list(groups) == names

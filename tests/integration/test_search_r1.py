@@ -346,7 +346,7 @@ def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retrieve
     recipe = _recipe(taught, rows, retriever, tmp_path, eval_files=[str(rows)])
     report = evaluate(recipe)
     summary = report.data["train"].overall
-    assert summary.n == len(NAMES) and summary.search_ratio > 0.5 and summary.text_failure_ratio == 0.0
+    assert summary.n == len(NAMES) and (summary.search_ratio or 0.0) > 0.5 and summary.text_failure_ratio == 0.0
     [file] = (tmp_path / "evaluation").rglob("*.jsonl*")
     observed = [
         "".join(token.text * token.times for turn in r.turns for token in turn.tokens) for r in read_trace_file(file)

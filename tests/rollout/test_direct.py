@@ -53,10 +53,10 @@ def test_a_prompt_that_fills_the_window_has_no_turn() -> None:
 
 def test_one_that_never_began_knows_of_no_searches_either() -> None:
     class Once(ScriptedEngine):
-        async def generate(self, *arguments: Any) -> Completion:
+        async def generate(self, token_ids: Any, images: Any, sampling: SamplingParams) -> Completion:
             if self.requests:
                 await asyncio.sleep(60)
-            return await super().generate(*arguments)
+            return await super().generate(token_ids, images, sampling)
 
     engine = Once([turn("four")], [PROTOCOL.chat.turn_end_id])
     batch = run_batch([TASK] * 3, engine, PROTOCOL, None, Limits(), [SAMPLING] * 3, max_in_flight=1, close_share=0.3)

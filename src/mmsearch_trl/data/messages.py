@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.message import ROLES, Message, Role
-from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, image_source
+from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, image_source, unbounded
 from mmsearch_trl.data.questions import IMAGE_MARK
 
 
@@ -178,7 +178,7 @@ class _Reader:
             return source
         if least is not None and most is not None and least > most:
             raise UserError(f"min_pixels {least} is more than max_pixels {most}")
-        return BoundedImage(source, least, most, self.side)
+        return BoundedImage(unbounded(source), least, most, self.side)
 
     def _text(self, text: str) -> Iterator[str | None]:
         end = 0
