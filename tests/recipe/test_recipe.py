@@ -12,6 +12,7 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.recipe import load_recipe
+from mmsearch_trl.recipe.schedule import check_learning_rate
 from mmsearch_trl.recipe.written import Kind
 from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -19,7 +20,7 @@ from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
 from mmsearch_trl.search.image.serpapi_lens import SerpApiLensConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
-from mmsearch_trl.trainer.critic_config import CriticConfig
+from mmsearch_trl.trainer.critic_config import CriticConfig, check_critic
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 
 
@@ -326,6 +327,40 @@ def test_the_section_of_the_estimator_reaches_the_trainer(write: Write) -> None:
         load_recipe(write(), keys | {"scale_rewards": "batch"})
     with pytest.raises(UserError, match=r"kl\.place\): estimator\.kl\.form k1 has a gradient of mean 0"):
         load_recipe(write(), keys | {"estimator.kl.place": "loss"})
+
+
+def test_the_section_of_the_critic_reaches_the_trainer_and_goes_with_its_estimator_alone(write: Write) -> None:
+    gae = {"estimator.name": "gae", "num_generations": 1}
+    trainer = load_recipe(write(), gae | {"critic.learning_rate": "1e-5", "critic.warmup_steps": 0.5}).trainer
+    assert isinstance(trainer, MMSearchGRPOConfig) and trainer.num_generations == 1
+    assert trainer.critic == CriticConfig(learning_rate=1e-5, warmup_steps=0.5)
+    assert "of the critic 1e-05, cosine_with_min_lr" in check_learning_rate(trainer, 100)
+    for keys, words in (
+        ({"estimator.name": "rloo", "critic.epochs": 2}, r"critic is asked by estimator\.name gae alone"),
+        ({"critic.epochs": 2}, r"critic is asked by estimator\.name gae alone"),
+        (gae | {"critic.epochs": 0}, r"--critic\.epochs\): critic\.epochs must be at least 1"),
+        (gae | {"critic.model": "small"}, r"`critic\.model` must be 'full' or 'adapter', got 'small'"),
+        (
+            gae | {"critic.learning_rat": 1},
+            r"unknown key `critic\.learning_rat`; did you mean `critic\.learning_rate`",
+        ),
+        ({"estimator.name": "rloo", "estimator.lam": 0.9}, r"estimator\.lam is for gae"),
+        (gae | {"estimator.lam": 1.5}, r"estimator\.lam must be from 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe(write(), keys)
+    trainer = load_recipe(write(), gae | {"critic.lr_scheduler_type": "cosine_with_mon_lr"}).trainer
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    with pytest.raises(UserError, match=r"critic\.lr_scheduler_type: cosine_with_mon_lr"):
+        check_learning_rate(trainer, 100)
+
+
+def test_a_critic_beside_deepspeed_is_refused_by_the_name_of_what_works(write: Write) -> None:
+    trainer = load_recipe(write(), {"estimator.name": "gae"}).trainer
+    assert isinstance(trainer, MMSearchGRPOConfig)
+    trainer.deepspeed_plugin = object()  # as transformers has it where accelerate was started with DeepSpeed
+    with pytest.raises(UserError, match=r"^critic: DeepSpeed trains one model .*: use FSDP2 \(.*fsdp2\.yaml\)[^.]*$"):
+        check_critic(trainer)
 
 
 def test_the_completion_length_of_trl_limits_nothing_and_is_refused_as_a_limit(write: Write) -> None:

@@ -226,6 +226,8 @@ def test_what_a_critic_cannot_be_is_refused() -> None:
     assert critic().updates(2) == 1
     with pytest.raises(UserError, match=r"critic\.lr_scheduler_type: cosin "):
         critic(lr_scheduler_type="cosin")
+    with pytest.raises(UserError, match="reduce_lr_on_plateau follows a metric"):
+        critic(lr_scheduler_type="reduce_lr_on_plateau")
     for options, words in (
         ({"model": "half"}, "critic.model must be full or adapter"),
         ({"epochs": 0}, "critic.epochs must be at least 1"),

@@ -13,6 +13,7 @@ from transformers import Trainer, get_scheduler
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic import build_schedule
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
@@ -71,6 +72,11 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
         UserError: one of them refuses its arguments.
     """
     weight = torch.nn.Parameter(torch.zeros(1))
+    critic = args.critic if isinstance(args, MMSearchGRPOConfig) else None
+    of_critic = ""
+    if critic is not None:
+        build_schedule(torch.optim.SGD([weight], lr=critic.learning_rate), critic, steps)
+        of_critic = f"; of the critic {critic.learning_rate:g}, {critic.lr_scheduler_type}"
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ValueError, ImportError, TypeError, KeyError) as error:
@@ -79,7 +85,7 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
     ratio = getattr(args, "lr_sigmoid_ratio", None)
     if ratio is not None:
         sigmoid_decay(optimizer, ratio, args.lr_sigmoid_step)  # pyright: ignore[reportAttributeAccessIssue]
-        return f"{plain(args.optim)}, learning rate {args.learning_rate:g} with a sigmoid fall"
+        return f"{plain(args.optim)}, learning rate {args.learning_rate:g} with a sigmoid fall{of_critic}"
     name, given = plain(args.lr_scheduler_type), args.lr_scheduler_kwargs
     warmup = args.get_warmup_steps(steps)
     try:
@@ -97,7 +103,8 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         words = re.sub(r"\b\w+\(\) (got|missing)", r"it \1", _one_line(error)).replace("'", "`")
         raise UserError(f"lr_scheduler_type: {name} with lr_scheduler_kwargs {given or {}}: {words}") from error
-    return f"{plain(args.optim)}, learning rate {args.learning_rate:g}, {name}, {warmup} warm-up steps of {steps}"
+    warmed = f"{name}, {warmup} warm-up steps of {steps}"
+    return f"{plain(args.optim)}, learning rate {args.learning_rate:g}, {warmed}{of_critic}"
 
 
 def check_evaluations(

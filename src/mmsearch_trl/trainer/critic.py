@@ -272,7 +272,7 @@ def build_schedule(
     """
     warmup = config.warmup_steps * updates if config.warmup_steps < 1 else config.warmup_steps
     try:
-        return get_scheduler(
+        schedule = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             num_warmup_steps=round(warmup),
@@ -285,6 +285,12 @@ def build_schedule(
             f"critic.lr_scheduler_type: {config.lr_scheduler_type} with lr_scheduler_kwargs "
             f"{dict(config.scheduler_arguments)}: {why}"
         ) from error
+    if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        raise UserError(
+            f"critic.lr_scheduler_type: {config.lr_scheduler_type} follows a metric, and a critic has none: name a "
+            "schedule over steps, such as constant_with_warmup"
+        )
+    return schedule
 
 
 def _wrapped(model: ValueModel, accelerator: Accelerator) -> Any:
