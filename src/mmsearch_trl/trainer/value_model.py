@@ -77,7 +77,7 @@ def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Map
         if trained:
             parameter.data = parameter.data.float()
     if checkpointing is not None:
-        backbone.gradient_checkpointing_enable(dict(checkpointing))
+        backbone.gradient_checkpointing_enable({"use_reentrant": False} | dict(checkpointing))
         if kind == "adapter":
             backbone.enable_input_require_grads()
     return model
