@@ -37,7 +37,7 @@ class ValueModel(nn.Module):
     def forward(self, **inputs: Any) -> torch.Tensor:
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has two digits, and values want more
-            return self.head(hidden.to(self.head.weight.dtype)).float()
+            return self.head(hidden.to(self.head.weight.dtype)).float().clone()  # a view would have FSDP2 warn
 
 
 def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Mapping[str, Any] | None) -> ValueModel:
