@@ -241,7 +241,7 @@ def trainer(
     model, protocol = model or family.model(), protocol or family.restless()
     estimator = overrides.get("estimator")
     # TRL loads the reference model from where the policy came from.
-    if overrides.get("beta") or (estimator is not None and estimator.kl.coef):
+    if peft_config is None and (overrides.get("beta") or (estimator is not None and estimator.kl.coef)):
         model.save_pretrained(out / "reference")
         model.config._name_or_path = str(out / "reference")
     return MMSearchGRPOTrainer(

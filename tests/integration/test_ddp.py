@@ -47,6 +47,11 @@ def test_two_processes_learn_demonstrations_as_one(runs: Path) -> None:
     assert assert_the_same(runs, "sft") == "MULTI_CPU"
 
 
+def test_two_processes_make_advantages_of_tokens_as_one(runs: Path) -> None:
+    logs = _assert_the_same(runs, "estimator")
+    assert logs[1]["kl"] > 0 and logs[1]["train/kl_coef"] != logs[0]["train/kl_coef"]
+
+
 def _assert_the_same(runs: Path, engine: str) -> list[dict[str, float]]:
     """Logs and weights of one process and of two; the latter's logs."""
     folders = [runs / number / engine for number in ("one", "two")]

@@ -95,11 +95,10 @@ def test_one_rollout_of_a_prompt_is_refused_without_an_estimator(tmp_path: Path)
 
 
 def test_a_batch_that_could_turn_the_coefficient_negative_is_refused(tmp_path: Path) -> None:
-    kl = {"coef": 0.1, "target": 0.1}
     with pytest.raises(UserError, match=r"estimator\.kl\.horizon must be more than a fifth of the 40 trajectories"):
-        estimator = EstimatorConfig(name="rloo", kl=KLConfig(**kl, horizon=8))
+        estimator = EstimatorConfig(name="rloo", kl=KLConfig(coef=0.1, target=0.1, horizon=8))
         tiny.config(tmp_path, per_device_train_batch_size=40, estimator=estimator)
-    estimator = EstimatorConfig(name="rloo", kl=KLConfig(**kl, horizon=9))
+    estimator = EstimatorConfig(name="rloo", kl=KLConfig(coef=0.1, target=0.1, horizon=9))
     assert tiny.config(tmp_path, per_device_train_batch_size=40, estimator=estimator).beta == 0.1
 
 

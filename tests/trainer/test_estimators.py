@@ -146,9 +146,16 @@ def on_two_ranks(config: EstimatorConfig, given: dict[str, torch.Tensor]) -> Est
         thread.start()
     for thread in threads:
         thread.join()
-    joined = [torch.cat([found[0][i], found[1][i]]) for i in range(3)]
-    assert found[0].metrics == found[1].metrics
-    return Estimate(*joined, found[0].metrics, None, torch.cat([found[0].mask, found[1].mask]))
+    one, two = found[0], found[1]
+    assert one.metrics == two.metrics
+    return Estimate(
+        torch.cat([one.advantages, two.advantages]),
+        torch.cat([one.returns, two.returns]),
+        torch.cat([one.of_trajectories, two.of_trajectories]),
+        one.metrics,
+        None,
+        torch.cat([one.mask, two.mask]),
+    )
 
 
 CONFIGS = [

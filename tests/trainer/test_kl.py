@@ -71,7 +71,8 @@ def test_the_coefficient_follows_its_target_from_batch_to_batch() -> None:
     assert seen == pytest.approx(right, rel=1e-12)
     other = KLController(KLConfig(coef=0.1, target=0.5, horizon=1000))
     other.restore(controller.state)
-    other.begin(), controller.begin()
+    other.begin()
+    controller.begin()
     assert other.coef == controller.coef
 
 
