@@ -23,6 +23,7 @@ from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
 from mmsearch_trl.recipe.tools import TOOLS
 from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.overlong import OverlongConfig
 from mmsearch_trl.rewards.remote import RemoteConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rewards.sources import RewardSources
@@ -126,10 +127,11 @@ def own_part() -> str:
             _table(
                 "Rewards beside the rule",
                 "In the mapping `reward:`, under every protocol. `reward_weights` has a weight of each reward, in the "
-                "order of rule, functions, models, servers; without it each counts once.",
+                "order of rule, functions, models, servers, length; without it each counts once.",
                 [
                     *(_row(field, "reward.") for field in fields(RewardSources)),
                     *(_row(field, "reward.remote.") for field in fields(RemoteConfig)),
+                    *(_row(field, "reward.overlong.") for field in fields(OverlongConfig)),
                 ],
             ),
             _table("Reward", "In the mapping `reward:`.", _reward(RewardConfig)),

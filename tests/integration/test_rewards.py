@@ -35,15 +35,17 @@ def test_a_run_is_paid_the_weighted_sum(world_home: Path, tmp_path: Path, functi
             **QUICK,
             "reward.function": function,
             "reward.remote.url": f"{url}?api_key=sk-0123456789abcdef0123",
-            "reward_weights": "[1.0, 0.5, 0.25]",
+            "reward.overlong": "{max_tokens: 40, buffer: 40}",
+            "reward_weights": "[1.0, 0.5, 0.25, 2.0]",
             "logging_steps": 1,
         }
         assert main(["train", *grpo_arguments(world_home, out, **options)]) == 0
     assert sum(len(body["query"]) for body in asked) == 4
     log = json.loads((out / "trainer_state.json").read_text())["log_history"][0]
     rule, of_file, remote = (log[f"rewards/{name}/mean"] for name in ("mmsearch", "my_reward.reward_func", "remote"))
-    assert remote == 2.0 and of_file > 0.1
-    assert log["reward"] == pytest.approx(rule + 0.5 * of_file + 0.25 * remote, abs=1e-4)
+    overlong = log["rewards/overlong/mean"]
+    assert remote == 2.0 and of_file > 0.1 and -1 < overlong < 0
+    assert log["reward"] == pytest.approx(rule + 0.5 * of_file + 0.25 * remote + 2 * overlong, abs=1e-4)
     totals = [trace.reward or 0.0 for trace in read_traces(out)]
     assert len(totals) == 4 and sum(totals) / 4 == pytest.approx(log["reward"], abs=1e-4)
     written = "".join(path.read_text() for path in (*out.glob("*.yaml"), *out.glob("*.json"), *out.glob("*.md")))
@@ -57,6 +59,7 @@ def test_a_run_is_paid_the_weighted_sum(world_home: Path, tmp_path: Path, functi
         ({"reward.models": "./gone"}, "reward.models: there is no folder ./gone"),
         ({"reward.remote.url": "http://127.0.0.1:{port}/get_reward"}, "127.0.0.1:{port}/get_reward is not there"),
         ({"reward.remote.urls": "x"}, "unknown key `reward.remote.urls`; did you mean `reward.remote.url`?"),
+        ({"reward.overlong": "{max_tokens: 9000, buffer: 9}"}, "reward.overlong begins at 8991 tokens"),
         ({"reward_weights": "[1.0, 2.0]"}, "reward_weights holds 2 numbers, and there are 1 rewards"),
     ],
 )

@@ -185,6 +185,7 @@ def test_a_value_that_nothing_knows_is_refused_at_once(option: dict[str, Any], m
         SearchConfig,
         EstimatorConfig,
         KLConfig,
+        OverlongConfig,
         CriticConfig,
     ],
     ids=str,

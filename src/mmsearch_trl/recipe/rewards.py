@@ -10,6 +10,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.rewards.classifier import load_classifier
+from mmsearch_trl.rewards.overlong import OverlongPenalty
 from mmsearch_trl.rewards.remote import RemoteReward, check_servers
 from mmsearch_trl.rewards.rule import Rule
 from mmsearch_trl.rewards.rule_reward import RuleReward
@@ -43,6 +44,12 @@ def check_rewards(recipe: Recipe) -> str:
     args, section = recipe.trainer, recipe.reward
     assert isinstance(args, MMSearchGRPOConfig)
     weights = weights_of(args.reward_weights, section.names())
+    overlong, longest = section.overlong, recipe.rollout.max_response_tokens
+    if overlong is not None and overlong.free_tokens >= longest:
+        raise UserError(
+            f"reward.overlong begins at {overlong.free_tokens} tokens (max_tokens - buffer), and no rollout is longer "
+            f"than {longest} (rollout.max_response_tokens): lower one or raise the other"
+        )
     for name in section.models:
         find_model("reward.models", name)
     for path in section.function:
@@ -63,11 +70,12 @@ def build_rewards(recipe: Recipe) -> Rewards:
     plain: list[Any] = [] if rule is None else [RuleReward(rule)]
     plain += map(user_function, section.function)
     models = [load_classifier(name) for name in section.models]
-    remote = [] if section.remote is None else [RemoteReward(section.remote)]
+    last: list[Any] = [] if section.remote is None else [RemoteReward(section.remote)]
+    last += [] if section.overlong is None else [OverlongPenalty(section.overlong)]
     return Rewards(
         rule=rule,
-        functions=[*plain, *(model for model, _ in models), *remote],
-        tokenizers=[*(None for _ in plain), *(tokenizer for _, tokenizer in models), *(None for _ in remote)],
+        functions=[*plain, *(model for model, _ in models), *last],
+        tokenizers=[*(None for _ in plain), *(tokenizer for _, tokenizer in models), *(None for _ in last)],
         weights=torch.tensor(weights_of(args.reward_weights, section.names())),
     )
 

@@ -1,8 +1,9 @@
-"""What a run may be rewarded by beside its protocol's rule: functions, reward models, servers."""
+"""What a run may be rewarded by beside its protocol's rule: functions, reward models, servers, its length."""
 
 from dataclasses import dataclass, field
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.rewards.overlong import OverlongConfig
 from mmsearch_trl.rewards.remote import RemoteConfig
 from mmsearch_trl.rewards.rule import Rule
 
@@ -29,6 +30,9 @@ class RewardSources:
     remote: RemoteConfig | None = field(
         default=None, metadata={"help": "Servers that answer OpenRLHF's POST /get_reward; its keys are below."}
     )
+    overlong: OverlongConfig | None = field(
+        default=None, metadata={"help": "A soft penalty on long rollouts, as DAPO's; its keys are below."}
+    )
 
     def __post_init__(self) -> None:
         for key in ("function", "models"):
@@ -41,7 +45,8 @@ class RewardSources:
         raise NotImplementedError
 
     def names(self) -> list[str]:
-        """The rewards in the order in which `reward_weights` weighs them: the rule, functions, models, servers."""
+        """The rewards in the order in which `reward_weights` weighs them: rule, functions, models, servers, length."""
         rule = self.scored_by
         own = [] if rule is None else [f"the rule {rule.name}"]
-        return [*own, *self.function, *self.models, *(["remote"] if self.remote is not None else [])]
+        others = [name for name in ("remote", "overlong") if getattr(self, name) is not None]
+        return [*own, *self.function, *self.models, *others]

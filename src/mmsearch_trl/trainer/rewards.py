@@ -94,7 +94,8 @@ class RewardFunctions:
 
     Args:
         functions: In TRL's signature: `prompts`, `completions`, `completion_ids`, every column of the data,
-            `trainer_state`, `log_extra` and `log_metric`; and `queries`, prompt and completion as one text.
+            `trainer_state`, `log_extra` and `log_metric`; and `queries`, prompt and completion as one text, and
+            `sampled_tokens`, how many tokens of a completion the policy wrote.
         tokenizers: Of each function that is a model.
         weights: `(functions,)`.
         chat_template_kwargs: Of the chats that reward models read.
@@ -161,6 +162,7 @@ class RewardFunctions:
             "prompts": [row["prompt"] for row in rows],
             "completions": [messages_of(trajectory) for trajectory in trajectories],
             "completion_ids": [trajectory.completion_ids for trajectory in trajectories],
+            "sampled_tokens": [sum(trajectory.loss_mask) for trajectory in trajectories],
             "queries": _Queries(trajectories, self._decode),
             "trainer_state": state,
             "log_extra": lambda name, values: columns[name].extend(values),
