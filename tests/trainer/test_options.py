@@ -18,6 +18,7 @@ from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.rewards.direct import DirectRewardConfig
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.overlong import OverlongConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.search.config import SearchConfig
