@@ -17,6 +17,7 @@ from typing import Any, get_args
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
+from mmsearch_trl.data.columns import Columns
 from mmsearch_trl.data.config import DataConfig
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.model_keys import OF_NO_RECIPE
@@ -108,7 +109,8 @@ def own_part() -> str:
         [
             INTRODUCTION,
             _table("Model: what TRL lacks", "At the top level.", map(_row, own_model)),
-            _table("Data", "At the top level.", map(_row, fields(DataConfig))),
+            _table("Data", "At the top level.", (_row(each) for each in fields(DataConfig) if each.name != "columns")),
+            _table("Columns", "In the mapping `columns:`.", (_row(field, "columns.") for field in fields(Columns))),
             _table("Trainer: what a search trainer adds", "At the top level.", map(_row, trainer)),
             _table(
                 "Estimator",

@@ -33,7 +33,9 @@ from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import EngineLost, SearchLost, UserError
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
+from mmsearch_trl.data.config import TRAINING_KEYS
 from mmsearch_trl.data.dataset import row_to_task
+from mmsearch_trl.data.sources import data_name
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator, Row
@@ -120,7 +122,7 @@ def evaluate(recipe: Recipe) -> EvaluationReport:
     rewards = build_rewards(recipe)
     protocol = build_protocol(recipe, load_processor(recipe.model))
     search = build_tools(recipe, protocol)
-    data = {Path(file).stem: load_rows(recipe, [file], protocol) for file in recipe.data.eval_files}
+    data = {data_name(file): load_rows(recipe, [file], protocol, rewards.rule) for file in recipe.data.eval_files}
     policy = Policy(accelerator, _load(recipe, args), 0)
     rollouter = Rollouter(protocol, search, recipe.rollout)
     sampler = build_sampler(
@@ -203,7 +205,7 @@ def _evaluate_all(
     options = args.evaluation_options(_folder(recipe), progress=not args.disable_tqdm)
     evaluator = Evaluator(rollouter, scoring.scorer(None), ranks, options)
     settings = {key: recipe.values.get(key) for key in ("search", "reward", "tools")}
-    settings |= {"data": asdict(recipe.data) | {"train_files": None}}
+    settings |= {"data": asdict(recipe.data) | dict.fromkeys(TRAINING_KEYS)}
     to_task = partial(row_to_task, resize=recipe.data.resize_images)
     weights, summaries = policy.fingerprint(), {}
     with sampler.open(policy) as opened:

@@ -18,13 +18,14 @@ from transformers import set_seed
 from mmsearch_trl.core.errors import EngineLost, RewardError, SearchLost
 from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
+from mmsearch_trl.data.sources import data_name
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
 from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.recipe.build import build_protocol, build_tools, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
-from mmsearch_trl.recipe.data import load_rows
+from mmsearch_trl.recipe.data import load_rows, load_training_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.rewards import build_rewards
@@ -73,7 +74,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
         if trainer.eval_dataset is not None:
             metrics = trainer.last_evaluation() or trainer.evaluate()
             if PartialState().is_main_process:
-                names = [Path(file).stem for file in recipe.data.eval_files]
+                names = [data_name(file) for file in recipe.data.eval_files]
                 Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
         print_searches(trainer.rollouter.tools, trainer.ranks)
         if args.push_to_hub:
@@ -98,10 +99,10 @@ def build_trainer(recipe: Recipe) -> MMSearchGRPOTrainer:
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
     search = build_tools(recipe, protocol)
-    train_dataset = load_rows(recipe, recipe.data.train_files, protocol)
+    train_dataset = load_training_rows(recipe, protocol, rewards.rule)
     Batches.of(args, len(train_dataset))  # refuses too few
     eval_files = recipe.data.eval_files
-    eval_datasets = {Path(file).stem: load_rows(recipe, [file], protocol) for file in eval_files}
+    eval_datasets = {data_name(file): load_rows(recipe, [file], protocol, rewards.rule) for file in eval_files}
     return MMSearchGRPOTrainer(
         load_start(recipe.model, out),
         rewards.functions,

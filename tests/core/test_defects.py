@@ -45,14 +45,14 @@ DEFECTS = {
         "import mmsearch_trl.trainer.config as m; checked = m.MMSearchGRPOConfig.__post_init__\n"
         f"m.MMSearchGRPOConfig.__post_init__ = lambda self: (checked(self), {INT})"
     ),
-    "check of the files": defect(f"import mmsearch_trl.recipe.recipe as m; m.data_file = lambda _: {INT}"),
+    "check of the files": defect(f"import mmsearch_trl.recipe.recipe as m; m.find_source = lambda _: {INT}"),
     "conversion of values": defect(f"import mmsearch_trl.recipe.validation as m; m._narrowed = lambda _: {ZIP}"),
-    "reader of lines": defect(f"import mmsearch_trl.data.plain as m; m.gold_answers = lambda *_: {INT}", **SKIP),
+    "reader of lines": defect(f"import mmsearch_trl.data.plain as m; m.layout_of = lambda *_: {INT}", **SKIP),
     "reader of parquet": defect(
-        f"import mmsearch_trl.data.fvqa as m; m.gold_answers = lambda *_: {ZIP}", **SKIP, train_files=PARQUET
+        f"import mmsearch_trl.data.fvqa as m; m.mapping_cell = lambda *_: {ZIP}", **SKIP, train_files=PARQUET
     ),
     "reader of parquet, by its keys": defect(
-        f"import mmsearch_trl.data.fvqa as m; m.gold_answers = lambda *_: {KEY}", **SKIP, train_files=PARQUET
+        f"import mmsearch_trl.data.fvqa as m; m.mapping_cell = lambda *_: {KEY}", **SKIP, train_files=PARQUET
     ),
     "loading of pictures": defect(
         f"import mmsearch_trl.search.media.loading as m; m._to_rgb = lambda _: {ZIP}", **SKIP, train_files=PARQUET

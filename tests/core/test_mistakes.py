@@ -29,10 +29,12 @@ MISTAKES = {
     "section refuses": train("reward.search_penalty must be a number from -1 to 1", reward__search_penalty=3),
     "trl refuses": train("GRPO requires at least 2 generations", num_generations=1),
     "no data file": train("data file not found: gone.jsonl", train_files="gone.jsonl"),
-    "folder without data": train("a data folder holds exactly one .jsonl file", train_files="{place}/empty"),
+    "folder without data": train("empty: the folder holds no data file, found nothing", train_files="{place}/empty"),
     "bad row": train("bad.jsonl, line 2: the ground truth must be a text", train_files="{place}/bad.jsonl"),
     "row without picture": train("gone.png: cannot be read: No such file", train_files="{place}/no_picture.jsonl"),
-    "data of another kind": train("no line has the key question", train_files="{place}/other.jsonl"),
+    "data of another kind": train(
+        "nothing holds the question and the answers of a row", train_files="{place}/other.jsonl"
+    ),
     "no UTF-8": train("bytes.jsonl, line 1: not UTF-8 text", train_files="{place}/bytes.jsonl"),
     "no parquet": train("a.parquet: not a readable parquet file", train_files="{place}/a.parquet"),
     "no model": train("there is no folder ./gone", model_name_or_path="./gone"),

@@ -17,6 +17,8 @@ from mmsearch_trl.core.message import Message
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
 from mmsearch_trl.data.messages import ConversationRules
+from mmsearch_trl.data.pixels import ModelPixels
+from mmsearch_trl.data.reading import Reading
 from mmsearch_trl.data.rows import RowError, SkippedRows
 from mmsearch_trl.data.tasks import read_tasks
 
@@ -26,7 +28,8 @@ def refuse_controls(messages: Any) -> None:
         raise UserError("a control token")
 
 
-RULES = ConversationRules(check=refuse_controls, fingerprint="a", side=28)
+MODEL = ModelPixels(784, 12_845_056, 28)
+READING = Reading(rules=ConversationRules(check=refuse_controls, fingerprint="a"), model_pixels=MODEL)
 USER = {"role": "user", "content": "What is it?"}
 Write = Callable[..., Path]
 
@@ -42,8 +45,8 @@ def text(words: str) -> dict[str, Any]:
 def read(write: Write, tmp_path: Path, cells: dict[str, Any]) -> Task:
     """The task of a line, as it is read and as it comes back from the Arrow file."""
     path = write({"answer": "a box"} | cells)
-    (task,) = read_tasks(path, rules=RULES)
-    rows: Any = load_dataset_rows(path, cache_dir=tmp_path / "cache", rules=RULES)
+    (task,) = read_tasks(path, reading=READING)
+    rows: Any = load_dataset_rows(path, cache_dir=tmp_path / "cache", reading=READING)
     again = row_to_task(rows[0])
     assert (again.messages, again.question, len(again.images)) == (task.messages, task.question, len(task.images))
     assert (
@@ -205,19 +208,19 @@ def test_what_is_wrong_with_a_row_is_told_with_its_line_and_can_be_passed_over(
     cells, reason = BAD[name]
     path = write_jsonl({"messages": [USER], "answer": "a box"}, {"answer": "a box"} | cells)
     with pytest.raises(RowError, match=r"plain.jsonl, line 2: .*" + reason.replace("?", r"\?")):
-        load_dataset_rows(path, cache_dir=tmp_path / "cache", rules=RULES)
+        load_dataset_rows(path, cache_dir=tmp_path / "cache", reading=READING)
     for _ in range(2):  # read, and from the file that was written then
         skipped = SkippedRows()
-        rows = load_dataset_rows(path, on_error="skip", cache_dir=tmp_path / "cache", rules=RULES, skipped=skipped)
+        rows = load_dataset_rows(path, on_error="skip", cache_dir=tmp_path / "cache", reading=READING, skipped=skipped)
         assert (len(rows), [error.place for error in skipped.errors]) == (1, ["line 2"])
 
 
 def test_rows_are_read_anew_for_a_model_that_refuses_other_texts(write_jsonl: Write, tmp_path: Path) -> None:
     path = write_jsonl({"messages": [{"role": "user", "content": "go <|im_end|>"}], "answer": "x"})
-    other = replace(RULES, check=lambda messages: None, fingerprint="b")
-    assert len(load_dataset_rows(path, cache_dir=tmp_path / "cache", rules=other)) == 1
+    other = replace(READING, rules=ConversationRules(check=lambda messages: None, fingerprint="b"))
+    assert len(load_dataset_rows(path, cache_dir=tmp_path / "cache", reading=other)) == 1
     with pytest.raises(RowError):
-        load_dataset_rows(path, cache_dir=tmp_path / "cache", rules=RULES)
+        load_dataset_rows(path, cache_dir=tmp_path / "cache", reading=READING)
 
 
 def test_without_the_rules_the_question_is_what_the_user_said_last(write_jsonl: Write, tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_without_the_rules_the_question_is_what_the_user_said_last(write_jsonl: 
 def test_reward_functions_see_the_conversation_with_marks_for_pictures(write_jsonl: Write, tmp_path: Path) -> None:
     said = [{"role": "system", "content": "s"}, *chat({"type": "image", "image": "box.png"}, text("What?"))]
     path = write_jsonl({"messages": said, "answer": "x"})
-    rows: Any = load_dataset_rows(path, cache_dir=tmp_path / "cache", rules=RULES)
+    rows: Any = load_dataset_rows(path, cache_dir=tmp_path / "cache", reading=READING)
     assert rows[0]["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "<image>What?"}]
 
 
@@ -244,7 +247,7 @@ def test_parquet_files_of_verl_keep_their_whole_prompt(tmp_path: Path, png: byte
         "data_source": "made",
     } | ({"images": [{"bytes": png, "path": None}]} if images else {})
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
-    (task,) = read_tasks(tmp_path / "rows.parquet", rules=RULES)
+    (task,) = read_tasks(tmp_path / "rows.parquet", reading=READING)
     last = (None, "What?") if images else ("Who?",)
     assert task.messages == (Message("system", ("s",)), Message("user", last))
     assert (len(task.images), task.answers) == (int(images), ("a box",))

@@ -10,6 +10,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.rewards.mmsearch import RewardConfig
 from mmsearch_trl.world.protocol import build_protocol
 from mmsearch_trl.world.tokenizer import build_processor
 
@@ -20,7 +21,7 @@ def recipe_of(home: Path, folder: Path, **changes: Any) -> Recipe:
 
 def told(recipe: Recipe, file: Path, caplog: pytest.LogCaptureFixture) -> str:
     with caplog.at_level(logging.WARNING):
-        load_rows(recipe, [str(file)], build_protocol(build_processor()))
+        load_rows(recipe, [str(file)], build_protocol(build_processor()), recipe.reward)
     return caplog.text
 
 
@@ -52,5 +53,7 @@ def test_a_bad_row_says_how_it_may_be_left_out(world_home: Path, tmp_path: Path)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     protocol = build_protocol(build_processor())
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2: .* cannot be scored.*`on_bad_row: skip` leaves bad"):
-        load_rows(recipe_of(world_home, tmp_path), [str(file)], protocol)
-    assert len(load_rows(recipe_of(world_home, tmp_path, on_bad_row="skip"), [str(file)], protocol)) == 1
+        load_rows(recipe_of(world_home, tmp_path), [str(file)], protocol, RewardConfig())
+    assert (
+        len(load_rows(recipe_of(world_home, tmp_path, on_bad_row="skip"), [str(file)], protocol, RewardConfig())) == 1
+    )

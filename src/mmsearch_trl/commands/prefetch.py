@@ -6,6 +6,7 @@ What is cached already is not searched again, so a prefetch that was stopped goe
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from mmsearch_trl.core.failure_monitor import FailureMonitor
 from mmsearch_trl.core.json_lines import read_lines
 from mmsearch_trl.core.observation import ImageQuery, Observation
 from mmsearch_trl.core.task import Task
+from mmsearch_trl.data.pixels import ModelPixels
 from mmsearch_trl.data.questions import bare_question
 from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.rollout.background_loop import run_to_end
@@ -125,5 +127,22 @@ async def _prefetch(
 
 
 def _tasks(recipe: "Recipe | WrittenRecipe") -> Iterator[Task]:
-    for file in (*recipe.data.train_files, *recipe.data.eval_files):
-        yield from read_tasks(file, on_error=recipe.data.on_bad_row, resize=recipe.data.resize_images)
+    data, pixels = recipe.data, None
+    if data.min_pixels is not None or data.max_pixels is not None:
+        pixels = _model_pixels(recipe.values)  # images are known by their pixels
+    trained = replace(data.reading(pixels), most_rows=data.max_samples_per_file)
+    for files, reading in ((data.train_files, trained), (data.eval_files, data.reading(pixels))):
+        for file in files:
+            yield from read_tasks(file, reading=reading, on_error=data.on_bad_row, resize=data.resize_images)
+
+
+def _model_pixels(values: Mapping[str, Any]) -> ModelPixels | None:
+    """Of the model that a recipe names; loads its processor, which takes seconds."""
+    from trl import ModelConfig
+
+    from mmsearch_trl.engine.images import ImageEncoder
+    from mmsearch_trl.recipe.build import load_processor
+
+    names = {key: values[key] for key in ("model_name_or_path", "model_revision") if key in values}
+    pixels = ImageEncoder(getattr(load_processor(ModelConfig(**names)), "image_processor", None)).pixels
+    return None if pixels is None else ModelPixels(*pixels)

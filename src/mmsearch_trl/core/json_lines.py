@@ -41,18 +41,27 @@ class Line(NamedTuple):
         Raises:
             UserError: it is not UTF-8, no JSON, no object, or one that has a key twice.
         """
-        text = self.text()
-        try:
-            cells = _DECODER.decode(text)
-            if "\\u" in text:  # half of a surrogate pair is JSON, and no text
-                json.dumps(cells, ensure_ascii=False).encode("utf-8")
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"not JSON: {error}") from error
+        cells = decoded(self.text())
         if not isinstance(cells, dict):
             raise UserError(f"expected a JSON object, got a {type(cells).__name__}; a file holds one object a line")
         return cells
+
+
+def decoded(text: str) -> Any:
+    """What a text of JSON holds.
+
+    Raises:
+        UserError: it is no JSON, holds half of a surrogate pair, or an object in it has a key twice.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if "\\u" in text:  # half of a surrogate pair is JSON, and no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}") from error
+    return value
 
 
 def read_lines(path: Path) -> Iterator[Line]:

@@ -30,10 +30,19 @@ def check_spelling(names: Collection[str], known: tuple[str, ...]) -> str | None
 @lru_cache(4096)
 def _nearly(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The known names of which this is another spelling, or a slip of the hand."""
-    letters = _letters(name)
-    swapped = [other for other in map(_letters, known) if sorted(other) == sorted(letters)]
-    near = swapped or difflib.get_close_matches(letters, map(_letters, known), n=1, cutoff=_NEAR)
-    return tuple(other for other in known if near and _letters(other) == near[0])
+    letters, spellings = _letters(name), _spellings(known)
+    swapped = [other for other in spellings if len(other) == len(letters) and sorted(other) == sorted(letters)]
+    near = swapped or difflib.get_close_matches(letters, spellings, n=1, cutoff=_NEAR)
+    return spellings[near[0]] if near else ()
+
+
+@lru_cache
+def _spellings(known: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Names by their letters."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in known:
+        found[_letters(name)] = (*found.get(_letters(name), ()), name)
+    return found
 
 
 def _letters(name: str) -> str:

@@ -11,7 +11,8 @@ other, but for the A, which is an article. The number of an option is refused: i
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
@@ -51,16 +52,58 @@ def gold_answers(truth: Any, candidates: Any = None, options: Any = None, questi
     return comparable
 
 
-def listed_answers(truth: Any, candidates: Any = None) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """What a rule asks of the gold answers of a row.
+
+    Attributes:
+        needed: Whether a row without one is bad.
+        as_words: Whether they are compared as `gold_answers` says; otherwise they are taken as they are written.
+        unusable: Of the answers of some rows, those that nothing could be scored by: their numbers, and why.
+        fingerprint: Names `unusable` among those of other rules.
+    """
+
+    needed: bool = True
+    as_words: bool = True
+    unusable: Callable[[Sequence[Sequence[str]]], Mapping[int, str]] | None = None
+    fingerprint: str = ""
+
+    def golds(self, truth: Any, candidates: Any = None, options: Any = None, question: str = "") -> tuple[str, ...]:
+        """The gold answers of a row; the arguments are those of `gold_answers`.
+
+        Raises:
+            UserError: there is none, or none that could be compared.
+        """
+        golds = self.texts(truth)
+        if not self.needed and not any(gold.strip() for gold in golds):
+            return ()
+        if self.as_words:
+            return gold_answers(truth, candidates, options, question)
+        return listed_answers(golds, candidates, verbatim=True)
+
+    def texts(self, cell: Any) -> tuple[str, ...]:
+        """The answers of a cell. A text that looks like a list is one among words, and else perhaps an interval.
+
+        Raises:
+            UserError: the cell holds something else.
+        """
+        return accepted_answers(cell, verbatim=not self.as_words)
+
+
+WORDS = Scoring()
+"""Answers are needed, and compared as words."""
+
+
+def listed_answers(truth: Any, candidates: Any = None, *, verbatim: bool = False) -> tuple[str, ...]:
     """All gold answers, whether they can be compared or not, the ground truth first.
 
     Raises:
         UserError: something in it is of another kind, or the ground truth is empty.
     """
-    golds = [gold for gold in accepted_answers(truth) if gold.strip()]
+    golds = [gold for gold in accepted_answers(truth, verbatim=verbatim) if gold.strip()]
     if not golds:
         raise UserError("the ground truth is empty: a row without a right answer can be neither trained nor scored")
-    return (*golds, *(gold for gold in accepted_answers(None, candidates) if gold.strip()))
+    return (*golds, *(gold for gold in accepted_answers(None, candidates, verbatim=verbatim) if gold.strip()))
 
 
 def _options(value: Any) -> dict[str, str]:

@@ -1,9 +1,19 @@
 """The data keys of a recipe."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.message import Message
+from mmsearch_trl.data.answers import WORDS, Scoring
+from mmsearch_trl.data.columns import Columns
+from mmsearch_trl.data.messages import ConversationRules
+from mmsearch_trl.data.opening import AS_WRITTEN, Opening
+from mmsearch_trl.data.pixels import ModelPixels, PixelLimits
+from mmsearch_trl.data.reading import Reading
 from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
 
@@ -11,6 +21,10 @@ from mmsearch_trl.protocol.prompt_files import Prompts
 ProtocolName = Literal["mmsearch_r1", "mmsearch_r1_upstream", "search_r1", "direct"]
 
 _MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_templates")
+
+
+TRAINING_KEYS = ("train_files", "mixture", "max_samples", "max_samples_per_file")
+"""Of which an evaluation knows nothing."""
 
 
 @dataclass(kw_only=True)
@@ -33,7 +47,8 @@ class DataConfig:
     train_files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Training data: MMSearch-R1 or Search-R1 parquet files, .jsonl files, or folders that hold one."
+            "help": "Training data: files (.jsonl, .json, .csv, .tsv, .parquet, .arrow), folders of data, or data "
+            "sets on the Hub as owner/name, owner/name@folder, owner/name:split."
         },
     )
     eval_files: list[str] = field(
@@ -44,6 +59,55 @@ class DataConfig:
         metadata={
             "help": "Supervised recipes that train on traces: the data files from which the traces' questions came. "
             "Their images are used in full size, where a trace keeps 384 pixels."
+        },
+    )
+    mixture: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "A share for each of train_files; rows are drawn by them until each was drawn. Default: all rows "
+            "of all files, once."
+        },
+    )
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first so many rows, of all files or of the mixture."}
+    )
+    max_samples_per_file: int | None = field(
+        default=None, metadata={"help": "Train on the first so many usable rows of each file; the rest is not read."}
+    )
+    columns: Columns = field(
+        default_factory=Columns,
+        metadata={"help": "Names of columns that no known layout has; its keys are below."},
+    )
+    image_folder: str | None = field(
+        default=None,
+        metadata={"help": "Where paths of images start; default: the folder of the file that names them."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read data sets of the Hub row by row as they arrive, without a copy of the whole; what is used "
+            "of them (max_samples_per_file) is kept in the cache all the same."
+        },
+    )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Fewest pixels of a question's image; default: what the model's image processor has."},
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Most pixels of a question's image; default: what the model's image processor has."},
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "protocol direct: the system message of rows without one of their own; a text, or a .txt file."
+        },
+    )
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "protocol direct: the text around the question of such rows, with {question} where it stands; a "
+            "text, or a .txt file."
         },
     )
     on_bad_row: OnError = field(
@@ -81,8 +145,58 @@ class DataConfig:
         for key in foreign.get(self.protocol, ()):
             if getattr(self, key) is not None:
                 raise UserError(f"{key} is a text of protocol mmsearch_r1; {self.protocol} has none, take it out.")
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise UserError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}.")
+        for key in ("system_prompt", "template"):
+            if self.protocol != "direct" and getattr(self, key) is not None:
+                raise UserError(
+                    f"{key} is a key of protocol direct; {self.protocol} has a first prompt of its own, which "
+                    "first_turn_prompt replaces: take it out."
+                )
+        counts = ("max_prompt_length", "max_samples", "max_samples_per_file", "min_pixels", "max_pixels")
+        for key in counts:
+            if (number := getattr(self, key)) is not None and number < 1:
+                raise UserError(f"{key} must be at least 1, got {number}.")
+        if (self.max_pixels or math.inf) < (self.min_pixels or 1):
+            raise UserError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}.")
+        if self.resize_images and (self.min_pixels or self.max_pixels):
+            raise UserError("resize_images brings images to sizes of its own: leave out min_pixels and max_pixels.")
+        if self.mixture is not None:
+            _check_shares(self.mixture, len(self.train_files))
+
+    def reading(
+        self,
+        model_pixels: ModelPixels | None,
+        rules: ConversationRules | None = None,
+        scoring: Scoring = WORDS,
+    ) -> Reading:
+        """How rows are read.
+
+        Args:
+            model_pixels: Of the model's image processor; None where it has no such limits.
+            rules: Read whole conversations.
+            scoring: What the reward asks of gold answers.
+
+        Raises:
+            UserError: limits of images cannot be kept, or a text of the recipe's cannot be read or shown to the model.
+        """
+        opening = Opening.load(self.system_prompt, self.template)
+        if rules is not None and opening != AS_WRITTEN:
+            try:
+                rules.check(opening.applied([Message("user", ("-",))]))
+            except UserError as error:
+                raise UserError(f"system_prompt, template: {error}") from error
+        pixels = PixelLimits(least=self.min_pixels, most=self.max_pixels)
+        if model_pixels is not None:
+            model_pixels.check(pixels)
+        return Reading(
+            columns=self.columns,
+            image_folder=None if self.image_folder is None else Path(self.image_folder),
+            streaming=self.streaming,
+            pixels=pixels,
+            model_pixels=model_pixels,
+            rules=rules,
+            opening=opening,
+            scoring=scoring,
+        )
 
     def prompts(self) -> Prompts:
         """The prompts of the named files, the shipped ones where none is named.
@@ -96,3 +210,14 @@ class DataConfig:
             self.after_text_search_prompt,
             self.forced_answer_prompt,
         )
+
+
+def _check_shares(shares: Sequence[float], sets: int) -> None:
+    """
+    Raises:
+        UserError: there is not one share for each set, or one is not over 0.
+    """
+    if len(shares) != sets:
+        raise UserError(f"mixture holds {len(shares)} shares, and train_files {sets} sets: give one for each")
+    if wrong := [share for share in shares if not (math.isfinite(share) and share > 0)]:
+        raise UserError(f"mixture: a share is a number over 0, got {wrong[0]:g}: take the set out of train_files")

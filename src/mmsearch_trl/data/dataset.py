@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +27,13 @@ from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.message import Message, shown
 from mmsearch_trl.core.task import Task
-from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, unbounded
+from mmsearch_trl.data.image_cells import ImageAddress, PlainImage, unbounded
 from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
-from mmsearch_trl.data.messages import ConversationRules
+from mmsearch_trl.data.pixels import resized
+from mmsearch_trl.data.reading import AS_IT_IS, Reading
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
-from mmsearch_trl.data.tasks import data_file, read_rows
+from mmsearch_trl.data.sources import Source, file_stamp, find_source, stamp
+from mmsearch_trl.data.tasks import read_rows, ready_rows
 from mmsearch_trl.rewards.answers import accepted_answers
 
 
@@ -53,50 +55,50 @@ FEATURES = datasets.Features(
         "extra": _TEXT,
     }
 )
-"""`images` are encoded, `image_sizes` their `(width, height)` in pixels when decoded, `extra` is JSON. `messages` are
-those of `Task`, `prompt` the same as reward functions see them."""
+"""`images` are encoded, `image_sizes` the `(width, height)` in pixels to which each is brought, `extra` is JSON.
+`messages` are those of `Task`, `prompt` the same as reward functions see them."""
 
-_FORMAT = 3  # part of the digest: raise it when rows are written differently
+_FORMAT = 4  # part of the digest: raise it when rows are written differently
 _ROWS_AT_A_TIME = 32
 
 
 def load_dataset_rows(
     paths: str | Path | Sequence[str | Path],
     *,
+    reading: Reading = AS_IT_IS,
     on_error: OnError = "raise",
     cache_dir: str | Path | None = None,
     skipped: SkippedRows | None = None,
-    rules: ConversationRules | None = None,
 ) -> datasets.Dataset:
     """One memory-mapped dataset (`FEATURES`) of all rows of the files, in order.
 
     Args:
-        paths: Files or folders that `data_file` understands.
+        paths: What `find_source` understands.
         on_error: `"raise"` stops at the first bad row; `"skip"` leaves bad rows out and logs their number.
         cache_dir: Where the Arrow file goes; None for the cache of `datasets`.
         skipped: Filled with the rows that were left out, also where the Arrow file was there already.
-        rules: As for `read_rows`.
 
     Raises:
         UserError: a file cannot be used, or no row is left.
         RowError: a row cannot be used (`on_error="raise"`).
     """
-    files = [data_file(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    named = [paths] if isinstance(paths, str | Path) else paths
+    sources = [find_source(path, streaming=reading.streaming) for path in named]
     skipped = SkippedRows() if skipped is None else skipped
     folder = Path(cache_dir or Path(datasets_config.HF_DATASETS_CACHE) / "mmsearch_trl")
-    target = folder / f"{_digest(files, on_error, rules)}.arrow"
+    target = folder / f"{_digest(sources, reading, on_error)}.arrow"
     report = target.with_suffix(".skipped.json")
     with writing(folder):  # data files that cannot be read say so themselves
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                _write(files, on_error, skipped, rules, target, report)
+                _write(sources, reading, on_error, skipped, target, report)
             else:
                 skipped.errors += [RowError(Path(path), place, reason) for path, place, reason in _read_json(report)]
     dataset = datasets.Dataset.from_file(str(target))
     skipped.log(len(dataset))
     if len(dataset) == 0:
-        raise UserError(f"{', '.join(map(str, files))}: no usable row ({len(skipped)} bad ones left out)")
+        raise UserError(f"{', '.join(map(str, named))}: no usable row ({len(skipped)} bad ones left out)")
     return dataset
 
 
@@ -121,7 +123,10 @@ def has_images(dataset: datasets.Dataset) -> bool:
 
 def row_to_task(row: Mapping[str, Any], *, resize: bool = False) -> Task:
     """The task of one dataset row; its images are decoded now, and resized as MMSearch-R1 does if `resize`."""
-    images = tuple(load_prompt_image(image) for image in row["images"])
+    images = tuple(
+        resized(load_prompt_image(image), size)
+        for image, size in zip(row["images"], map(tuple, row["image_sizes"]), strict=True)
+    )
     return _task(row, tuple(map(resize_prompt_image, images)) if resize else images)
 
 
@@ -157,7 +162,9 @@ def _task(row: Mapping[str, Any], images: tuple[Image.Image, ...]) -> Task:
         question=row["question"],
         images=images,
         messages=tuple(Message(each["role"], tuple(each["content"])) for each in row.get("messages") or ()),
-        answers=accepted_answers(row["answers"]),  # of a data set of one's own they may be a single text
+        answers=accepted_answers(
+            row["answers"], verbatim=not isinstance(row["answers"], str)
+        ),  # of a data set of one's own they may be a single text
         data_source=row["data_source"],
         image_url=row["image_url"],
         category=row["category"],
@@ -165,34 +172,27 @@ def _task(row: Mapping[str, Any], images: tuple[Image.Image, ...]) -> Task:
     )
 
 
-def _digest(files: Sequence[Path], on_error: OnError, rules: ConversationRules | None) -> str:
-    """Changes whenever a data file, or an image that a `.jsonl` file names, may have changed."""
-    seen: list[Any] = [_FORMAT, on_error, rules.fingerprint if rules is not None else None]
-    for file in files:
-        parts = [file]
-        if file.suffix == ".jsonl":
-            unchecked = None if rules is None else replace(rules, check=lambda messages: None)
-            rows = (row for row in read_rows(file, unchecked) if isinstance(row, Row))
-            sources = (unbounded(image) for row in rows for image in row.images)
-            paths = (image for image in sources if isinstance(image, Path))
-            parts += [path for path in paths if os.path.exists(path)]  # `Path.exists` raises where it may not look
-        seen += [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+def _digest(sources: Sequence[Source], reading: Reading, on_error: OnError) -> str:
+    """Changes whenever data, or an image that a text file names, may have changed, or is read in another way."""
+    seen: list[Any] = [_FORMAT, on_error, reading.fingerprint()]
+    for source in sources:
+        seen += [source.text, *stamp(source)]
+        if source.is_text:
+            rows = (row for row in read_rows(source, reading.unchecked()) if isinstance(row, Row))
+            images = (unbounded(image) for row in rows for image in row.images)
+            paths = (image for image in images if isinstance(image, Path))
+            seen += [file_stamp(path) for path in paths if os.path.exists(path)]  # `Path.exists` raises elsewhere
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
 
 
 def _write(
-    files: Sequence[Path],
-    on_error: OnError,
-    skipped: SkippedRows,
-    rules: ConversationRules | None,
-    target: Path,
-    report: Path,
+    sources: Sequence[Source], reading: Reading, on_error: OnError, skipped: SkippedRows, target: Path, report: Path
 ) -> None:
     unfinished = target.with_suffix(f".{os.getpid()}.tmp")
     try:
         with ArrowWriter(features=FEATURES, path=str(unfinished), writer_batch_size=_ROWS_AT_A_TIME) as writer:
-            for file in files:
-                for cells in _checked_rows(file, on_error, skipped, rules):
+            for source in sources:
+                for cells in islice(_checked_rows(source, reading, on_error, skipped), reading.most_rows):
                     writer.write(cells)
             writer.finalize()
         errors = [(str(error.path), error.place, error.reason) for error in skipped.errors]
@@ -203,27 +203,28 @@ def _write(
 
 
 def _checked_rows(
-    file: Path, on_error: OnError, skipped: SkippedRows, rules: ConversationRules | None
+    source: Source, reading: Reading, on_error: OnError, skipped: SkippedRows
 ) -> Iterator[dict[str, Any]]:
-    rows = accepted(read_rows(file, rules), on_error, skipped)
-    for row in tqdm(rows, desc=f"Reading {file.name}", unit="row", leave=False):
+    path = Path(source.text)
+    rows = accepted(ready_rows(source, reading), on_error, skipped)
+    for row in tqdm(rows, desc=f"Reading {path.name}", unit="row", leave=False):
         try:
-            yield _cells(row)
+            yield _cells(row, reading)
         except UserError as error:
-            bad = RowError(file, row.place, f"unreadable image: {error}")
+            bad = RowError(path, row.place, f"unreadable image: {error}")
             if on_error == "raise":
                 raise bad from error
             skipped.errors.append(bad)
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def _cells(row: Row, reading: Reading) -> dict[str, Any]:
     return {
         "prompt": shown(row.messages) or [{"role": "user", "content": row.question}],
         "id": row.id,
         "question": row.question,
         "messages": [{"role": message.role, "content": list(message.content)} for message in row.messages],
-        "images": [_encoded(image) for image in row.images],
-        "image_sizes": [load_prompt_image(image).size for image in row.images],
+        "images": [_encoded(unbounded(image)) for image in row.images],
+        "image_sizes": [reading.shown_size(load_prompt_image(image), image) for image in row.images],
         "answers": list(row.answers),
         "data_source": row.data_source,
         "category": row.category,
@@ -232,14 +233,14 @@ def _cells(row: Row) -> dict[str, Any]:
     }
 
 
-def _encoded(image: ImageSource) -> bytes:
+def _encoded(image: PlainImage) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Path):
         with reading(image):
             return image.read_bytes()
-    if isinstance(image, BoundedImage):
-        image = load_prompt_image(image)
+    if isinstance(image, ImageAddress):
+        raise ValueError("an image that was to be fetched was not")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -5,8 +5,9 @@ What a text is, is told before it is made a path: base64 of a JPEG begins with a
 
 import base64
 import binascii
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,26 +19,28 @@ from PIL import Image
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.answers import ANSWER_KEYS
+from mmsearch_trl.data.pixels import PixelLimits
+
+
+class ImageAddress(str):
+    """Of an image that has to be fetched."""
+
+
+PlainImage = bytes | Path | Image.Image | ImageAddress
 
 
 @dataclass(frozen=True, slots=True)
 class BoundedImage:
-    """An image that is brought within a number of pixels when it is opened, as `qwen_vl_utils` does it.
+    """An image with limits of its own, `data/pixels.py`."""
 
-    Attributes:
-        side: Sides become multiples of it.
-    """
-
-    source: bytes | Path | Image.Image
-    min_pixels: int | None
-    max_pixels: int | None
-    side: int
+    source: PlainImage
+    limits: PixelLimits
 
 
-ImageSource = bytes | Path | Image.Image | BoundedImage
+ImageSource = PlainImage | BoundedImage
 
 
-def unbounded(source: ImageSource) -> bytes | Path | Image.Image:
+def unbounded(source: ImageSource) -> PlainImage:
     """Where an image comes from, whatever it is brought to."""
     return source.source if isinstance(source, BoundedImage) else source
 
@@ -57,30 +60,49 @@ _BASE64_OF_THEM = ("iVBORw0KGg", "/9j/", "_9j_", "R0lGOD", "UklGR")
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
 
 
-def row_images(cells: Mapping[str, Any], folder: Path) -> tuple[ImageSource, ...]:
-    """The images of a row of named values, `IMAGE_KEYS`; none where it has none.
+def row_images(
+    cells: Mapping[str, Any], folder: Path, column: str | None = None, *, ignored: Collection[str] = ()
+) -> tuple[PlainImage, ...]:
+    """The images of a row of named values; none where it has none.
+
+    Args:
+        folder: Where paths start.
+        column: The one that holds them; None for the first of `IMAGE_KEYS` that does.
+        ignored: Columns that are known to hold something else.
 
     Raises:
         UserError: a cell holds no image, or the row has none where one is looked for and has another key that seems
             to hold one. `"image": null` says that there is none.
     """
-    known = [key for key in IMAGE_KEYS if key in cells]
-    given = [key for key in known if cells[key] not in (None, [])]
+    known = [column] if column is not None else [key for key in IMAGE_KEYS if key in cells]
+    given = [key for key in known if cells.get(key) not in (None, "", [])]
     if not given:
         if not known:
-            _check_forgotten(cells)
+            _check_forgotten(cells, ignored)
         return ()
     if len(given) > 1 and "image" not in given:
         raise UserError(f"the keys {' and '.join(given)} all name images: keep one of them")
-    value = cells[given[0]]
+    value = _listed(cells[given[0]])
     return tuple(image_source(image, folder) for image in (value if isinstance(value, list) else [value]))
 
 
-def image_source(value: Any, folder: Path) -> bytes | Path | Image.Image:
+def _listed(value: Any) -> Any:
+    """A list that is written as a text, as files without lists have it."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        written = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return written if isinstance(written, list) else value
+
+
+def image_source(value: Any, folder: Path) -> PlainImage:
     """An image cell as something that can be opened: encoded bytes, a path (from `folder`), or an image.
 
     Args:
-        value: Bytes, an image, a path, a `file://` or data URI, base64, or an object that holds one of these.
+        value: Bytes, an image, a path, a `file://` or data URI, an address, base64, or an object that holds one of
+            these.
 
     Raises:
         UserError: it is none of these, or holds nothing.
@@ -101,15 +123,15 @@ def image_source(value: Any, folder: Path) -> bytes | Path | Image.Image:
     raise UserError(f"no image: expected encoded bytes, a path or an image, got {found}")
 
 
-def _named_by(text: str, folder: Path) -> bytes | Path:
+def _named_by(text: str, folder: Path) -> bytes | Path | ImageAddress:
     if text[:5].lower() == "data:":
         return _of_data_uri(text)
     if scheme := _SCHEME.match(text):
         if scheme[1].lower() == "file":
             return folder / url2pathname(unquote(text[len(scheme[0]) :]).removeprefix("localhost"))
-        raise UserError(
-            f"no image: {text!r:.120} is an address: download it and name the file (`image_url` may hold the address)"
-        )
+        if scheme[1].lower() in ("http", "https"):
+            return ImageAddress(text)
+        raise UserError(f"no image: an address of {scheme[1][:20]}://, which nobody here fetches: name a file")
     if text.startswith(_BASE64_OF_THEM) and (decoded := _of_base64(text)) and decoded.startswith(_SIGNATURES):
         return decoded
     encoded = text.encode("utf-8", "surrogatepass")
@@ -137,9 +159,9 @@ def _of_base64(text: str) -> bytes | None:
         return None
 
 
-def _check_forgotten(cells: Mapping[str, Any]) -> None:
+def _check_forgotten(cells: Mapping[str, Any], ignored: Collection[str]) -> None:
     for key, value in cells.items():
-        if value and key not in _TEXT_KEYS and (seems_image(key) or _names_image(value)):
+        if value and key not in _TEXT_KEYS and key not in ignored and (seems_image(key) or _names_image(value)):
             raise UserError(
                 f"the row has no image, and {key!r} seems to name one: an image stands under 'image' "
                 "('image': null for a question without one)"

@@ -9,7 +9,7 @@ import math
 from PIL import Image
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, unbounded
+from mmsearch_trl.data.image_cells import ImageSource, unbounded
 from mmsearch_trl.search.media.loading import load_image
 
 
@@ -32,7 +32,7 @@ def prompt_image_size(width: int, height: int) -> tuple[int, int]:
 
 
 def load_prompt_image(source: ImageSource | str) -> Image.Image:
-    """Open a question's image, RGB.
+    """Open a question's image in its own size, RGB.
 
     Raises:
         UserError: It cannot be opened, or the image processors of Qwen-VL would refuse its shape.
@@ -40,7 +40,7 @@ def load_prompt_image(source: ImageSource | str) -> Image.Image:
     image = load_image(unbounded(source) if not isinstance(source, str) else source)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UserError(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
-    return _within(image, source) if isinstance(source, BoundedImage) else image
+    return image
 
 
 def resize_prompt_image(image: Image.Image) -> Image.Image:
@@ -49,22 +49,6 @@ def resize_prompt_image(image: Image.Image) -> Image.Image:
     if size != image.size:
         image = image.resize(size, Image.Resampling.NEAREST)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _within(image: Image.Image, bounds: BoundedImage) -> Image.Image:
-    """The image with sides that are multiples of `side`, within its bounds, its shape kept as far as that goes."""
-    side, (width, height) = bounds.side, image.size
-    pixels = max(1, round(width / side)) * max(1, round(height / side)) * side * side
-    least, most = bounds.min_pixels or 0, bounds.max_pixels or math.inf
-    if least <= pixels <= most:
-        size = [max(1, round(length / side)) * side for length in image.size]
-    elif pixels > most:
-        factor = math.sqrt(most / (width * height))
-        size = [max(1, math.floor(length * factor / side)) * side for length in image.size]
-    else:
-        factor = math.sqrt(least / (width * height))
-        size = [math.ceil(length * factor / side) * side for length in image.size]
-    return image if tuple(size) == image.size else image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
 
 
 def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.message import ROLES, Message, Role
 from mmsearch_trl.data.image_cells import BoundedImage, ImageSource, image_source, unbounded
-from mmsearch_trl.data.questions import IMAGE_MARK
+from mmsearch_trl.data.pixels import PixelLimits
+from mmsearch_trl.data.questions import IMAGE_MARK, usual_message
 
 
 _PICTURE_KEYS = ("image", "image_url", "url", "path", "bytes")
@@ -44,13 +45,11 @@ class ConversationRules:
 
     Attributes:
         check: Refuses messages that would not reach the model as they are written.
-        fingerprint: Names `check` and `side` among those of other models.
-        side: The model's image processor makes sides multiples of it, in pixels.
+        fingerprint: Names `check` among those of other models.
     """
 
     check: Callable[[Sequence[Message]], None]
     fingerprint: str
-    side: int
 
 
 def is_chat(value: Any) -> bool:
@@ -98,7 +97,7 @@ def read_chat(cell: Any, images: Sequence[ImageSource], folder: Path, rules: Con
         listed = [{"role": "user", "content": cell}]
     if not listed:
         raise UserError("the conversation has no message")
-    reader = _Reader(list(images), folder, rules.side)
+    reader = _Reader(list(images), folder)
     messages = [reader.message(number, value) for number, value in enumerate(listed)]
     if reader.beside and reader.taken == 0:
         if reader.shown:
@@ -120,7 +119,7 @@ def _listed(value: Any) -> list[Mapping[str, Any]] | None:
             return None
         value = [value] if isinstance(value, Mapping) and "role" in value else value
     if isinstance(value, list | tuple) and all(isinstance(message, Mapping) for message in value):
-        return list(value)
+        return [usual_message(message) for message in value]
     return None
 
 
@@ -136,7 +135,6 @@ class _Reader:
 
     beside: list[ImageSource]
     folder: Path
-    side: int
     shown: list[ImageSource] = field(default_factory=list)
     taken: int = 0
 
@@ -178,7 +176,7 @@ class _Reader:
             return source
         if least is not None and most is not None and least > most:
             raise UserError(f"min_pixels {least} is more than max_pixels {most}")
-        return BoundedImage(unbounded(source), least, most, self.side)
+        return BoundedImage(unbounded(source), PixelLimits(least=least, most=most))
 
     def _text(self, text: str) -> Iterator[str | None]:
         end = 0

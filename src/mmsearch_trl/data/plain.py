@@ -1,134 +1,196 @@
-"""Reads your own data: one JSON object a line, its images beside it.
+"""Rows of your own data and of published layouts (`data/columns.py`): a question, its images, its answers.
 
     {"question": "What is this tower called?", "image": "photos/tower.jpg", "answers": ["Eiffel Tower"]}
 
-`image` is a path from the folder of the file, a data URI or base64, or a list of such; without it the question is text
-only. A chat under `prompt` may stand for the question. `id`, `category`, `image_url` and `data_source` may be given;
-every other key goes to the reward functions (`Task.extra`). Other names of images (`IMAGE_KEYS`) and of answers
-(`ANSWER_KEYS`, FlashRAG's `golden_answers` among them) are understood; a key that is nearly one of these names is
-refused, as what it holds would be missing silently.
-A folder stands for the one `.jsonl` file in it.
+`image` is a path from the folder of the file, an address, a data URI, base64 or bytes, or a list of such; without it
+the question is text only. A chat may stand for the question. `id`, `category`, `image_url` and `data_source` may be
+given; every other column goes to the reward functions (`Task.extra`), unless it holds bytes. Other names of images
+(`IMAGE_KEYS`) and of answers (`ANSWER_KEYS`, FlashRAG's `golden_answers` among them) are understood; a column that is
+nearly one of these names is refused, as what it holds would be missing silently.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from mmsearch_trl.core.errors import UserError, shortened
-from mmsearch_trl.core.json_lines import Line, read_lines
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import check_spelling
-from mmsearch_trl.data.answers import ANSWER_KEYS, gold_answers
-from mmsearch_trl.data.image_cells import IMAGE_KEYS, image_source, row_images
-from mmsearch_trl.data.messages import ConversationRules, is_chat, question_of, read_conversation
-from mmsearch_trl.data.questions import asked, bare_question, shown_images
-from mmsearch_trl.data.rows import Row, RowError, first_text_cell, text_cell
-
-
-CHAT_KEYS = ("messages", "message", "prompt")
-"""Under the first of these that it has a row may hold a chat."""
-_KNOWN_KEYS = (
-    "question",
-    *CHAT_KEYS,
-    *ANSWER_KEYS,
-    *IMAGE_KEYS,
-    "id",
-    "category",
-    "image_url",
-    "image_urls",
-    "data_source",
+from mmsearch_trl.data.answers import ANSWER_KEYS
+from mmsearch_trl.data.columns import (
+    ID_COLUMNS,
+    LAYOUT_COLUMNS,
+    SOURCE_COLUMNS,
+    URL_COLUMNS,
+    Columns,
+    Layout,
+    column,
+    layout_of,
+    listed,
 )
+from mmsearch_trl.data.image_cells import IMAGE_KEYS, image_source, row_images
+from mmsearch_trl.data.messages import is_chat
+from mmsearch_trl.data.questions import asked, bare_question, last_reply, shown_images, without_reply
+from mmsearch_trl.data.reading import Reading
+from mmsearch_trl.data.rows import Row, extra_columns, first_text_cell, text_cell
+from mmsearch_trl.data.sources import Source
+
+
+_KNOWN = (
+    *("question", "prompt", *ANSWER_KEYS, *IMAGE_KEYS, "id", "category", *URL_COLUMNS, *SOURCE_COLUMNS),
+    *(name for name in LAYOUT_COLUMNS if name not in ("question", "prompt", "answer")),
+)
+_KEPT_FOR_REWARDS = ("data_id", "solution")
+"""Known names which are other columns where no layout takes them."""
+_NEEDED = ("messages", "prompt", "answer")
+"""Of the columns that a recipe names, those without which a row is none."""
 _OPTION_KEYS = ("options", "choices")
+_ANSWER_SPAN = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def read_jsonl(path: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
-    """Yield every line of a `.jsonl` file, or the reason why it cannot be used, in order; blank lines are passed over.
+def read_plain(cells: Mapping[str, Any], source: Source, place: str, number: int, reading: Reading) -> Row:
+    """
+    Raises:
+        UserError: the row cannot be used.
+    """
+    columns = reading.columns
+    _check_spelling(cells.keys(), columns)
+    _check_named({role: name for role, name in columns.named().items() if role in _NEEDED}, cells.keys())
+    present = [name for name, value in cells.items() if value is not None]
+    layout = layout_of(present) or Layout(())
+    taken = {name.partition(".")[0] for name in (*columns.named().values(), *layout.known_by)}
+    folder = reading.image_folder or source.folder
+    extra_info = extra_columns(cells.get("extra_info")) if "reward_model" in layout.known_by else {}
+    images = row_images(cells, folder, columns.images, ignored=taken)
+    question, messages = None if columns.prompt else cells.get("question", extra_info.get("question")), ()
+    if reading.rules is not None:
+        cell = _conversation(cells, columns, layout)
+        question, messages, images = reading.conversation(cell, images, folder)
+    else:
+        if question is None:
+            prompt = _prompt(cells, columns.prompt or columns.messages, layout)
+            question = asked(prompt)
+            images = images or tuple(image_source(block, folder) for block in shown_images(prompt))
+        question = bare_question(question, len(images))
+    given = _answers(cells, columns, layout)
+    more = [gold for cell in given[1:] for gold in reading.scoring.texts(cell)]
+    return Row(
+        place=place,
+        id=_first(cells, columns.id, ID_COLUMNS, "id") or f"{source.stem}-{number}",
+        question=question,
+        images=images,
+        answers=reading.scoring.golds(given[0] if given else None, more, _options(cells, columns), question),
+        data_source=_first(cells, columns.source, SOURCE_COLUMNS, "data_source") or source.stem,
+        image_url=_first(cells, columns.image_url, URL_COLUMNS, "image_url"),
+        category=_first(cells, columns.category, ("category",), "category"),
+        extra=_others(cells, taken) | dict(extra_info),
+        messages=messages,
+    )
 
+
+def check_plain(present: Collection[str], reading: Reading, *, spelling: bool) -> None:
+    """
     Args:
-        rules: Read whole conversations; without them, the question is what the user said last.
+        present: The columns of all rows.
+        spelling: Also refuse a column that is nearly a known one, which `read_plain` does row by row.
 
     Raises:
-        UserError: the file cannot be read, or a key that every row needs is in none of them, so that it is of another
-            kind.
+        UserError: a column is missing that the recipe names, or that every row needs.
     """
-    seen: dict[str, None] = {}
-    for number, line in enumerate(read_lines(path)):
-        yield _row(line, path, f"{path.stem}-{number}", seen, rules)
-    needed = {"question": ("question", *CHAT_KEYS), "answers": ANSWER_KEYS}
-    missing = [key for key, names in needed.items() if seen.keys().isdisjoint(names)]
-    if missing and seen:  # lines that are no objects say so themselves
+    columns = reading.columns
+    _check_named(columns.named(), present)
+    if spelling:
+        _check_spelling(present, columns)
+    layout = layout_of(present) or Layout(())
+    answers = (columns.answer,) if columns.answer else layout.answer
+    needed = {
+        "question": bool(columns.messages or columns.prompt or layout.known_by),
+        "answers": not reading.scoring.needed
+        or layout.messages not in (None, "prompt")
+        or any(name.partition(".")[0] in present for name in answers),
+    }
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
         raise UserError(
-            f"{path}: no line has the key {', '.join(missing)}; keys present: {keys_of(sorted(seen))}. "
-            'A line looks like {"question": "...", "image": "photo.jpg", "answers": ["..."]}.'
+            f"nothing holds the {' and the '.join(missing)} of a row: its columns are {listed(present)}. A line looks "
+            'like {"question": "...", "image": "photo.jpg", "answers": ["..."]}; `columns:` gives other names'
         )
 
 
-def keys_of(keys: Iterable[str]) -> str:
-    """Keys or columns, for a message."""
-    return shortened(", ".join(keys), 300) or "none"
+def _check_named(named: Mapping[str, str], present: Collection[str]) -> None:
+    for role, name in named.items():
+        if name not in present and name.partition(".")[0] not in present:
+            raise UserError(f"columns.{role} names {name!r}, and the columns there are {listed(present)}")
 
 
-def jsonl_in_folder(folder: Path) -> Path:
-    """The one `.jsonl` file of a folder.
-
-    Raises:
-        UserError: there is none, or there are several.
-    """
-    found = sorted(folder.glob("*.jsonl"))
-    if len(found) != 1:
-        names = keys_of(file.name for file in found)
-        raise UserError(f"{folder}: a data folder holds exactly one .jsonl file, found {names}; name the file itself")
-    return found[0]
-
-
-def _row(
-    line: Line, path: Path, default_id: str, seen: dict[str, None], rules: ConversationRules | None
-) -> Row | RowError:
-    place = f"line {line.number}"
-    try:
-        cells = line.object()
-        seen.update(dict.fromkeys(cells))
-        _check_keys(cells)
-        images = row_images(cells, path.parent)
-        question, messages = cells.get("question"), ()
-        chat = next((cells[key] for key in CHAT_KEYS if cells.get(key) is not None), None)
-        if rules is not None:
-            cell = chat if question is None or is_chat(chat) else question
-            messages, images = read_conversation(cell, images, path.parent, rules)
-            question = question_of(messages)
-        else:
-            if question is None:
-                question = asked(chat)
-                images = images or tuple(image_source(block, path.parent) for block in shown_images(chat))
-            question = bare_question(question, len(images))
-        given = [cells[key] for key in ANSWER_KEYS if cells.get(key) not in (None, "", [])]
-        return Row(
-            place=place,
-            id=text_cell(cells.get("id"), "id") or default_id,
-            question=question,
-            images=images,
-            answers=gold_answers(given[0] if given else None, given[1:], _options(cells), question),
-            data_source=text_cell(cells.get("data_source"), "data_source") or path.stem,
-            image_url=first_text_cell(cells.get("image_url") or cells.get("image_urls"), "image_url"),
-            category=text_cell(cells.get("category"), "category"),
-            extra={key: value for key, value in cells.items() if key not in _KNOWN_KEYS},
-            messages=messages,
-        )
-    except UserError as error:
-        return RowError(path, place, str(error))
-
-
-def _check_keys(cells: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        UserError: a row has no question, or holds something under what is nearly a known key.
-    """
-    if mistyped := check_spelling(cells.keys(), _KNOWN_KEYS):
+def _check_spelling(present: Collection[str], columns: Columns) -> None:
+    named = columns.named().values()
+    if mistyped := check_spelling([name for name in present if name not in named], _KNOWN):
         raise UserError(f"the key {mistyped}")
-    if "question" not in cells and all(cells.get(key) is None for key in CHAT_KEYS):
-        raise UserError(f"the key 'question' is missing; keys present: {keys_of(cells)}")
 
 
-def _options(cells: Mapping[str, Any]) -> Any:
+def _conversation(cells: Mapping[str, Any], columns: Columns, layout: Layout) -> Any:
+    """The chat that the model is to go on with, or the text that is all of it; a chat is preferred to its question."""
+    named = columns.messages or columns.prompt
+    if not named and layout.messages is None and is_chat(cells.get("prompt")):
+        named = "prompt"
+    cell = _prompt(cells, named, layout)
+    # What the assistant says at the end of a demonstration is the answer, and no part of the prompt.
+    ends = not columns.answer and layout.messages is not None and not _in_columns(cells, layout)
+    return without_reply(cell) if ends or layout.known_by == ("conversations",) else cell
+
+
+def _prompt(cells: Mapping[str, Any], named: str | None, layout: Layout) -> Any:
+    """The chat or the text that holds the question."""
+    name = named or layout.prompt or layout.messages
+    value = None if name is None else column(cells, name)
+    if value is None:
+        raise UserError(f"the key {name or 'question'!r} is missing; keys present: {listed(cells.keys())}")
+    return value
+
+
+def _answers(cells: Mapping[str, Any], columns: Columns, layout: Layout) -> list[Any]:
+    """What the columns of answers hold, the ground truth first."""
+    if columns.answer:
+        given = column(cells, columns.answer)
+        return [] if given in (None, "", []) else [given]
+    given = _in_columns(cells, layout)
+    if not given and layout.messages:
+        given = [last_reply(column(cells, layout.messages))]
+    if layout.tagged:
+        given = [_untagged(value) for value in given]
+    return given
+
+
+def _in_columns(cells: Mapping[str, Any], layout: Layout) -> list[Any]:
+    return [value for name in layout.answer if (value := column(cells, name)) not in (None, "", [])]
+
+
+def _untagged(value: Any) -> Any:
+    spans = _ANSWER_SPAN.findall(value) if isinstance(value, str) else []
+    return spans[-1].strip() if spans else value
+
+
+def _first(cells: Mapping[str, Any], named: str | None, usual: tuple[str, ...], what: str) -> str | None:
+    """The text of the first column that has one."""
+    read = first_text_cell if usual == URL_COLUMNS else text_cell  # of a list of addresses, the first image's
+    texts = (read(column(cells, name), what) for name in ((named,) if named else usual))
+    return next((text for text in texts if text is not None), None)
+
+
+def _options(cells: Mapping[str, Any], columns: Columns) -> Any:
     """What a question lets choose from: a list, or a key for each letter."""
-    named = next((cells[key] for key in _OPTION_KEYS if cells.get(key)), None)
-    return named or ({key: cells[key] for key in "ABCDEFGHIJ" if key in cells} if {"A", "B"} <= cells.keys() else None)
+    if columns.options:
+        return column(cells, columns.options)
+    found = next((cells[key] for key in _OPTION_KEYS if cells.get(key)), None)
+    return found or ({key: cells[key] for key in "ABCDEFGHIJ" if key in cells} if {"A", "B"} <= cells.keys() else None)
+
+
+def _others(cells: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """The columns that nobody here takes."""
+    names = [name for name in cells if name not in taken and (name not in _KNOWN or name in _KEPT_FOR_REWARDS)]
+    return {name: cells[name] for name in names if not _holds_bytes(cells[name])}
+
+
+def _holds_bytes(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return isinstance(value, bytes) or any(map(_holds_bytes, parts))

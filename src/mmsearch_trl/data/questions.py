@@ -15,6 +15,8 @@ IMAGE_MARK = re.compile(
 )
 """What data sets and models write where an image stands: LLaVA, MMMU, Phi, Llama, Gemma, InternLM, Qwen."""
 _NUMBER = re.compile(r"\d+")
+_SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""LLaVA's names of roles."""
 _IMAGE_BLOCKS = frozenset({"image", "image_url", "input_image"})
 
 
@@ -93,8 +95,31 @@ def _blocks(prompt: Any) -> list[Any]:
     return content if isinstance(content, list) else [] if content is None else [content]
 
 
+def last_reply(prompt: Any) -> str | None:
+    """What the assistant says at the end of a chat; None where the chat ends otherwise.
+
+    Raises:
+        UserError: see `asked`.
+    """
+    messages = messages_of(prompt)
+    if isinstance(messages, str) or not messages or messages[-1].get("role") != "assistant":
+        return None
+    content = messages[-1].get("content")
+    blocks = content if isinstance(content, list) else [content]
+    texts = [block.get("text") if isinstance(block, Mapping) else block for block in blocks]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def without_reply(prompt: Any) -> Any:
+    """A chat without what the assistant says at its end."""
+    messages = messages_of(prompt)
+    ended = not isinstance(messages, str) and messages and messages[-1].get("role") == "assistant"
+    return messages[:-1] if ended else prompt
+
+
 def messages_of(prompt: Any) -> list[Mapping[str, Any]] | str:
-    """The messages of a prompt, or the text that it is; see `asked`."""
+    """The messages of a prompt, or the text that it is; see `asked`. Those of LLaVA get the names of `role` and
+    `content`."""
     if isinstance(prompt, str) and prompt.lstrip().startswith("["):
         try:
             written = json.loads(prompt)
@@ -107,7 +132,18 @@ def messages_of(prompt: Any) -> list[Mapping[str, Any]] | str:
         raise UserError(
             f"`prompt` must be a text, or a list of messages with `role` and `content`, got {prompt!r:.80}"
         )
-    return prompt
+    return [usual_message(message) for message in prompt]
+
+
+def usual_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message under the names of `role` and `content`."""
+    if "from" not in message or "value" not in message:
+        return message
+    speaker = message["from"]
+    return {
+        "role": _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker,
+        "content": message["value"],
+    }
 
 
 def _is_chat(value: Any) -> bool:

@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         place: Where the row stands in its file, for messages.
-        images: Encoded bytes, paths of files, or images, in the order in which the model sees them.
+        images: Encoded bytes, paths of files, addresses, or images, in the order in which the model sees them.
     """
 
     place: str

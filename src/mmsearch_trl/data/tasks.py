@@ -1,103 +1,118 @@
-"""Tasks from data files, one at a time: nothing but the row at hand is held in memory."""
+"""Tasks from data, one at a time: nothing but the row at hand is held in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from mmsearch_trl.core.boundaries import reading
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
-from mmsearch_trl.data.fvqa import read_parquet
-from mmsearch_trl.data.images import load_prompt_image, resize_prompt_image
-from mmsearch_trl.data.messages import ConversationRules
-from mmsearch_trl.data.parquet import parquet_rows, read_schema
-from mmsearch_trl.data.plain import jsonl_in_folder, read_jsonl
+from mmsearch_trl.data.columns import LAYOUTS_ALONE
+from mmsearch_trl.data.fvqa import check_fvqa, is_fvqa, read_fvqa
+from mmsearch_trl.data.images import resize_prompt_image
+from mmsearch_trl.data.plain import check_plain, read_plain
+from mmsearch_trl.data.reading import AS_IT_IS, Reading
 from mmsearch_trl.data.rows import OnError, Row, RowError, SkippedRows, accepted
-from mmsearch_trl.data.search_r1 import is_search_r1, read_search_r1
+from mmsearch_trl.data.search_r1 import check_search_r1, is_search_r1, read_search_r1
+from mmsearch_trl.data.sources import Source, find_source, read_cells
+from mmsearch_trl.data.usable_answers import with_usable_answers
+from mmsearch_trl.data.web_images import with_fetched_images
 
 
-_PARQUET = (".parquet", ".pq")
-
-
-def data_file(path: str | Path) -> Path:
-    """The file that `path` stands for: itself, or the one `.jsonl` file in it.
-
-    Raises:
-        UserError: it is missing or of a kind that cannot be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return jsonl_in_folder(path)
-    if not path.is_file():
-        raise UserError(f"data file not found: {path}")
-    if path.suffix not in (*_PARQUET, ".jsonl"):
-        raise UserError(f"{path}: expected a .parquet or .pq file, a .jsonl file, or a folder with one .jsonl file")
-    return path
-
-
-def count_rows(path: str | Path) -> int:
-    """Rows of a data file, bad ones included, without reading what they hold.
+def read_rows(source: Source, reading: Reading = AS_IT_IS) -> Iterator[Row | RowError]:
+    """Every row of a source, or the reason why it cannot be used, in order. Images are not opened.
 
     Raises:
-        UserError: it is missing, or of a kind that cannot be read.
+        UserError: the source cannot be read, or lacks a column that every row needs.
     """
-    file = data_file(path)
-    if file.suffix in _PARQUET:
-        return parquet_rows(file)
-    with reading(file), file.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    seen: dict[str, Any] = {}
+    for number, (place, cells) in enumerate(read_cells(source)):
+        if not isinstance(cells, UserError):
+            if not seen and not source.has_keys:
+                _check_columns(source, cells, reading)
+            seen.update(cells)
+        try:
+            if isinstance(cells, UserError):
+                raise cells
+            yield _row(cells, source, place, number, reading)
+        except UserError as error:
+            yield RowError(Path(source.text), place, str(error))
+    if seen and source.has_keys:  # lines that are no objects say so themselves
+        _check_columns(source, seen, reading)
 
 
-def read_rows(file: Path, rules: ConversationRules | None = None) -> Iterator[Row | RowError]:
-    """Rows of a parquet file (`data/fvqa.py`, `data/search_r1.py`) or a `.jsonl` file (`data/plain.py`).
+def ready_rows(source: Source, reading: Reading) -> Iterator[Row | RowError]:
+    """`read_rows` with answers that can be scored, and images that need not be fetched."""
+    path = Path(source.text)
+    return with_fetched_images(with_usable_answers(read_rows(source, reading), path, reading.scoring), path)
 
-    Images are not opened.
 
+def _row(cells: Mapping[str, Any], source: Source, place: str, number: int, reading: Reading) -> Row:
+    if reading.columns == LAYOUTS_ALONE:
+        if is_search_r1(cells):
+            return read_search_r1(cells, source, place, number, reading)
+        if is_fvqa(cells):
+            return read_fvqa(cells, source, place, number, reading)
+    return read_plain(cells, source, place, number, reading)
+
+
+def _check_columns(source: Source, cells: Mapping[str, Any], reading: Reading) -> None:
+    """
     Args:
-        rules: Read whole conversations; without them, the question is what the user said last.
+        cells: A row, where all have its columns; else what is a key of any.
 
     Raises:
-        UserError: a parquet file cannot be read.
+        UserError: a column that every row needs is missing, or one is nearly a known one.
     """
-    if file.suffix not in _PARQUET:
-        return read_jsonl(file, rules)
-    return read_search_r1(file, rules) if is_search_r1(read_schema(file)) else read_parquet(file, rules)
+    plain = reading.columns != LAYOUTS_ALONE or not (is_search_r1(cells) or is_fvqa(cells))
+    try:
+        if not plain and is_search_r1(cells):
+            check_search_r1(cells.keys())
+        elif not plain:
+            check_fvqa(cells.keys())
+        else:
+            check_plain(cells.keys(), reading, spelling=not source.has_keys)
+    except UserError as error:
+        raise UserError(f"{source.text}: {error}") from error
 
 
 def read_tasks(
     path: str | Path,
     *,
+    reading: Reading = AS_IT_IS,
     on_error: OnError = "raise",
     resize: bool = False,
     skipped: SkippedRows | None = None,
-    rules: ConversationRules | None = None,
 ) -> Iterator[Task]:
-    """Tasks of one file in order, images decoded as they are reached.
+    """Tasks of one source in order, images decoded as they are reached.
 
     Args:
+        path: As `find_source` takes it.
         on_error: `"raise"` stops at the first bad row; `"skip"` leaves bad rows out and logs their number at the end.
         resize: Bring images to the sizes of MMSearch-R1 (`resize_prompt_image`).
         skipped: Filled with the rows that were left out.
-        rules: As for `read_rows`.
 
     Raises:
         UserError: the file cannot be used.
         RowError: a row cannot be used (`on_error="raise"`).
     """
     skipped = SkippedRows() if skipped is None else skipped
-    file, kept = data_file(path), 0
-    for row in accepted(read_rows(file, rules), on_error, skipped):
+    source, kept = find_source(path, streaming=reading.streaming), 0
+    rows = ready_rows(source, reading)
+    for row in accepted(rows, on_error, skipped):
         try:
-            images = tuple(load_prompt_image(image) for image in row.images)
+            images = tuple(map(reading.opened, row.images))
         except UserError as error:
-            bad = RowError(file, row.place, f"unreadable image: {error}")
+            bad = RowError(Path(source.text), row.place, f"unreadable image: {error}")
             if on_error == "raise":
                 raise bad from error
             skipped.errors.append(bad)
             continue
         kept += 1
         yield task_of(row, images, resize=resize)
+        if kept == reading.most_rows:
+            break
     skipped.log(kept)
 
 

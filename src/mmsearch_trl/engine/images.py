@@ -30,6 +30,9 @@ class ImageEncoder:
         self._processor = image_processor
         self.merge_size: int = image_processor.merge_size if image_processor is not None else 1
         self.patch_size: int = image_processor.patch_size if image_processor is not None else 1
+        self.pixels = _pixels(image_processor)
+        """Fewest and most pixels to which an image is brought, and the side of the square that becomes one token; None
+        where the processor keeps to no such bounds."""
         self._capacity = capacity_bytes
         self._held = 0
         self._cache: OrderedDict[str, ImageFeatures] = OrderedDict()
@@ -71,3 +74,11 @@ class ImageEncoder:
             while self._held > self._capacity and len(self._cache) > 1:
                 self._held -= self._cache.popitem(last=False)[1].pixel_values.nbytes
         return features
+
+
+def _pixels(image_processor: Any) -> tuple[int, int, int] | None:
+    size = getattr(image_processor, "size", None) or {}
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    if least is None or most is None:
+        return None
+    return least, most, image_processor.patch_size * image_processor.merge_size

@@ -206,16 +206,11 @@ class ChatEncoder:
         return end
 
     @property
-    def image_side(self) -> int:
-        """Sides of an image become multiples of it, in pixels."""
-        return self.images.patch_size * self.images.merge_size
-
-    @property
     def controls_fingerprint(self) -> str:
         """Names what `check_conversation` refuses among the same of other models."""
         tokens = sorted(map(str, self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids - {None}))))
         template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template)
-        return hashlib.sha256(json.dumps([tokens, template, self.image_side]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([tokens, template]).encode()).hexdigest()
 
     def can_show(self, image: Image.Image) -> bool:
         """Whether the model takes an image; Qwen's processor refuses one 200 times as long as it is wide."""

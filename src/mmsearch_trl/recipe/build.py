@@ -164,9 +164,7 @@ def conversation_rules(protocol: TurnProtocol) -> ConversationRules | None:
     if not isinstance(protocol, DirectProtocol):
         return None
     chat = protocol.chat
-    return ConversationRules(
-        check=chat.check_conversation, fingerprint=chat.controls_fingerprint, side=chat.image_side
-    )
+    return ConversationRules(check=chat.check_conversation, fingerprint=chat.controls_fingerprint)
 
 
 def build_tools(recipe: Recipe, protocol: TurnProtocol) -> SearchRuntime | None:

@@ -13,12 +13,14 @@ import torch
 
 from mmsearch_trl.core.errors import EngineError, SearchLost, UserError, VersionError
 from mmsearch_trl.core.task import Task
-from mmsearch_trl.data.tasks import count_rows, read_tasks
+from mmsearch_trl.data.sources import count_rows, data_name, find_source
+from mmsearch_trl.data.tasks import read_tasks
 from mmsearch_trl.engine.vllm_client import VLLMClient
 from mmsearch_trl.models.family import check_family, check_vllm_on_cpu
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
-from mmsearch_trl.recipe.build import base_of, build_protocol, conversation_rules, is_adapter, load_processor
+from mmsearch_trl.recipe.build import base_of, build_protocol, is_adapter, load_processor
+from mmsearch_trl.recipe.data import count_training_rows, reading_of
 from mmsearch_trl.recipe.memory import Demand, Memory, Sharding, memory_here, memory_of
 from mmsearch_trl.recipe.model_shape import ModelShape, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
@@ -192,17 +194,13 @@ class Preflight:
         return f"{needed}; {more} come on top. {device} has {there:.1f} GiB"
 
     def _evaluations(self) -> str:
-        names = [Path(file).stem for file in self._recipe.data.eval_files]
+        names = [data_name(file) for file in self._recipe.data.eval_files]
         check_evaluations(self._args, names, searches=self._recipe.data.protocol != "direct")
         return f"eval_strategy: {plain(self._args.eval_strategy)}, on {', '.join(names) or 'nothing'}"
 
     @cached_property
     def _rows(self) -> int | None:
-        """Rows of the training data, bad ones included; None where they cannot be counted, which others tell."""
-        try:
-            return sum(map(count_rows, self._recipe.data.train_files))
-        except UserError:
-            return None
+        return count_training_rows(self._recipe)
 
     def _batches(self) -> str:
         args, rows = self._args, self._rows
@@ -230,12 +228,12 @@ class Preflight:
 
     def _tasks(self, file: str) -> Iterator[Task]:
         data = self._recipe.data
-        rules = conversation_rules(self._protocol)
-        rows = read_tasks(file, on_error=data.on_bad_row, resize=data.resize_images, rules=rules)
-        return islice(rows, _FIRST_ROWS)
+        reading = reading_of(self._recipe, self._protocol, self._recipe.reward.scored_by)
+        tasks = read_tasks(file, reading=reading, on_error=data.on_bad_row, resize=data.resize_images)
+        return islice(tasks, _FIRST_ROWS)
 
     def _data(self, file: str) -> str:
-        count, lengths, pictures = count_rows(file), [], 0
+        count, lengths, pictures = count_rows(find_source(file, streaming=self._recipe.data.streaming)), [], 0
         for task in self._tasks(file):
             if task.images and not self._protocol.chat.sees_images:
                 raise UserError(

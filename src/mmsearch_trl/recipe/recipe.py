@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import DataConfig
-from mmsearch_trl.data.tasks import data_file
+from mmsearch_trl.data.sources import data_name, find_source
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
@@ -75,7 +75,7 @@ class Recipe:
         needed = "eval_files" if evaluation else "train_files"
         if not getattr(self.data, needed):
             raise UserError(f"{self.path}: {needed} is missing: name at least one data file")
-        names = [Path(file).stem for file in self.data.eval_files]
+        names = [data_name(file) for file in self.data.eval_files]
         if len(set(names)) < len(names):
             raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
@@ -151,7 +151,7 @@ class Recipe:
         for key in keys:
             for file in getattr(self.data, key):
                 try:
-                    data_file(file)
+                    find_source(file)
                 except UserError as error:
                     raise UserError(f"{self.path}: {key}: {error}") from error
         out = Path(str(self.trainer.output_dir)).absolute()
