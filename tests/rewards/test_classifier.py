@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_lm
 import tiny
 import torch
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
@@ -29,8 +30,8 @@ def save_classifier(folder: Path, seed: int) -> str:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
-        num_labels=1,
     )
+    config.num_labels = 1
     Qwen2ForSequenceClassification(config).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return str(folder)
@@ -61,6 +62,19 @@ def test_two_reward_models_are_summed_with_their_weights(tmp_path: Path) -> None
 
     by_hand = [alone(models[0], each.turns[0].text) - 0.5 * alone(models[1], each.turns[0].text) for each in said]
     assert totals.tolist() == pytest.approx(by_hand, abs=1e-5) and len(set(by_hand)) == 10
+
+
+def test_a_model_without_one_trained_number_is_refused(tmp_path: Path) -> None:
+    """A head that is not there would be made of noise."""
+    base = small_lm.build_model(small_lm.build_tokenizer())
+    base.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is no reward model: it has 2 labels, and not one"):
+        load_classifier(str(tmp_path))
+    base.config.num_labels = 1
+    base.save_pretrained(tmp_path)
+    small_lm.build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is no reward model: it has no weights for score\.weight"):
+        load_classifier(str(tmp_path))
 
 
 def test_a_model_that_is_not_there_or_reads_no_chats_is_refused(tmp_path: Path) -> None:

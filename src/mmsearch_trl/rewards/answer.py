@@ -20,7 +20,7 @@ class AnswerRule(Rule):
     """
 
     def __init__(self, mode: RewardMode) -> None:
-        self._mode = mode
+        self._mode: RewardMode = mode
 
     @property
     def name(self) -> str:

@@ -84,8 +84,8 @@ class DirectRewardConfig(RewardSources):
         if self.rule == "none" and not (self.function or self.models or self.remote):
             raise UserError("reward.rule is none, and neither function nor models nor remote says what else is paid")
 
-    @cached_property
-    def scored_by(self) -> Rule | None:
+    @cached_property  # a pool of its own, once
+    def scored_by(self) -> Rule | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """
         Raises:
             UserError: math-verify is not installed.

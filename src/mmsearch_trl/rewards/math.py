@@ -49,7 +49,8 @@ class MathRule(Rule):
         template: Template = "chatml",
         format_weight: float = FORMAT_WEIGHT,
     ) -> None:
-        self._pool, self._compat, self._template, self._format_weight = pool, compat, template, format_weight
+        self._pool, self._compat, self._format_weight = pool, compat, format_weight
+        self._template: Template = template
 
     @property
     def name(self) -> str:

@@ -75,7 +75,8 @@ class RewardServer:
         token: str | None = None,
         body_timeout_s: float = 60.0,
     ) -> None:
-        self._compat, self._template, self._format_weight = compat, template, format_weight
+        self._compat, self._format_weight = compat, format_weight
+        self._template: Template = template
         self._rule = MathRule(pool, compat=compat, format_weight=format_weight)
         self._turn = asyncio.Semaphore(1)  # one batch keeps all processes busy
         routes = [Route("/get_reward", self.get_reward, methods=["POST"]), Route("/health", self.health)]

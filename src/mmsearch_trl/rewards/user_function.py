@@ -98,7 +98,7 @@ class _Function:
         Raises:
             UserError: it gave something else, or another number of them.
         """
-        rewards = result.get("rewards") if isinstance(result, Mapping) else result
+        rewards: Any = result.get("rewards") if isinstance(result, Mapping) else result
         rewards = rewards.flatten().tolist() if hasattr(rewards, "flatten") else rewards
         if not isinstance(rewards, Sequence) or isinstance(rewards, str):
             raise self._named.wrong(f"gave {type(rewards).__name__}, and not a list of numbers")
