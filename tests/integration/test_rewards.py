@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CODE = """
 def reward_func(queries, prompts, labels):
     assert all(query.startswith("<|im_start|>user\\nwhat is ") for query in queries), queries[0]
-    assert all("<|im_start|>assistant\\n" in query for query in queries) and set(labels) <= {"2", "[1, 2]"}
+    assert all("<|im_start|>assistant\\n" in query for query in queries) and set(labels) == {"2"}
     return [len(query) / 1000 for query in queries]
 """
 SECRET = "sk-0123456789abcdef0123"
@@ -31,7 +31,7 @@ SECRET = "sk-0123456789abcdef0123"
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe without tools on a small language model, and eight questions, one with an interval for an answer."""
+    """A recipe without tools on a small language model and eight questions."""
     folder = tmp_path_factory.mktemp("rewards")
     tokenizer = small_lm.build_tokenizer()
     model = small_lm.build_model(tokenizer)
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForSequenceClassification(model.config).save_pretrained(folder / "judge")
     tokenizer.save_pretrained(folder / "judge")
     (folder / "my_reward.py").write_text(CODE)
-    golds = ["2"] * 7 + ["[1, 2]"]
+    golds = ["2"] * 8
     rows = [
         {"message": [{"role": "user", "content": f"what is {number}?"}], "answer": gold}
         for number, gold in enumerate(golds)
@@ -79,16 +79,17 @@ def test_a_run_is_paid_the_weighted_sum_and_evaluated_by_it(recipe: Path, server
         "reward.function": str(folder / "my_reward.py"),
         "reward.models": str(folder / "judge"),
         "reward.remote.url": url,
-        "reward_weights": "[1.0, 0.5, 10.0, 0.25]",
+        "reward.overlong": "{max_tokens: 40, buffer: 40}",
+        "reward_weights": "[1.0, 0.5, 10.0, 0.25, 2.0]",
     }
     words = [word for key, value in keys.items() for word in (f"--{key}", value)]
     assert main(["train", "--config", str(recipe), *words]) == 0
     run = folder / "run"
     log = json.loads((run / "trainer_state.json").read_text())["log_history"][0]
-    names = ("math", "my_reward.reward_func", "judge", "remote")
-    rule, function, model, remote = (log[f"rewards/{name}/mean"] for name in names)
-    assert rule == 0.0 and 0.01 < function < 1.0 and remote == 2.0 and model != 0.0
-    assert log["reward"] == pytest.approx(0.5 * function + 10 * model + 0.25 * remote, abs=1e-4)
+    names = ("math", "my_reward.reward_func", "judge", "remote", "overlong")
+    rule, function, model, remote, overlong = (log[f"rewards/{name}/mean"] for name in names)
+    assert rule == 0.0 and 0.01 < function < 1.0 and remote == 2.0 and model != 0.0 and -1 < overlong < 0
+    assert log["reward"] == pytest.approx(0.5 * function + 10 * model + 0.25 * remote + 2 * overlong, abs=1e-4)
     assert log["reward/given_up"] == log["reward/accuracy"] == log["format/valid"] == 0.0
     assert not [name for name in log if "search" in name]
     trained = [trace.reward or 0.0 for trace in read_traces(run) if trace.split == "train"]
@@ -109,6 +110,7 @@ def test_a_run_is_paid_the_weighted_sum_and_evaluated_by_it(recipe: Path, server
         ({"reward.models": "./gone"}, "reward.models: there is no folder ./gone"),
         ({"reward.remote.url": "http://127.0.0.1:{port}/get_reward"}, "127.0.0.1:{port}/get_reward is not there"),
         ({"reward.remote.urls": "x"}, "unknown key `reward.remote.urls`; did you mean `reward.remote.url`?"),
+        ({"reward.overlong": "{max_tokens: 9000, buffer: 9}"}, "reward.overlong begins at 8991 tokens"),
         ({"reward_weights": "[1.0, 2.0]"}, "reward_weights holds 2 numbers, and there are 1 rewards"),
         ({"reward.rule": "none"}, "reward.rule is none, and neither function nor models nor remote"),
         ({"reward.search_penalty": "0.1"}, "reward.search_penalty is a key of protocol mmsearch_r1"),
