@@ -252,6 +252,8 @@ def test_training_weighs_each_token_by_its_advantage(ending: str, tmp_path: Path
         trainer.train()
         steps = [log for log in trainer.state.log_history if "grad_norm" in log]
         assert trainer.num_generations == 1 and all(step["grad_norm"] > 0 for step in steps)
+        assert not any("frac_reward_zero_std" in step for step in steps)
+        assert len(trainer._logs["advantages"]) == 4 and all(trainer._logs["advantages"])  # TRL's are 0
         assert type(trainer.args.num_generations) is int
         return
     losses = []

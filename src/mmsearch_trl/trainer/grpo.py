@@ -197,6 +197,8 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
             estimate = self.estimator(rewards, output, self.log_probs_of, self.values_of)
             output["advantages"], advantages = estimate.advantages, estimate.of_trajectories
             self.append_metrics(estimate.metrics)
+            if self.num_generations == 1:  # then TRL counts every rollout as a group without deviation
+                self._metrics["train"].pop("frac_reward_zero_std", None)
             self.learn_values(output, estimate)
         elif self.args.advantage_eps != 1e-4 and self.multi_objective_aggregation == "sum_then_normalize":
             every = self.ranks.gather(rewards), self.num_generations, self.scale_rewards, self.args.advantage_eps
