@@ -60,10 +60,14 @@ def by_vectors(vectors: Vectors, queries: Vectors, k: int) -> list[Ranking]:
     return [found.rows(above=-np.inf) for found in best]
 
 
+LOWEST = (0.0, None)
+"""Scores of passages that have nothing of a query: by words, and by vectors, where nobody knows it."""
+
+
 def joined(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], k: int) -> list[Ranking]:
     """Both rankings of each query as one."""
     return [
-        Ranking(int(hit.id or 0) for hit in fused([_hits(rows) for rows in both])[:k])
+        Ranking(int(hit.id or 0) for hit in fused([_hits(rows) for rows in both], LOWEST)[:k])
         for both in zip(first, second, strict=True)
     ]
 
