@@ -42,6 +42,7 @@ from mmsearch_trl.train import main as train
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.sampler.colocated import ColocatedSampler
 from mmsearch_trl.trainer.sampler.server import ServerSampler
+from mmsearch_trl.trainer.training_traces import TrainingTraces
 
 
 Keys = Mapping[str, Any]
@@ -66,7 +67,7 @@ _EVALUATED = 6
 _PHASES: Mapping[str, tuple[type, str]] = {
     "rollout": (MMSearchGRPOTrainer, "_generate_and_score_completions"),
     "update": (MMSearchGRPOTrainer, "_compute_loss"),
-    "traces": (MMSearchGRPOTrainer, "_write_traces"),
+    "traces": (TrainingTraces, "write"),
     "sync": (ServerSampler, "_send_weights"),
     "colocated sync": (ColocatedSampler, "_send_weights"),
     "evaluation": (MMSearchGRPOTrainer, "evaluate"),
