@@ -2,8 +2,9 @@
 
 Teaches a model the form of a search, on demonstrations, before reinforcement learning teaches it when to search. Data
 files hold conversations (`data/demonstrations.py`) or the traces of a run, of which the right ones are used
-(`data/demonstrations_from_traces.py`). Demonstrations are put into tokens by the protocol that rollouts use, so that
-the model is taught the very tokens it will meet; only what the assistant says is in the loss.
+(`data/demonstrations_from_traces.py`); without tools they hold rows of messages (`trainer/conversations.py`).
+Demonstrations are put into tokens by the protocol that rollouts use, so that the model is taught the very tokens it
+will meet; only what the assistant says is in the loss.
 """
 
 import logging
@@ -32,14 +33,16 @@ from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.hub.push import check_login, pushing
-from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.data import load_rows, load_training_rows
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
 from mmsearch_trl.recipe.start import load_start, new_adapter
 from mmsearch_trl.trainer.checkpoint_folder import what_is_saved
+from mmsearch_trl.trainer.conversations import Conversations
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
@@ -92,9 +95,15 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     args.remove_unused_columns = False
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     processor = load_processor(recipe.model)
-    demonstrations = Demonstrations(recipe, build_protocol(recipe, processor))
-    train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
-    eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
+    protocol = build_protocol(recipe, processor)
+    if isinstance(protocol, SearchProtocol):
+        demonstrations = Demonstrations(recipe, protocol)
+        train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
+        eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
+    else:
+        demonstrations = conversations(recipe, protocol)
+        train_rows = demonstrations.usable("train", max_tokens)
+        eval_rows = demonstrations.usable("eval", max_tokens) if recipe.data.eval_files else None
     return MMSearchSFTTrainer(
         load_start(recipe.model, out),
         args,
@@ -106,10 +115,19 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     )
 
 
+def conversations(recipe: Recipe, protocol: TurnProtocol) -> Conversations:
+    """The rows of a recipe's files, for a protocol without tools."""
+    data = recipe.data
+    parts = {"train": load_training_rows(recipe, protocol, None, answered=True)}
+    if data.eval_files:
+        parts["eval"] = load_rows(recipe, data.eval_files, protocol, None, answered=True)
+    return Conversations(parts, protocol.chat, resize=data.resize_images)
+
+
 class Demonstrations:
     """The demonstrations of a recipe's files; as a collator it lays out rows `{"file", "index"}` of them."""
 
-    def __init__(self, recipe: Recipe, protocol: TurnProtocol) -> None:
+    def __init__(self, recipe: Recipe, protocol: SearchProtocol) -> None:
         self._recipe = recipe
         self._protocol = protocol
         self._files: dict[str, DemonstrationFile] = {}

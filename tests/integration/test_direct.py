@@ -76,6 +76,45 @@ def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder / "recipe.yaml"
 
 
+@pytest.mark.slow
+def test_demonstrations_of_messages_are_learned_and_what_came_of_them_is_trained_on(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = yaml.safe_load(recipe.read_text())
+    lines = [json.loads(line) for line in Path(keys["train_files"][0]).read_text().splitlines()]
+    for line in lines:
+        said = line["message"] if isinstance(line["message"], list) else json.loads(line["message"])
+        line["messages"] = [*said, {"role": "assistant", "content": f"<answer>{line.pop('answer')}</answer>"}]
+        del line["message"]
+    bad = {"messages": [{"role": "user", "content": "who?"}]}
+    file = write_jsonl(recipe.parent / "lessons.jsonl", [*lines, bad])
+    options = {
+        **{key: keys[key] for key in ("model_name_or_path", "protocol", "use_cpu", "bf16", "report_to")},
+        **{"train_files": [str(file)], "eval_files": [str(file)], "max_steps": 8, "learning_rate": 0.02},
+        **{"per_device_train_batch_size": 4, "logging_steps": 1, "output_dir": str(recipe.parent / "taught")},
+        **{
+            "lr_scheduler_type": "constant",
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "gradient_checkpointing": False,
+        },
+    }
+    lessons = recipe.parent / "sft.yaml"
+    lessons.write_text(yaml.safe_dump(options))
+    assert main(["sft", "--config", str(lessons)]) == 1
+    assert "lessons.jsonl, line 9: the last message is the user's, and a demonstration ends" in capsys.readouterr().err
+    options["on_bad_row"] = "skip"
+    lessons.write_text(yaml.safe_dump(options))
+    assert main(["check", str(lessons)]) == 0
+    assert "<answer>2</answer><|im_end|>" in capsys.readouterr().out
+    assert main(["sft", "--config", str(lessons)]) == 0
+    history = json.loads((recipe.parent / "taught" / "trainer_state.json").read_text())["log_history"]
+    losses = [log["loss"] for log in history if "loss" in log]
+    assert losses[-1] < losses[0] / 2 and any("eval_loss" in log for log in history)
+    asked = ["what is 0 + 2?", "--model", str(recipe.parent / "taught"), "--config", str(recipe)]
+    assert main(["ask", *asked]) == 0
+
+
 def mentions(texts: Any) -> set[str]:
     """Words of searches in texts."""
     return set(re.findall(r"[\w/ ]*search[\w/ ]*", str(texts).replace("mmsearch", "").replace("MMSearch", ""), re.I))

@@ -91,9 +91,13 @@ def _loaded(path: Path, overrides: Mapping[str, Any], job: Job) -> "tuple[Recipe
 
 
 def _first_demonstration(recipe: "Recipe") -> str:
+    from mmsearch_trl.protocol.base import SearchProtocol
     from mmsearch_trl.recipe.build import build_protocol, load_processor
-    from mmsearch_trl.sft import Demonstrations
+    from mmsearch_trl.sft import Demonstrations, conversations
 
     protocol = build_protocol(recipe, load_processor(recipe.model))
-    trajectory = Demonstrations(recipe, protocol).trajectory(recipe.data.train_files[0], 0)
+    if isinstance(protocol, SearchProtocol):
+        trajectory = Demonstrations(recipe, protocol).trajectory(recipe.data.train_files[0], 0)
+    else:
+        trajectory = conversations(recipe, protocol).trajectory("train", 0)
     return protocol.chat.outlined(trajectory.token_ids)

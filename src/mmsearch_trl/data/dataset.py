@@ -130,21 +130,24 @@ def row_to_task(row: Mapping[str, Any], *, resize: bool = False) -> Task:
     return _task(row, tuple(map(resize_prompt_image, images)) if resize else images)
 
 
+def row_without_images(row: Mapping[str, Any], *, resize: bool = False) -> Task:
+    """The task of a row with blank images of the right sizes, on which alone the number of image tokens depends."""
+    images = tuple(Image.new("RGB", tuple(size)) for size in row["image_sizes"])
+    return _task(row, tuple(map(resize_prompt_image, images)) if resize else images)
+
+
 def drop_long_prompts(
     dataset: datasets.Dataset, count_tokens: Callable[[Task], int], max_prompt_length: int, *, resize: bool = False
 ) -> datasets.Dataset:
     """Leave out the rows whose first prompt has more than `max_prompt_length` tokens; their number is logged.
 
-    `count_tokens` counts image tokens too. It sees blank images of the right sizes, on which alone the number of
-    image tokens depends, so that no image need be decoded.
+    `count_tokens` counts image tokens too. It sees blank images (`row_without_images`), so that none need be decoded.
     """
     # Without `images`, so that counting does not page in every image.
     rows = cast("Iterable[dict[str, Any]]", dataset.remove_columns("images"))
     kept = []
     for number, row in enumerate(tqdm(rows, desc="Counting prompt tokens", unit="row", leave=False)):
-        images = tuple(Image.new("RGB", tuple(size)) for size in row["image_sizes"])
-        task = _task(row, tuple(map(resize_prompt_image, images)) if resize else images)
-        if count_tokens(task) <= max_prompt_length:
+        if count_tokens(row_without_images(row, resize=resize)) <= max_prompt_length:
             kept.append(number)
     dropped = len(dataset) - len(kept)
     if not kept:

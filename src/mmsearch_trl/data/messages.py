@@ -46,10 +46,12 @@ class ConversationRules:
     Attributes:
         check: Refuses messages that would not reach the model as they are written.
         fingerprint: Names `check` among those of other models.
+        answered: What the assistant says stands at the end, as in a demonstration.
     """
 
     check: Callable[[Sequence[Message]], None]
     fingerprint: str
+    answered: bool = False
 
 
 def is_chat(value: Any) -> bool:
@@ -65,19 +67,27 @@ def question_of(messages: Sequence[Message]) -> str:
 def read_conversation(
     cell: Any, images: Sequence[ImageSource], folder: Path, rules: ConversationRules
 ) -> Conversation:
-    """The conversation that the assistant is to continue; a plain text is what the user says.
+    """The conversation that the assistant is to continue, or has; a plain text is what the user says.
 
     Args:
         images: What the row holds beside its messages.
         folder: Where paths of images start.
 
     Raises:
-        UserError: see `read_chat`; or the last message is not the user's, or is empty.
+        UserError: see `read_chat`; or the last message is another's, or is empty.
     """
     conversation = read_chat(cell, images, folder, rules)
     last = conversation.messages[-1]
-    if last.role != "user":
+    if rules.answered and last.role != "assistant":
+        raise UserError(
+            f"the last message is the {last.role}'s, and a demonstration ends with what the assistant says"
+        )
+    if not rules.answered and last.role != "user":
         raise UserError(f"the last message is the {last.role}'s, and the model is to answer one of the user's")
+    if rules.answered and (
+        conversation.messages[0].role == "assistant" or any(map(_shows_as_assistant, conversation.messages))
+    ):
+        raise UserError("the assistant can neither begin a demonstration nor show a picture in it")
     if not last.text.strip() and not last.pictures:
         raise UserError("the last message is empty")
     return conversation
@@ -109,6 +119,10 @@ def read_chat(cell: Any, images: Sequence[ImageSource], folder: Path, rules: Con
         raise UserError(f"the messages have places for {reader.taken} of the row's {len(images)} pictures")
     rules.check(messages)
     return Conversation(tuple(messages), tuple(reader.shown))
+
+
+def _shows_as_assistant(message: Message) -> bool:
+    return message.role == "assistant" and message.pictures > 0
 
 
 def _listed(value: Any) -> list[Mapping[str, Any]] | None:

@@ -29,7 +29,14 @@ from mmsearch_trl.data.columns import (
 )
 from mmsearch_trl.data.image_cells import IMAGE_KEYS, image_source, row_images
 from mmsearch_trl.data.messages import is_chat
-from mmsearch_trl.data.questions import asked, bare_question, last_reply, shown_images, without_reply
+from mmsearch_trl.data.questions import (
+    asked,
+    bare_question,
+    last_reply,
+    shown_images,
+    with_reply,
+    without_reply,
+)
 from mmsearch_trl.data.reading import Reading
 from mmsearch_trl.data.rows import Row, extra_columns, first_text_cell, text_cell
 from mmsearch_trl.data.sources import Source
@@ -63,7 +70,7 @@ def read_plain(cells: Mapping[str, Any], source: Source, place: str, number: int
     images = row_images(cells, folder, columns.images, ignored=taken)
     question, messages = None if columns.prompt else cells.get("question", extra_info.get("question")), ()
     if reading.rules is not None:
-        cell = _conversation(cells, columns, layout)
+        cell = _conversation(cells, columns, layout, answered=reading.rules.answered)
         question, messages, images = reading.conversation(cell, images, folder)
     else:
         if question is None:
@@ -128,12 +135,18 @@ def _check_spelling(present: Collection[str], columns: Columns) -> None:
         raise UserError(f"the key {mistyped}")
 
 
-def _conversation(cells: Mapping[str, Any], columns: Columns, layout: Layout) -> Any:
-    """The chat that the model is to go on with, or the text that is all of it; a chat is preferred to its question."""
+def _conversation(cells: Mapping[str, Any], columns: Columns, layout: Layout, *, answered: bool) -> Any:
+    """The chat that the model is to go on with, or the text that is all of it; a chat is preferred to its question.
+
+    Args:
+        answered: The chat of a demonstration, which ends with what the assistant says.
+    """
     named = columns.messages or columns.prompt
     if not named and layout.messages is None and is_chat(cells.get("prompt")):
         named = "prompt"
     cell = _prompt(cells, named, layout)
+    if answered:
+        return cell if cells.get("completion") is None else with_reply(cell, cells["completion"])
     # What the assistant says at the end of a demonstration is the answer, and no part of the prompt.
     ends = not columns.answer and layout.messages is not None and not _in_columns(cells, layout)
     return without_reply(cell) if ends or layout.known_by == ("conversations",) else cell

@@ -117,6 +117,15 @@ def without_reply(prompt: Any) -> Any:
     return messages[:-1] if ended else prompt
 
 
+def with_reply(prompt: Any, completion: Any) -> list[Any]:
+    """A chat, or a text of the user's, and what the assistant says to it, as a text or as messages."""
+    begun, said = messages_of(prompt), messages_of(completion)
+    return [
+        *([{"role": "user", "content": begun}] if isinstance(begun, str) else begun),
+        *([{"role": "assistant", "content": said}] if isinstance(said, str) else said),
+    ]
+
+
 def messages_of(prompt: Any) -> list[Mapping[str, Any]] | str:
     """The messages of a prompt, or the text that it is; see `asked`. Those of LLaVA get the names of `role` and
     `content`."""

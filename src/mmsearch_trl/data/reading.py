@@ -80,7 +80,7 @@ class Reading:
         """Differs where rows are read differently."""
         plain = replace(self, rules=None, scoring=replace(self.scoring, unusable=None))
         if self.rules is not None:
-            return repr((plain, self.rules.fingerprint))
+            return repr((plain, self.rules.fingerprint, self.rules.answered))
         return repr(replace(plain, model_pixels=None) if self.pixels == NO_LIMITS else plain)
 
     def unchecked(self) -> "Reading":

@@ -26,14 +26,17 @@ from mmsearch_trl.rewards.rule import Rule
 logger = logging.getLogger(__name__)
 
 
-def load_training_rows(recipe: Recipe, protocol: TurnProtocol, rule: Rule | None) -> Dataset:
+def load_training_rows(
+    recipe: Recipe, protocol: TurnProtocol, rule: Rule | None, *, answered: bool = False
+) -> Dataset:
     """Rows to train on: those of all files, or drawn from each by its share; at most so many as the recipe says.
 
     Args:
         rule: Says which gold answers it can score; None where nothing is scored by a rule.
+        answered: Conversations are demonstrations, which end with what the assistant says.
     """
     data = recipe.data
-    reading = replace(reading_of(recipe, protocol, rule), most_rows=data.max_samples_per_file)
+    reading = replace(reading_of(recipe, protocol, rule, answered=answered), most_rows=data.max_samples_per_file)
     if data.mixture is None:
         rows = _load(recipe, data.train_files, protocol, reading)
     else:
@@ -68,15 +71,17 @@ def count_training_rows(recipe: Recipe) -> int | None:
     return min(rows, data.max_samples or rows)
 
 
-def load_rows(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol, rule: Rule | None) -> Dataset:
+def load_rows(
+    recipe: Recipe, files: Sequence[str], protocol: TurnProtocol, rule: Rule | None, *, answered: bool = False
+) -> Dataset:
     """All rows of data files; see `load_training_rows`."""
-    reading = reading_of(recipe, protocol, rule)
+    reading = reading_of(recipe, protocol, rule, answered=answered)
     rows = _load(recipe, files, protocol, reading)
     _with_opening_of_their_own(rows, reading.opening)
     return rows
 
 
-def reading_of(recipe: Recipe, protocol: TurnProtocol, rule: Rule | None) -> Reading:
+def reading_of(recipe: Recipe, protocol: TurnProtocol, rule: Rule | None, *, answered: bool = False) -> Reading:
     """How a recipe has its rows read, for the model that the protocol encodes for and the rule that scores them."""
     pixels = protocol.chat.images.pixels
     scoring = Scoring(needed=False, as_words=False)
@@ -86,7 +91,8 @@ def reading_of(recipe: Recipe, protocol: TurnProtocol, rule: Rule | None) -> Rea
             needed=rule.needs_answers, as_words=rule.compares_words, unusable=unusable, fingerprint=rule.name
         )
     model_pixels = None if pixels is None else ModelPixels(*pixels)
-    return recipe.data.reading(model_pixels, conversation_rules(protocol), scoring)
+    rules = conversation_rules(protocol)
+    return recipe.data.reading(model_pixels, rules and replace(rules, answered=answered), scoring)
 
 
 def _with_opening_of_their_own(rows: Dataset, opening: Opening) -> int:
@@ -121,9 +127,10 @@ def _load(recipe: Recipe, files: Sequence[str], protocol: TurnProtocol, reading:
             )
         if data.max_prompt_length is None:
             return rows
+        answered = reading.rules is not None and reading.rules.answered
         return drop_long_prompts(
             rows,
-            lambda task: len(protocol.prompt(task).token_ids),
+            lambda task: len(protocol.prompt(replace(task, messages=task.messages[: -answered or None])).token_ids),
             data.max_prompt_length,
             resize=data.resize_images,
         )

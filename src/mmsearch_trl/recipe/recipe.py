@@ -134,8 +134,10 @@ class Recipe:
         searching = [key for key in ("search", "tools", "max_search_failure_share") if self.values.get(key)]
         if foreign := [*searching, *limits]:
             raise UserError(f"{self.path}: {foreign[0]}: protocol direct searches nothing, take it out")
-        if not isinstance(self.trainer, MMSearchGRPOConfig):
-            raise UserError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not direct")
+        if self.data.question_files:
+            raise UserError(
+                f"{self.path}: question_files belong to traces, and protocol direct learns rows: take it out"
+            )
 
     def _check_reference(self) -> None:
         """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""

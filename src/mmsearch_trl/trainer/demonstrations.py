@@ -10,11 +10,11 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.data.demonstrations import Demonstration
-from mmsearch_trl.protocol.base import TurnProtocol
+from mmsearch_trl.protocol.base import SearchProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 
 
-def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Trajectory:
+def as_trajectory(demonstration: Demonstration, protocol: SearchProtocol) -> Trajectory:
     """The trajectory of a policy that said this; log-probs are 0.
 
     Raises:
@@ -55,7 +55,7 @@ def _check(action: Action, observation: Observation | None, number: int, *, last
         raise UserError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 
-def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: TurnProtocol) -> Encoded:
+def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: SearchProtocol) -> Encoded:
     """What the run said: the results, the notice that they were too long, or the request for the final answer."""
     observation = demonstration.observations[number]
     if observation is None:
