@@ -17,8 +17,12 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -112,12 +116,14 @@ def qwen25() -> Family:
 def qwen3() -> Family:
     """Patches of 16 pixels, two DeepStack levels, and a 4 x 4 table of learned positions that is interpolated."""
     processor = _qwen3_processor()
-    rope = _rope([6, 5, 5]) | {"mrope_interleaved": True}
-    text = _text(processor, num_hidden_layers=3, head_dim=32, rope_parameters=rope)
-    vision = _vision(16, depth=3, hidden_size=48, intermediate_size=64, out_hidden_size=64, num_position_embeddings=16)
-    vision |= {"deepstack_visual_indexes": [0, 1]}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **_ids(processor))
+    config = Qwen3VLConfig(tie_word_embeddings=True, **_qwen3_parts(processor))
     return Family("qwen3-vl", processor, lambda: Qwen3VLForConditionalGeneration(config))
+
+
+def qwen3_moe() -> Family:
+    processor = _qwen3_processor()
+    config = Qwen3VLMoeConfig(tie_word_embeddings=True, **_qwen3_parts(processor, **_EXPERTS))
+    return Family("qwen3-vl-moe", processor, lambda: Qwen3VLMoeForConditionalGeneration(config))
 
 
 def qwen35() -> Family:
@@ -126,26 +132,47 @@ def qwen35() -> Family:
     Half of each head is rotated. The state forgets slowly, so that what came long before still shows.
     """
     processor = _qwen3_processor()
-    rope = _rope([4, 2, 2]) | {"mrope_interleaved": True, "partial_rotary_factor": 0.5}
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
-    linear |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
-    layers = ["linear_attention", "full_attention"]
-    text = _text(processor, num_hidden_layers=2, layer_types=layers, head_dim=32, rope_parameters=rope, **linear)
-    vision = _vision(16, hidden_size=48, intermediate_size=64, out_hidden_size=64, num_position_embeddings=16)
-    config = Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True, **_ids(processor))
+    config = Qwen3_5Config(tie_word_embeddings=True, **_qwen35_parts(processor))
+    return Family("qwen3.5", processor, lambda: _remembering(Qwen3_5ForConditionalGeneration(config)))
 
-    def build() -> PreTrainedModel:
-        model = Qwen3_5ForConditionalGeneration(config)
-        for name, parameter in model.named_parameters():
-            if name.endswith("A_log"):
-                parameter.data.fill_(-3.0)
-        return model
 
-    return Family("qwen3.5", processor, build)
+def qwen35_moe() -> Family:
+    processor = _qwen3_processor()
+    experts = _EXPERTS | {"shared_expert_intermediate_size": 16}
+    config = Qwen3_5MoeConfig(tie_word_embeddings=True, **_qwen35_parts(processor, **experts))
+    return Family("qwen3.5-moe", processor, lambda: _remembering(Qwen3_5MoeForConditionalGeneration(config)))
 
 
 FAMILIES = {"qwen2-vl": qwen2, "qwen2.5-vl": qwen25, "qwen3-vl": qwen3, "qwen3.5": qwen35}
 """Every family with vision that can be trained."""
+MIXTURES = {"qwen3-vl-moe": qwen3_moe, "qwen3.5-moe": qwen35_moe}
+"""Of experts."""
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+def _qwen3_parts(processor: Any, **more: Any) -> dict[str, Any]:
+    rope = _rope([6, 5, 5]) | {"mrope_interleaved": True}
+    text = _text(processor, num_hidden_layers=3, head_dim=32, rope_parameters=rope, **more)
+    vision = _vision(16, depth=3, hidden_size=48, intermediate_size=64, out_hidden_size=64, num_position_embeddings=16)
+    vision |= {"deepstack_visual_indexes": [0, 1]}
+    return {"text_config": text, "vision_config": vision, **_ids(processor)}
+
+
+def _qwen35_parts(processor: Any, **more: Any) -> dict[str, Any]:
+    rope = _rope([4, 2, 2]) | {"mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    more |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    more |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    layers = ["linear_attention", "full_attention"]
+    text = _text(processor, num_hidden_layers=2, layer_types=layers, head_dim=32, rope_parameters=rope, **more)
+    vision = _vision(16, hidden_size=48, intermediate_size=64, out_hidden_size=64, num_position_embeddings=16)
+    return {"text_config": text, "vision_config": vision, **_ids(processor)}
+
+
+def _remembering(model: PreTrainedModel) -> PreTrainedModel:
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.data.fill_(-3.0)
+    return model
 
 
 def _qwen3_processor() -> Qwen3VLProcessor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from model_families import FAMILIES, Family, RestlessProtocol, qwen2, qwen3, qwen25, qwen35  # noqa: F401
+from model_families import FAMILIES, MIXTURES, Family, RestlessProtocol, qwen2, qwen3, qwen25, qwen35  # noqa: F401
 from PIL import Image
 from transformers import PreTrainedModel
 

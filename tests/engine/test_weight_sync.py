@@ -64,6 +64,15 @@ def test_a_whole_model_is_sent_as_it_is_saved(family: tiny.Family, tmp_path: Pat
     assert_same(dict(sent), saved(model, tmp_path))
 
 
+@pytest.mark.parametrize("name", tiny.MIXTURES)
+def test_experts_are_sent_as_they_are_saved(name: str, tmp_path: Path) -> None:
+    """Within the model, they are one tensor; in files, that has its axes turned, or each expert has tensors."""
+    model = lora(tiny.MIXTURES[name]().model(), target_modules=r".*self_attn\.[qv]_proj")
+    sent = list(sampler_weights(model))
+    assert len(sent) == len(dict(sent))
+    assert_same(dict(sent), saved(model.merge_and_unload(), tmp_path))
+
+
 def test_a_reloaded_model_is_sent_under_the_same_names(family: tiny.Family, tmp_path: Path) -> None:
     model = family.model()
     expected = saved(model, tmp_path)

@@ -33,9 +33,10 @@ class Mixed(NamedTuple):
     batch: tiny.Batch
 
 
-@pytest.fixture(scope="module", params=tiny.FAMILIES)
+@pytest.fixture(scope="module", params=tiny.FAMILIES | tiny.MIXTURES)
 def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
-    return Mixed(*_mixed(tiny.FAMILIES[request.param](), tmp_path_factory.mktemp("mixed")))
+    family = (tiny.FAMILIES | tiny.MIXTURES)[request.param]()
+    return Mixed(*_mixed(family, tmp_path_factory.mktemp("mixed"), router_aux_loss_coef=0.0))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3])

@@ -9,6 +9,7 @@ import tiny
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_arguments import engine_arguments
+from mmsearch_trl.engine.vllm_process import become_server
 from mmsearch_trl.models.family import VISION_FAMILIES, check_family
 from mmsearch_trl.recipe import build, start
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
@@ -60,10 +61,11 @@ def test_what_can_be_trained_is_not(family: str, tmp_path: Path) -> None:
     check_family("the model", _model(tmp_path, {"model_type": family}))
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_the_families_of_these_tests_are_those_that_are_named(name: str) -> None:
-    family = tiny.FAMILIES[name]()
-    assert VISION_FAMILIES[family.model().config.model_type].lower() == family.name == name
+def test_the_families_of_these_tests_are_those_that_are_named() -> None:
+    tested = {name: build().model().config.model_type for name, build in (tiny.FAMILIES | tiny.MIXTURES).items()}
+    assert {family: name.removesuffix("-moe") for name, family in tested.items()} == {
+        family: title.lower() for family, title in VISION_FAMILIES.items()
+    }
 
 
 def test_a_model_in_memory_is_refused_as_well(tmp_path: Path) -> None:
@@ -74,8 +76,13 @@ def test_a_model_in_memory_is_refused_as_well(tmp_path: Path) -> None:
         tiny.trainer(family, tmp_path, model=model)
 
 
-def test_linear_attention_is_not_computed_by_vllm_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "qwen3_vl_moe"])
+def test_what_vllm_does_not_compute_on_a_cpu_is_refused_there(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    model = _model(tmp_path, {"model_type": "qwen3_5"})
-    with pytest.raises(UserError, match=r"vLLM does not compute Qwen3.5 on a CPU"):
+    model = _model(tmp_path, {"model_type": family})
+    with pytest.raises(UserError, match=f"vLLM does not compute models of the family {family} on a CPU"):
         engine_arguments(model, {}, None)
+    with pytest.raises(UserError, match="MODEL: vLLM does not compute"):
+        become_server(model, [], port=1, max_lora_rank=None)

@@ -52,7 +52,7 @@ def test_time_and_mode_are_the_recipes() -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"rule": "maths"}, "rule must be one of math, r1_v, answer, none"),
+        ({"rule": "maths"}, "rule must be one of math, r1_v, answer, sokoban, none"),
         ({"compat": "r1_v"}, "compat: r1_v has no meaning under rule math"),
         ({"compat": "lmm_r1", "rule": "r1_v"}, "compat: lmm_r1 has no meaning under rule r1_v"),
         ({"template": "base"}, "template needs compat: lmm_r1"),

@@ -43,9 +43,14 @@ def sampler_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """
     base = _base(model)
     weights = _untied(base, list(_stored(base, "")))
-    for name, stored in _checkpoint_names(base, weights).items():
+    renamed = _checkpoint_names(base, weights)
+    for name, stored in renamed.items():
         with _gathered(stored.parameters()):
             yield name, stored.value()
+    done = {stored.name for stored in renamed.values()}
+    for stored in (weight for weight in weights if weight.name not in done):
+        with _gathered(stored.parameters()):
+            yield from revert_weight_conversion(base, {stored.name: stored.value()}).items()
 
 
 def adapter_weights(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
@@ -226,15 +231,17 @@ def _untied(base: PreTrainedModel, weights: Sequence[_Stored]) -> list[_Stored]:
 def _checkpoint_names(base: PreTrainedModel, weights: Collection[_Stored]) -> dict[str, _Stored]:
     """The weights by the names that transformers writes to files, which are the ones that vLLM reads.
 
-    Raises:
-        UserError: transformers writes other tensors than the model has, as it does for mixtures of experts.
+    Those that it would write in another form, as the experts of a mixture, are left out.
     """
-    marks = {weight.name: torch.empty(0, device="meta") for weight in weights}
+    marks = {weight.name: torch.empty(_shape(weight.parameter), device="meta") for weight in weights}
     stored = {id(marks[weight.name]): weight for weight in weights}
     named = revert_weight_conversion(base, marks)
-    if {id(mark) for mark in named.values()} != stored.keys():
-        raise UserError(f"{type(base).__name__} rearranges its weights when it is saved; these cannot be sent singly")
-    return {name: stored[id(mark)] for name, mark in named.items()}
+    return {name: stored[id(mark)] for name, mark in named.items() if id(mark) in stored}
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, where ZeRO-3 has partitioned it as well."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _adapted(model: PeftModel, adapter: str) -> list[tuple[str, LoraLayer]]:

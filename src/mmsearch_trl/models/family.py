@@ -15,12 +15,15 @@ VISION_FAMILIES: Mapping[str, str] = {
     "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL",
     "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5",
 }
-"""By `model_type`."""
-SUPPORTED = f"{', '.join(VISION_FAMILIES.values())}, or a causal language model of transformers"
-_NOT_ON_CPU = ("qwen3_5",)
-"""vLLM 0.31 computes linear attention on a CPU in bf16 alone, without adapters, and came to NaN there."""
+"""By `model_type`; mixtures of experts have one of their own."""
+SUPPORTED = f"{', '.join(dict.fromkeys(VISION_FAMILIES.values()))}, or a causal language model of transformers"
+_NOT_ON_CPU = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""There, vLLM 0.31 computes linear attention in bf16 alone, without adapters, and came to NaN; it does not load the
+mixtures that transformers saves."""
 
 
 def check_family(what: str, name: str, revision: str | None = None) -> None:
@@ -85,5 +88,5 @@ def check_vllm_on_cpu(what: str, name: str) -> None:
         return
     if family in _NOT_ON_CPU:
         raise UserError(
-            f"{what}: vLLM does not compute {VISION_FAMILIES[family]} on a CPU: leave use_vllm out, or use a GPU"
+            f"{what}: vLLM does not compute models of the family {family} on a CPU: leave use_vllm out, or use a GPU"
         )

@@ -12,11 +12,12 @@ from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode
 from mmsearch_trl.rewards.responses import Template
 from mmsearch_trl.rewards.rule import Rule
+from mmsearch_trl.rewards.sokoban import SokobanRule
 from mmsearch_trl.rewards.sources import RewardSources
 from mmsearch_trl.rewards.verify_pool import VerifyPool, check_installed
 
 
-DirectRule = Literal["math", "r1_v", "answer", "none"]
+DirectRule = Literal["math", "r1_v", "answer", "sokoban", "none"]
 Compat = Literal["lmm_r1", "r1_v"]
 
 _JUDGED = ("math", "r1_v")
@@ -33,7 +34,8 @@ class DirectRewardConfig(RewardSources):
         default="math",
         metadata={
             "help": "math: LMM-R1's, form and final answer, compared by math-verify. r1_v: R1-V's. answer: the words "
-            "of the answer alone. none: only what function, models and remote say; rows need no answer."
+            "of the answer alone. sokoban: LMM-R1's, moves played in the row's `level`; rows need no answer. none: "
+            "only what function, models and remote say; rows need no answer."
         },
     )
     compat: Compat | None = field(
@@ -100,6 +102,8 @@ class DirectRewardConfig(RewardSources):
                 )
             weight = math.FORMAT_WEIGHT if weight is None else weight
             return math.MathRule(pool, compat=compat, template=self.template, format_weight=weight)
+        if self.rule == "sokoban":
+            return SokobanRule()
         return AnswerRule(self.reward_mode) if self.rule == "answer" else None
 
     def _meaningless(self) -> Iterator[str]:

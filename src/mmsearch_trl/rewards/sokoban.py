@@ -47,6 +47,10 @@ class SokobanRule(Rule):
     def needs_answers(self) -> bool:
         return False
 
+    @property
+    def compares_words(self) -> bool:
+        return False
+
     def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
         """
         Raises:
