@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from mmsearch_trl.core.errors import RunEnded, UserError
+from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.estimator_config import EstimatorConfig, KLConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
@@ -186,6 +187,30 @@ def test_advantages_are_of_values_before_the_fit_and_the_kl_term_is_paid(tmp_pat
     advantages = (returns - run.critic.values(ScoredBatch.of_generated(batch.output)).double()) * sampled
     torch.testing.assert_close(batch.output["advantages"].double(), advantages, atol=1e-5, rtol=1e-4)
     run.close()
+
+
+def letters(completions: Any, **columns: Any) -> list[float]:
+    """A point for four letters `e`, and a part of it for fewer."""
+    return [min(1.0, messages[-1]["content"].count("e") / 4) for messages in completions]
+
+
+def test_ppo_learns_a_small_task_and_its_critic_to_foresee_the_reward(tmp_path: Path) -> None:
+    """From one rollout of each prompt: nothing else tells what was good."""
+    run = tiny.trainer(
+        FAMILY,
+        tmp_path,
+        tiny.tasks(16, images=(0,)),
+        reward=letters,
+        protocol=FAMILY.protocol(),
+        limits=Limits(max_turns=1, max_turn_tokens=6, max_response_tokens=100),
+        critic=CriticConfig(learning_rate=3e-3, lr_scheduler_type="constant", warmup_steps=0),
+        **PPO | {"per_device_train_batch_size": 16, "estimator": EstimatorConfig(name="gae"), "max_steps": 18},
+    )
+    run.train()
+    run.close()
+    rewards, losses = ([log[key] for log in run.state.log_history if key in log] for key in ("reward", "critic/loss"))
+    assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-3:]) / 3 > 0.9
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
 def test_what_does_not_go_with_a_critic_is_refused(tmp_path: Path) -> None:
