@@ -194,21 +194,23 @@ def test_fitting_leaves_the_policy_as_it_is(kind: Any, checkpointing: dict[str, 
         assert parameter.requires_grad == ("lora" in name)
 
 
-def test_an_adapter_shares_the_frozen_weights_and_begins_where_the_base_model_is() -> None:
-    model = policy(adapted=True)
-    full = value_model(model, "full", seed=0, checkpointing=None)
-    shared = value_model(model, "adapter", seed=0, checkpointing=None)
-    batch = scored()
-    assert torch.equal(
-        critic(full).values(batch), critic(value_model(policy(), "full", seed=0, checkpointing=None)).values(batch)
-    )
+def test_a_critic_begins_where_an_adapted_policy_is_and_an_adapter_shares_its_frozen_weights() -> None:
+    model, batch = policy(adapted=True), scored()
+    full, shared = (value_model(model, kind, seed=0, checkpointing=None) for kind in ("full", "adapter"))
+    with torch.no_grad():
+        hidden, bare = (
+            each.base_model(input_ids=batch.input_ids).last_hidden_state for each in (model.get_base_model(), policy())
+        )
+        for made in (full, shared):
+            torch.testing.assert_close(made.backbone(input_ids=batch.input_ids).last_hidden_state, hidden)
+    assert (hidden - bare).abs().max() > 0.01
+    assert torch.equal(full.head.weight, shared.head.weight)
     frozen = {p.data_ptr() for p in model.parameters() if not p.requires_grad}
     assert {p.data_ptr() for p in shared.parameters() if not p.requires_grad} <= frozen
-    trained = {name for name, p in shared.named_parameters() if p.requires_grad}
-    assert trained and all(".critic." in name or name.startswith("head.") for name in trained)
-    with torch.no_grad():
-        hidden = [each.backbone(input_ids=batch.input_ids).last_hidden_state for each in (full, shared)]
-    torch.testing.assert_close(*hidden)
+    trained = {name: p for name, p in shared.named_parameters() if p.requires_grad}
+    assert len(trained) == 10 and all(".lora_" in name or name.startswith("head.") for name in trained)
+    assert not {p.data_ptr() for p in trained.values()} & {p.data_ptr() for p in model.parameters()}
+    assert all(p.requires_grad and "lora" not in name for name, p in full.named_parameters())
 
 
 def test_what_a_critic_cannot_be_is_refused() -> None:

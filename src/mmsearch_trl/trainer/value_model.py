@@ -6,20 +6,17 @@ nothing of a critic can reach a sampler, an export or a push.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any
 
 import torch
-from peft import PeftModel, inject_adapter_in_model
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.trainer.critic_config import CriticModel
-
-
-_ADAPTER = "critic"
 
 
 class ValueModel(nn.Module):
@@ -59,22 +56,15 @@ def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Map
         )
     if kind == "full" and getattr(whole, "is_quantized", False):
         raise UserError("critic.model: full trains all weights, and this model's are quantized: set it to adapter")
+    # A copy of the modules of an adapted policy that holds its frozen weights themselves, and adapters of its own.
     shared = {id(p): p for p in whole.base_model.parameters() if not p.requires_grad} if kind == "adapter" else {}
-    backbone = _without_adapters(deepcopy(whole.base_model, shared))
-    device = policy.device
-    with seeded(seed, device):
-        if kind == "adapter":
-            assert isinstance(policy, PeftModel)
-            backbone.requires_grad_(False)
-            config = copy(policy.peft_config[policy.active_adapter])
-            config.modules_to_save = None
-            config.init_lora_weights = True  # others rewrite the weights that they stand on, and these are shared
-            inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
-        model = ValueModel(backbone).to(device)
-    for name, parameter in model.named_parameters():
-        trained = kind == "full" or f".{_ADAPTER}." in name or name.startswith("head.")
-        parameter.requires_grad_(trained)
-        if trained:
+    backbone = deepcopy(whole.base_model, shared)
+    if kind == "full":
+        backbone = _merged(backbone.float().requires_grad_(True))
+    with seeded(seed, policy.device):
+        model = ValueModel(backbone).to(policy.device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if checkpointing is not None:
         backbone.gradient_checkpointing_enable({"use_reentrant": False} | dict(checkpointing))
@@ -91,11 +81,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _without_adapters(backbone: nn.Module) -> nn.Module:
-    """The layers that adapters stand around, in their places."""
+def _merged(backbone: nn.Module) -> nn.Module:
+    """Layers that compute what they and the adapters around them computed, in the places of both."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
+            module.merge()
             backbone.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, AuxiliaryTrainingWrapper):
-            backbone.set_submodule(name, module.original_module)
+        elif isinstance(module, ModulesToSaveWrapper):
+            backbone.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     return backbone
