@@ -141,6 +141,25 @@ def test_frozen_parts_have_neither_gradient_nor_optimizer_state() -> None:
     assert memory.states * GIB == 16 * frozen.trained.count + 4 * frozen.frozen.count
 
 
+def test_a_critic_costs_what_training_a_copy_or_an_adapter_does(
+    full: list[ModelShape], adapted: list[ModelShape]
+) -> None:
+    [copied, spread] = (memory_of(full[1], demand(critic="full"), way, 8) for way in (Sharding.NONE, Sharding.FSDP2))
+    assert copied.critic * GIB == 8 * spread.critic * GIB == 16 * full[1].base.count
+    without = memory_of(full[1], demand(), Sharding.FSDP2, 8)
+    assert spread.training - without.training == pytest.approx(spread.critic)
+    assert spread.rollout - without.rollout == pytest.approx(spread.critic)
+    adapter = memory_of(adapted[1], demand(critic="adapter"), Sharding.NONE, 1)
+    assert adapter.critic * GIB == 16 * adapted[1].trained.count
+
+
+def test_the_doctor_shows_a_critic_where_it_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--recipe", "search_r1/qwen2.5-7b-ppo", "--gpus", "8"]) == 0
+    said = capsys.readouterr().out
+    numbers = {line[:26].strip(): line[26:].split() for line in said.splitlines()}
+    assert numbers["critic"] == ["113.5", "14.2"] and "zero" not in said
+
+
 def test_72b_is_known_without_the_hub_and_a_stranger_is_not() -> None:
     assert round(shape("Qwen/Qwen2.5-VL-72B-Instruct").base.count / 1e9, 1) == 73.4
     assert published_config("Qwen/Qwen2.5-VL-4B-Instruct") is published_config("me/Qwen2.5-VL-7B-Instruct") is None

@@ -23,6 +23,7 @@ _ROWS = (
     ("gradients", "gradients"),
     ("optimizer", "optimizer"),
     ("reference model", "reference"),
+    ("critic", "critic"),
     ("model and optimizer", "states"),
     ("activations", "activations"),
     ("of the vision tower", "vision"),
@@ -64,7 +65,8 @@ def report_memory(path: Path, overrides: Mapping[str, Any], kind: Kind, gpus: in
         highlight=False,
         markup=False,
     )
-    memories = {sharding: memory_of(shape, demand, sharding, gpus) for sharding in Sharding}
+    ways = [sharding for sharding in Sharding if demand.critic is None or not sharding.of_deepspeed]
+    memories = {sharding: memory_of(shape, demand, sharding, gpus) for sharding in ways}
     console.print(_table(memories, gpus))
     for line in _notes(recipe, shape, demand):
         console.print(line, highlight=False, markup=False)

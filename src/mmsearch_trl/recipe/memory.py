@@ -17,11 +17,14 @@ from mmsearch_trl.recipe.model_shape import Layers, ModelShape
 from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.recipe.schedule import plain
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
+from mmsearch_trl.trainer.critic_config import CriticModel
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
 
 GIB = 1 << 30
 _HALF, _MASTER = 2, 4
+_CRITIC = 16
+"""Bytes of a critic's weight in float32, its gradient, and AdamW's two states."""
 _PICTURE = 2 * 672 * 672
 """Pixels of the largest picture under `resize_images`."""
 
@@ -51,6 +54,7 @@ class Demand:
         rows, tokens: Of a micro-batch; `tokens` of its longest row, None where the recipe does not bound it.
         pixels: Of the largest picture of a row, None where the recipe does not bound it.
         rollouts: That the trained model writes together; 0 where vLLM writes them.
+        critic: What is trained beside it.
     """
 
     states: float
@@ -62,6 +66,7 @@ class Demand:
     tokens: int | None
     pixels: int | None
     rollouts: int
+    critic: CriticModel | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, *, bf16: bool) -> "Demand":
@@ -82,6 +87,7 @@ class Demand:
             tokens=_longest(recipe),
             pixels=_PICTURE if recipe.data.resize_images else None,
             rollouts=args.max_rollout_batch if grpo and not args.use_vllm else 0,  # pyright: ignore[reportAttributeAccessIssue]
+            critic=args.critic.model if isinstance(args, MMSearchGRPOConfig) and args.critic is not None else None,
         )
 
 
@@ -93,6 +99,7 @@ class Memory:
         activations, vision: Of a micro-batch: of the language model, and of the vision tower; 0 where not bounded.
         gathered, cache: While rollouts are written: whole weights beside the shards, keys and values.
         host: Of the CPU's memory, for one process.
+        critic: Its weights, gradients and optimizer.
     """
 
     weights: float
@@ -104,10 +111,11 @@ class Memory:
     gathered: float
     cache: float
     host: float = 0.0
+    critic: float = 0.0
 
     @property
     def states(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.reference
+        return self.weights + self.gradients + self.optimizer + self.reference + self.critic
 
     @property
     def training(self) -> float:
@@ -115,7 +123,7 @@ class Memory:
 
     @property
     def rollout(self) -> float:
-        return self.weights + self.optimizer + self.reference + self.gathered + self.cache
+        return self.weights + self.optimizer + self.reference + self.critic + self.gathered + self.cache
 
 
 def memory_of(shape: ModelShape, demand: Demand, sharding: Sharding, processes: int) -> Memory:
@@ -146,7 +154,13 @@ def memory_of(shape: ModelShape, demand: Demand, sharding: Sharding, processes: 
         gathered=0.0 if whole or not demand.rollouts else shape.parameters * demand.compute_bytes / GIB,
         cache=demand.rollouts * (demand.tokens or 0) * key_value_bytes(shape.language, demand.compute_bytes) / GIB,
         host=states / partly / GIB if offloaded else 0.0,
+        critic=_critic_weights(shape, demand.critic) * _CRITIC / spread / GIB,
     )
+
+
+def _critic_weights(shape: ModelShape, critic: CriticModel | None) -> int:
+    """How many are trained: those of a copy of the model, or of one more adapter."""
+    return {None: 0, "full": shape.base.count, "adapter": shape.trained.count}[critic]
 
 
 def optimizer_states(args: TrainingArguments) -> tuple[float, int | None]:
