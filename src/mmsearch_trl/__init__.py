@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmsearch_trl.protocol.chat import ChatEncoder
     from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
     from mmsearch_trl.protocol.search_r1 import SearchR1Protocol
+    from mmsearch_trl.rewards.direct import DirectRewardConfig
     from mmsearch_trl.rewards.mmsearch import RewardConfig
     from mmsearch_trl.rewards.rule_reward import RuleReward
     from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ChatEncoder": "protocol.chat",
+    "DirectRewardConfig": "rewards.direct",
     "Limits": "rollout.limits",
     "MMSearchGRPOConfig": "trainer.config",
     "MMSearchGRPOTrainer": "trainer.grpo",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "ChatEncoder",
+    "DirectRewardConfig",
     "Limits",
     "MMSearchGRPOConfig",
     "MMSearchGRPOTrainer",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CODE = """
 def reward_func(queries, prompts, labels):
     assert all(query.startswith("<|im_start|>user\\nwhat is ") for query in queries), queries[0]
-    assert all("<|im_start|>assistant\\n" in query for query in queries) and set(labels) == {"2"}
+    assert all("<|im_start|>assistant\\n" in query for query in queries) and set(labels) <= {"2", "[1, 2]"}
     return [len(query) / 1000 for query in queries]
 """
 SECRET = "sk-0123456789abcdef0123"
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForSequenceClassification(model.config).save_pretrained(folder / "judge")
     tokenizer.save_pretrained(folder / "judge")
     (folder / "my_reward.py").write_text(CODE)
-    golds = ["2"] * 8
+    golds = ["2"] * 7 + ["[1, 2]"]
     rows = [
         {"message": [{"role": "user", "content": f"what is {number}?"}], "answer": gold}
         for number, gold in enumerate(golds)
@@ -129,3 +129,38 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     out = str(recipe.parent / "refused")
     assert main(["train", "--config", str(recipe), "--output_dir", out, *words]) == 1
     assert says.replace("{port}", port) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule", "says"),
+    [
+        ("???", "math", "line 2: the answer '???' is no expression, number, option letter or word"),
+        ("", "math", "line 2: the ground truth is empty"),
+        ("???", "answer", "line 2: the answer '???' cannot be scored"),
+    ],
+)
+def test_a_gold_answer_that_nothing_can_equal_is_told_with_file_and_row(
+    answer: str, rule: str, says: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained_on(answer, recipe, tmp_path, "--reward.rule", rule) == 1
+    message = capsys.readouterr().err
+    assert "bad.jsonl" in message and says in message
+
+
+@pytest.mark.parametrize("keys", [("--reward.compat", "lmm_r1"), ("--reward.rule", "none", "--reward.function", "f")])
+def test_where_no_gold_answer_is_needed_none_is_asked_for(keys: tuple[str, ...], recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "paid.py").write_text(
+        "def reward_func(completions, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    words = [str(tmp_path / "paid.py") if word == "f" else word for word in keys]
+    assert trained_on("", recipe, tmp_path, *words) == 0
+
+
+def trained_on(answer: str, recipe: Path, folder: Path, *words: str) -> int:
+    """The exit status of training on four questions of which the second has this answer."""
+    golds = ["2", answer, "A", "[1, 2]"]
+    rows = [{"message": [{"role": "user", "content": "what is it?"}], "answer": gold} for gold in golds]
+    data = str(write_jsonl(folder / "bad.jsonl", rows))
+    out = str(folder / "run")
+    options = ("--train_files", data, "--eval_files", "[]", "--output_dir", out)
+    return main(["train", "--config", str(recipe), *options, *words])

@@ -61,6 +61,7 @@ def test_time_and_mode_are_the_recipes() -> None:
         ({"reward_mode": "SubEM"}, "reward_mode has no meaning under rule math"),
         ({"format_weight": -1}, r"format_weight must be a number from 0 to 10"),
         ({"verify_timeout_s": 0}, "verify_timeout_s must be a number"),
+        ({"verify_timeout_s": 61}, "verify_timeout_s must be a number from 0.01 to 60"),
         ({"rule": "none"}, "neither function nor models nor remote"),
         ({"function": ("a.py", "a.py")}, "function names a.py twice"),
     ],

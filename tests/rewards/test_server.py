@@ -107,3 +107,5 @@ def test_options_of_the_command_are_checked(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["serve", "reward", "--template", "llama"])
     assert "chatml" in capsys.readouterr().err
+    assert main(["serve", "reward", "--timeout_s", "61"]) == 1
+    assert "--timeout_s must be over 0 and at most 60, got 61" in capsys.readouterr().err

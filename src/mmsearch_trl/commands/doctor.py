@@ -112,6 +112,7 @@ _OPTIONAL = (
     ("deepspeed", {"deepspeed": "deepspeed"}, ("deepspeed",)),
     ("flash-attn", {"flash-attn": "flash_attn", "flash-attn-4": "flash_attn.cute"}, ("flash-attn",)),
     ("wandb", {"wandb": "wandb"}, ("wandb",)),
+    ("math-verify", {"math-verify": "math_verify"}, ("math",)),
 )
 """Name, the distributions under which it may be installed with the module of each, and our extras for it. Two of them
 share a module's name, so that the module does not tell which is there."""

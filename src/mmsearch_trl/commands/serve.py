@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch_trl.core.boundaries import optional
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.worker import LONGEST_JOB_SECONDS
 from mmsearch_trl.recipe.command_line import add_config, keys_of
 
 
@@ -57,8 +58,8 @@ def _add_reward(reward: argparse.ArgumentParser) -> None:
 
 
 def _serve_reward(options: argparse.Namespace) -> None:
-    if not options.timeout_s > 0:
-        raise UserError(f"--timeout_s must be a number over 0, got {options.timeout_s:g}")
+    if not 0 < options.timeout_s <= LONGEST_JOB_SECONDS:
+        raise UserError(f"--timeout_s must be over 0 and at most {LONGEST_JOB_SECONDS}, got {options.timeout_s:g}")
     _check_installed()
     from mmsearch_trl.rewards.server import FORMAT_WEIGHT, serve
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 
 LENGTH = struct.Struct("<I")
-_LONGEST_JOB_SECONDS = 60
+LONGEST_JOB_SECONDS = 60
 """For one whose starter was killed and cannot kill it any more."""
 
 
@@ -55,7 +55,7 @@ def main() -> None:
             message = receive(sys.stdin.buffer)
         except EOFError:
             return
-        signal.alarm(_LONGEST_JOB_SECONDS)
+        signal.alarm(LONGEST_JOB_SECONDS)
         answer = work(message)
         signal.alarm(0)
         send(answers, answer)

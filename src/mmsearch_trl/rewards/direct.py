@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.worker import LONGEST_JOB_SECONDS
 from mmsearch_trl.rewards import math, r1_v
 from mmsearch_trl.rewards.answer import AnswerRule
 from mmsearch_trl.rewards.checks import check_choice, check_range
@@ -61,7 +62,7 @@ class DirectRewardConfig(RewardSources):
         default=5.0,
         metadata={
             "help": "Rules math and r1_v: seconds after which judging an answer is given up, its process killed and "
-            "the answer counted as wrong (metric reward/given_up)."
+            "the answer counted as wrong (metric reward/given_up). At most 60."
         },
     )
     reward_mode: RewardMode = field(
@@ -76,7 +77,7 @@ class DirectRewardConfig(RewardSources):
         check_choice("rule", self.rule, get_args(DirectRule))
         check_choice("template", self.template, get_args(Template))
         check_choice("reward_mode", self.reward_mode, get_args(RewardMode))
-        check_range("verify_timeout_s", self.verify_timeout_s, 0.01, 3600)
+        check_range("verify_timeout_s", self.verify_timeout_s, 0.01, LONGEST_JOB_SECONDS)
         if self.compat is not None:
             check_choice("compat", self.compat, get_args(Compat))
         if self.format_weight is not None:
