@@ -52,6 +52,11 @@ def test_two_processes_make_advantages_of_tokens_as_one(runs: Path) -> None:
     assert logs[1]["kl"] > 0 and logs[1]["train/kl_coef"] != logs[0]["train/kl_coef"]
 
 
+def test_two_processes_train_on_message_rows_with_and_without_pictures_as_one(runs: Path) -> None:
+    logs = _assert_the_same(runs, "messages")
+    assert all(log["rollout/turns"] == 1.0 and log["grad_norm"] > 0 for log in logs)
+
+
 def _assert_the_same(runs: Path, engine: str) -> list[dict[str, float]]:
     """Logs and weights of one process and of two; the latter's logs."""
     folders = [runs / number / engine for number in ("one", "two")]
