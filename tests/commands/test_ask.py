@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import pytest
+import tiny
+from PIL import Image
 from runs import grpo_arguments
 
+from mmsearch_trl.commands.ask_once import _task
 from mmsearch_trl.commands.main import main
+from mmsearch_trl.protocol.chat import ChatEncoder
+from mmsearch_trl.protocol.direct import DirectProtocol
+from mmsearch_trl.recipe.recipe import load_recipe
 
 
 def _ask(question: str, model: Path, home: Path, *more: str) -> int:
@@ -53,3 +59,16 @@ def test_an_image_that_cannot_be_read_is_named(
     (tmp_path / "no.png").write_text("no image")
     assert _ask("why?", world_home / "model", world_home, "--image", str(tmp_path / "no.png")) == 1
     assert "no.png" in capsys.readouterr().err
+
+
+def test_a_question_without_tools_is_asked_in_the_words_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model_name_or_path: m\nprotocol: direct\nuse_cpu: true\nbf16: false\n"
+        'system_prompt: Think first.\ntemplate: "Solve: {question}"\n'
+    )
+    protocol = DirectProtocol(ChatEncoder(tiny.qwen25().processor))
+    image = Image.new("RGB", (40, 40))
+    task = _task("2 + 2?", image, load_recipe(tmp_path / "r.yaml"), protocol)
+    assert [message.role for message in task.messages] == ["system", "user"]
+    assert task.messages[0].text == "Think first." and task.messages[1].text == "Solve: 2 + 2?"
+    assert (task.messages[1].content[0], task.question, task.images) == (None, "2 + 2?", (image,))

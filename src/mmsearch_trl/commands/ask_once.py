@@ -14,11 +14,13 @@ from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, SamplingParams
 from mmsearch_trl.core.errors import EngineError, UserError
 from mmsearch_trl.core.images import ImageInput
+from mmsearch_trl.core.message import Message
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.text import printable
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.data.images import resize_prompt_image
+from mmsearch_trl.data.opening import Opening
 from mmsearch_trl.engine.base import Engine
 from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, build_tools, load_agent, load_processor
@@ -74,7 +76,12 @@ def _task(question: str, image: Any, recipe: Recipe, protocol: TurnProtocol) -> 
         raise UserError(f"--image: {recipe.model.model_name_or_path} is a language model, and sees no image")
     if image is not None and recipe.data.resize_images:
         image = resize_prompt_image(image)
-    return Task(id="ask", question=question, images=() if image is None else (image,))
+    images = () if image is None else (image,)
+    if isinstance(protocol, SearchProtocol):
+        return Task(id="ask", question=question, images=images)
+    asked = Message("user", (*(None for _ in images), question))
+    opening = Opening.load(recipe.data.system_prompt, recipe.data.template)
+    return Task(id="ask", question=question, images=images, messages=opening.applied([asked]))
 
 
 async def _roll_out(

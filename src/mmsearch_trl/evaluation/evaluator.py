@@ -125,7 +125,7 @@ class Evaluator:
                 for number, scored in self._scored(ended, rows):
                     if options.save_traces:
                         traces.write([scored], step=evaluation.step, split=split)
-                    row = asdict(evaluation_row(scored, tokenizer, step=evaluation.step))
+                    row = evaluation_row(scored, tokenizer, step=evaluation.step).as_dict()
                     measures = Measures.of(scored.trajectory, scored.parts)
                     part = Part(number=number, row=row, measures=measures, traces_size=traces.size)
                     writer.write_row(part.to_line(), spoiled=Tally.of([scored.trajectory]).spoiled)

@@ -78,6 +78,11 @@ class LearningCurves:
         return sorted({step for series in curves for step in series})
 
     @property
+    def judged(self) -> bool:
+        """Whether it is known of any answer that it is right or wrong."""
+        return any(curve.right for curves in (self.train, self.evaluation) for curve in curves.values())
+
+    @property
     def searches(self) -> bool:
         """Whether there was anything to search with."""
         return any(curve.searched for curves in (self.train, self.evaluation) for curve in curves.values())
@@ -111,12 +116,14 @@ def plot_learning(curves: LearningCurves, out: Path) -> Path:
     """Draw the curves to `out` (PNG, PDF or SVG by its suffix; 150 dpi) and return it.
 
     Raises:
-        UserError: `out` cannot be written, or has the suffix of another kind of file.
+        UserError: `out` cannot be written, or has the suffix of another kind of file; or nothing was measured.
     """
     if out.suffix not in _SUFFIXES:
         raise UserError(f"{out}: a plot is written as one of {', '.join(_SUFFIXES)}")
-    panels = [("Right answers", "right"), ("Trajectories that search", "searched")]
-    panels = panels if curves.searches else panels[:1]
+    panels = [("Right answers", "right")] if curves.judged else []
+    panels += [("Trajectories that search", "searched")] if curves.searches else []
+    if not panels:
+        raise UserError("there is nothing to plot: nobody judged an answer, and there was nothing to search with")
     figure = Figure(figsize=(4.8 * len(panels), 3.7), dpi=150, layout="constrained")
     places = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
     for axes, (title, name) in zip(places, panels, strict=True):

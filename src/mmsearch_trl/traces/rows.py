@@ -6,7 +6,8 @@ decoded without special tokens, and `output_text` holds tool text as well, since
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mmsearch_trl.core.reward import ScoredTrajectory
 from mmsearch_trl.traces.tokens import Decoder
@@ -23,7 +24,7 @@ class EvaluationRow:
         actions: Of each turn: the tool that it calls, else `answer` or `none`.
         responses: The model's own turns as text.
         rewards: The reward by part.
-        tool_failures: Kind of each failed call, in order.
+        tool_failures: Kind of each failed call, in order; None where nothing can be called.
         sampled_tokens: Tokens that the model wrote, end-of-turn tokens included.
         seconds: Wall time of the rollout.
     """
@@ -45,16 +46,21 @@ class EvaluationRow:
     actions: tuple[str, ...]
     responses: tuple[str, ...]
     rewards: Mapping[str, float]
-    tool_failures: tuple[str, ...]
+    tool_failures: tuple[str, ...] | None
     sampled_tokens: int
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, without those of calls where nothing can be called."""
+        fields = asdict(self)
+        return fields if self.tool_failures is not None else {k: v for k, v in fields.items() if k != "tool_failures"}
 
 
 def evaluation_row(scored: ScoredTrajectory, tokenizer: Decoder, *, step: int) -> EvaluationRow:
     """Build the row of one evaluated trajectory."""
     trajectory = scored.trajectory
     task = trajectory.task
-    observations = tuple(trajectory.observations)
+    failures = tuple(seen.failure.kind.value for seen in trajectory.observations if seen.failure)
     truth, candidates = (task.answers[0], task.answers[1:]) if task.answers else ("", ())
     return EvaluationRow(
         step=step,
@@ -74,7 +80,7 @@ def evaluation_row(scored: ScoredTrajectory, tokenizer: Decoder, *, step: int) -
         actions=tuple(turn.action.tool or turn.action.kind.value for turn in trajectory.turns),
         responses=tuple(trajectory.responses),
         rewards=dict(scored.rewards),
-        tool_failures=tuple(seen.failure.kind.value for seen in observations if seen.failure),
+        tool_failures=failures if trajectory.has_tools else None,
         sampled_tokens=sum(trajectory.loss_mask),
         seconds=round(trajectory.seconds, 4),
     )
