@@ -36,6 +36,9 @@ def test_every_promised_recipe_is_there() -> None:
     wanted = {f"mmsearch_r1/{model}{variant}.yaml" for model in models for variant in ("", "-lora")}
     kinds = ("", "-lora", "-structure", "-ppo")
     wanted |= {f"search_r1/qwen2.5-{size}{kind}.yaml" for size in ("3b", "7b") for kind in kinds}
+    stages = ("fre-text", "fre-multi", "mgt-geo", "mgt-percereason", "mgt-sokoban", "direct-rl-geo")
+    wanted |= {f"lmm_r1/{stage}-{preset}.yaml" for stage in stages for preset in ("script", "paper")}
+    wanted |= {"lmm_r1/70b.yaml", "r1_v/clevr.yaml", "r1_v/geoqa.yaml"}
     assert names >= wanted | {"world/grpo.yaml", "world/sft.yaml"}
 
 
@@ -186,8 +189,9 @@ def test_a_lora_recipe_differs_from_its_base_by_the_adapter_only(path: Path) -> 
     assert adapted["use_peft"]
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("name", ["single", "ddp", "zero2", "zero3", "fsdp2", "multi_node"])
 def test_an_accelerate_configuration_is_understood_by_accelerate(name: str) -> None:
     config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert isinstance(config, ClusterConfig)
-    assert config.num_processes == (1 if name == "single" else 8)
+    assert config.num_processes == {"single": 1, "multi_node": 16}.get(name, 8)
+    assert config.num_machines == (2 if name == "multi_node" else 1)

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,12 @@ def _mmsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.mark.slow
 def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -31,11 +39,31 @@ def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_train(world_home: Path, tmp_path: Path) -> None:
+def test_two_machines_train(world_home: Path, tmp_path: Path) -> None:
+    """Both are this one."""
     arguments = grpo_arguments(world_home, tmp_path / "run", **QUICK, ddp_backend="gloo")
-    done = _mmsearch(tmp_path, "train", "--num_processes", "2", *arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
+    port = free_port()
+    parts = [["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)] for rank in (0, 1)]
+    first = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda part: _mmsearch(tmp_path, "train", *part, *first, *arguments), parts))
+    assert [done.returncode for done in ended] == [0, 0], [done.stderr[-2000:] for done in ended]
     assert len(list((tmp_path / "run" / "traces").glob("train*.jsonl*"))) == 2
+
+
+MACHINES = ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "h", "--main_process_port", "29500"]
+
+
+def test_a_machine_of_several_tells_accelerate_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "_launch", told.extend)
+    for sharing in ([], ["--accelerate", "multi_node"]):
+        assert main(["train", "--config", "world/grpo", *MACHINES, "--num_processes", "16", *sharing]) == 0
+        given = " ".join(told)
+        assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip h --main_process_port" in given
+        assert "--main_process_port 0" not in given and given.endswith("--config world/grpo")
+        told.clear()
 
 
 @pytest.mark.parametrize(
@@ -43,6 +71,12 @@ def test_several_processes_train(world_home: Path, tmp_path: Path) -> None:
     [
         (["--num_processes", "0"], "--num_processes: 0 is no number of processes"),
         (["--num_processes", "2", "--accelerate", "zero9"], "accelerate configuration not found: zero9; shipped are"),
+        (["--accelerate", "multi_node"], "--accelerate multi_node needs --num_machines, --machine_rank,"),
+        (MACHINES, "several machines need --num_processes, too"),
+        (["--machine_rank", "0"], "several machines need --num_machines, --main_process_ip, --main_process_port"),
+        ([*MACHINES, "--num_processes", "3"], "--num_processes: 3 are not the same on each of 2 machines"),
+        ([*MACHINES, "--num_processes", "2", "--machine_rank", "2"], "--machine_rank: 2 is none of 2 machines"),
+        ([*MACHINES, "--num_processes", "2", "--main_process_port", "0"], "--main_process_port: 0 is no port"),
         (["--accelerate", "gone.yaml"], "accelerate configuration not found: gone.yaml"),
     ],
 )

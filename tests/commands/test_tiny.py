@@ -18,6 +18,7 @@ from mmsearch_trl.world.miniature import Family
         ("search_r1/qwen2.5-3b-structure", "qwen2", False),
         ("search_r1/qwen2.5-7b-lora", "qwen2", True),
         ("search_r1/qwen2.5-3b-ppo", "qwen2", False),
+        ("lmm_r1/mgt-geo-script", "qwen2_5_vl", False),
         ("world/sft", "qwen2_5_vl", False),
     ],
 )

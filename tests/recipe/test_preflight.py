@@ -103,7 +103,10 @@ def problem(found: list[Finding]) -> str:
 def test_a_recipe_without_a_problem_is_told_piece_by_piece(world_home: Path, tmp_path: Path) -> None:
     found = {each.name: each for each in findings(world_home, tmp_path / "run")}
     assert {each.level for each in found.values()} == {Level.OK}
-    batches = "16 questions x 8 rollouts = 128 a batch, updated on 1 x, 100 steps in all on 900 questions"
+    batches = (
+        "16 prompts x 8 = 128 samples, 1 update of 128, 56 rollouts an epoch, 100 updates in all on 900 questions, "
+        "in one process"
+    )
     assert found["batches"].found == batches
     assert found["data: train.jsonl"].found.startswith("900 rows; of the first 20, 20 with images")
     assert "qwen2_5_vl" in found["adapter and attention"].found

@@ -38,7 +38,7 @@ def _run(job: Job, options: argparse.Namespace) -> None:
 
     recipe, keys = recipe_of(options, options.rest)
     if options.dry_run:
-        return check_recipe(recipe, keys, job)
+        return check_recipe(recipe, keys, job, options.num_processes)
     # What can be told without TRL, whose import takes long, is told now.
     read_written(recipe, keys, kind="sft" if job == "sft" else "grpo")
     module = "mmsearch_trl.evaluate" if job == "eval" else f"mmsearch_trl.{job}"

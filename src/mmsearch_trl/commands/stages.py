@@ -35,6 +35,10 @@ def _stages(options: argparse.Namespace) -> None:
     from mmsearch_trl.recipe.stage_list import read_stages
     from mmsearch_trl.stages import run_stages
 
+    if options.num_machines is not None:
+        raise UserError(
+            "--num_machines: the stages of several machines are run one by one, with `mmsearch train` on each of them"
+        )
     keys = keys_of(words[count:]) | ({} if options.output_dir is None else {"output_dir": options.output_dir})
     stages = read_stages([Path(word) for word in words[:count]], keys)
     launched = [

@@ -66,12 +66,15 @@ class Preflight:
 
     Args:
         evaluation: It is to be evaluated by and not trained by.
+        processes: Of the run; default: those of this one.
     """
 
-    def __init__(self, recipe: Recipe, *, evaluation: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, evaluation: bool = False, processes: int | None = None) -> None:
         self._recipe = recipe
         self._args = recipe.trainer
         self._evaluation = evaluation
+        self._processes = processes or recipe.trainer.world_size
+        self._on = "in one process" if self._processes == 1 else f"in {self._processes} processes"
         self._warned: dict[str, str] = {}
 
     def require(self) -> None:
@@ -205,13 +208,14 @@ class Preflight:
     def _batches(self) -> str:
         args, rows = self._args, self._rows
         if not isinstance(args, MMSearchGRPOConfig):
-            size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            return f"{size} conversations an update"
-        batches = Batches.of(args, rows or 0, enough=rows is not None)
-        steps = "" if rows is None else f", {batches.steps} steps in all on {rows} questions"
+            size = args.per_device_train_batch_size * args.gradient_accumulation_steps * self._processes
+            return f"{size} conversations an update, {self._on}"
+        batches = Batches.of(args, rows or 0, enough=rows is not None, processes=self._processes)
+        if rows is None:
+            return f"{batches}, {self._on}"
         return (
-            f"{batches.prompts} questions x {args.num_generations} rollouts = {batches.rollouts} a batch, "
-            f"updated on {batches.updates} x{steps}"
+            f"{batches}, {batches.per_epoch} rollouts an epoch, {batches.steps:,} updates in all on {rows:,} "
+            f"questions, {self._on}"
         )
 
     def _learning(self) -> str:
@@ -219,7 +223,7 @@ class Preflight:
         if args.max_steps > 0:
             steps = args.max_steps
         elif isinstance(args, MMSearchGRPOConfig) and self._rows is not None:
-            steps = max(1, Batches.of(args, self._rows, enough=False).steps)
+            steps = max(1, Batches.of(args, self._rows, enough=False, processes=self._processes).steps)
         return check_learning_rate(args, steps)
 
     @cached_property

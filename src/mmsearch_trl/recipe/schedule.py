@@ -28,27 +28,38 @@ class Batches:
     """
     Attributes:
         prompts: Of a generation batch, over all processes.
-        rollouts: Of the same.
+        rollouts: Of the same; LMM-R1 calls one a sample, and such a batch a rollout.
         updates: Optimizer steps on a generation batch.
+        per_epoch: Generation batches of a pass over the rows.
         steps: Optimizer steps of the run.
     """
 
     prompts: int
     rollouts: int
     updates: int
+    per_epoch: int
     steps: int
 
+    def __str__(self) -> str:
+        """Without the rows that it follows from."""
+        size = f"{self.prompts:,} prompts x {self.rollouts // self.prompts} = {self.rollouts:,} samples"
+        return f"{size}, {self.updates} update{'s' * (self.updates > 1)} of {self.rollouts // self.updates:,}"
+
     @classmethod
-    def of(cls, args: MMSearchGRPOConfig, rows: int, *, enough: bool = True) -> "Batches":
+    def of(
+        cls, args: MMSearchGRPOConfig, rows: int, *, enough: bool = True, processes: int | None = None
+    ) -> "Batches":
         """
         Args:
             enough: Refuse too few rows.
+            processes: Of the run, where it is not this one.
 
         Raises:
             UserError: the data hold fewer rows than a batch takes.
         """
         rollouts, group = int(args.generation_batch_size or 0), int(args.num_generations or 1)
-        prompts = rollouts // group
+        rollouts = rollouts * (processes or args.world_size) // args.world_size
+        prompts = max(1, rollouts // group)
         if enough and rows < prompts:
             raise UserError(
                 f"a batch takes {prompts} questions ({rollouts} rollouts: per_device_train_batch_size x processes x "
@@ -59,7 +70,7 @@ class Batches:
         updates = max(1, forwards // args.gradient_accumulation_steps)
         epoch = rows // prompts * forwards / args.gradient_accumulation_steps
         steps = args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * epoch)
-        return cls(prompts=prompts, rollouts=rollouts, updates=updates, steps=steps)
+        return cls(prompts=prompts, rollouts=rollouts, updates=updates, per_epoch=rows // prompts, steps=max(0, steps))
 
 
 def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int) -> str:

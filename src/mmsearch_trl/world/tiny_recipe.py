@@ -14,7 +14,7 @@ import yaml
 
 from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.recipe.layers import Layers
+from mmsearch_trl.recipe.layers import Layers, kind_of
 from mmsearch_trl.recipe.shipped import shipped_recipes
 from mmsearch_trl.recipe.written import ON_A_CPU
 from mmsearch_trl.world.demonstrations import write_demonstrations
@@ -51,12 +51,15 @@ _SHORT_ROLLOUTS: dict[str, Any] = {
     "filter_zero_variance_groups": False,  # untrained rollouts all earn the same
     "use_vllm": False,
 }
+_COLOCATED: dict[str, Any] = {"vllm_mode": "server", "vllm_enable_sleep_mode": False, "vllm_server_urls": None}
 _PROMPT_KEYS = (
     *("first_turn_prompt", "after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt"),
     "reply_templates",
 )
 _DEMONSTRATIONS = 16
 _EVALUATED = 4
+_SUMS = 32
+_SYSTEM = "Reason in <think> </think>, then answer in <answer> $2$ </answer>."
 
 
 def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"], Path]:
@@ -70,8 +73,9 @@ def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"],
     values = layers.values
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name a new folder")
-    supervised = not {"rollout", "search", "reward", "num_generations"} & set(values)
-    vision = values.get("protocol", "mmsearch_r1") != "search_r1"
+    supervised = kind_of(recipe, {}) == "sft"
+    protocol = values.get("protocol", "mmsearch_r1")
+    vision = protocol != "search_r1"
     world = World(0)
     with writing(out):
         save_miniature(Family.of(str(values.get("model_name_or_path", "")), vision=vision), out / "model")
@@ -83,6 +87,8 @@ def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"],
                 world, build_protocol(build_processor()), out / "world", _DEMONSTRATIONS
             )
             keys |= {"train_files": [str(demonstrations)], "eval_files": []}
+        elif protocol == "direct":
+            keys |= _SHORT_ROLLOUTS | _COLOCATED | _sums(out / "world")
         else:
             keys |= _SHORT_ROLLOUTS | _data(world, out / "world", vision=vision)
         file = out / "recipe.yaml"
@@ -118,3 +124,18 @@ def _data(world: World, folder: Path, *, vision: bool) -> dict[str, Any]:
         search["image"] = {"backend": "index", "path": str(folder / "image_index")}
     limits = {"max_turns": 3, "max_turn_tokens": 48}
     return keys | {"eval_files": [str(few)], "search": search, "rollout": limits}
+
+
+def _sums(folder: Path) -> dict[str, Any]:
+    """Keys of sums, as conversations, every second one with a picture of the world."""
+    pictures = [json.loads(line)["image"] for line in (folder / "train.jsonl").read_text().splitlines()[:_SUMS]]
+    rows = []
+    for number, picture in enumerate(pictures):
+        one, other = divmod(number, 10)
+        asked: list[dict[str, str]] = [{"type": "text", "text": f"What is ${one} + {other}$?"}]
+        if number % 2:
+            asked.insert(0, {"type": "image", "image": f"file://{(folder / picture).resolve()}"})
+        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+        rows.append(json.dumps({"message": json.dumps(messages), "answer": f"${one + other}$"}))
+    (folder / "sums.jsonl").write_text("\n".join(rows) + "\n")
+    return {"train_files": [str(folder / "sums.jsonl")], "eval_files": [], "rollout": {"max_turn_tokens": 48}}
