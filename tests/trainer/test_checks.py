@@ -49,7 +49,8 @@ def test_weights_gathered_layer_by_layer_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_loss_that_balances_experts_is_refused_before_the_first_rollout(tmp_path: Path) -> None:
-    model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
+    config = SimpleNamespace(model_type="qwen3_vl_moe", is_encoder_decoder=False, get_text_config=lambda: None)
+    model: Any = SimpleNamespace(config=config)
     with pytest.raises(ValueError, match=r"router_aux_loss_coef: .* set it to 0"):
         check_model(model, has_processor=True, has_auxiliary_loss=True)
 

@@ -12,7 +12,7 @@ other, but for the A, which is an article. The number of an option is refused: i
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -60,13 +60,19 @@ class Scoring:
         needed: Whether a row without one is bad.
         as_words: Whether they are compared as `gold_answers` says; otherwise they are taken as they are written.
         unusable: Of the answers of some rows, those that nothing could be scored by: their numbers, and why.
-        fingerprint: Names `unusable` among those of other rules.
+        check_columns: Refuses a row by what it holds beside question and answers, with a `UserError`.
+        fingerprint: Names these two among those of other rules.
     """
 
     needed: bool = True
     as_words: bool = True
     unusable: Callable[[Sequence[Sequence[str]]], Mapping[int, str]] | None = None
+    check_columns: Callable[[Mapping[str, Any]], None] | None = None
     fingerprint: str = ""
+
+    def unchecked(self) -> "Scoring":
+        """The same without asking the rule about rows."""
+        return replace(self, unusable=None, check_columns=None)
 
     def golds(self, truth: Any, candidates: Any = None, options: Any = None, question: str = "") -> tuple[str, ...]:
         """The gold answers of a row; the arguments are those of `gold_answers`.

@@ -78,7 +78,7 @@ class Reading:
 
     def fingerprint(self) -> str:
         """Differs where rows are read differently."""
-        plain = replace(self, rules=None, scoring=replace(self.scoring, unusable=None))
+        plain = replace(self, rules=None, scoring=self.scoring.unchecked())
         if self.rules is not None:
             return repr((plain, self.rules.fingerprint, self.rules.answered))
         return repr(replace(plain, model_pixels=None) if self.pixels == NO_LIMITS else plain)
@@ -86,7 +86,7 @@ class Reading:
     def unchecked(self) -> "Reading":
         """The same without looking at what a model can take or a rule can score."""
         rules = None if self.rules is None else replace(self.rules, check=lambda messages: None)
-        return replace(self, rules=rules, scoring=replace(self.scoring, unusable=None))
+        return replace(self, rules=rules, scoring=self.scoring.unchecked())
 
 
 AS_IT_IS = Reading()

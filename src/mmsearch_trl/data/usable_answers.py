@@ -1,9 +1,11 @@
-"""Gold answers that a rule could score nothing by, found while rows are read: nobody is paid for them by mistake."""
+"""Rows that a rule could score nothing by, found while they are read: nobody is paid for them by mistake."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.answers import Scoring
 from mmsearch_trl.data.rows import Row, RowError
 
@@ -12,11 +14,13 @@ _ROWS_AT_A_TIME = 32
 
 
 def with_usable_answers(rows: Iterable[Row | RowError], path: Path, scoring: Scoring) -> Iterator[Row | RowError]:
-    """Rows, with an error for each whose gold answers a rule refuses.
+    """Rows, with an error for each whose gold answers, or whose further columns, a rule refuses.
 
     Args:
         path: The source, for messages.
     """
+    if scoring.check_columns is not None:
+        rows = _checked(rows, path, scoring.check_columns)
     if scoring.unusable is None:
         yield from rows
         return
@@ -27,3 +31,15 @@ def with_usable_answers(rows: Iterable[Row | RowError], path: Path, scoring: Sco
             scored[number].place: why for number, why in scoring.unusable([row.answers for row in scored]).items()
         }
         yield from (RowError(path, row.place, refused[row.place]) if row.place in refused else row for row in some)
+
+
+def _checked(
+    rows: Iterable[Row | RowError], path: Path, check: Callable[[Mapping[str, Any]], None]
+) -> Iterator[Row | RowError]:
+    for row in rows:
+        try:
+            if isinstance(row, Row):
+                check(row.extra)
+            yield row
+        except UserError as error:
+            yield RowError(path, row.place, str(error))

@@ -88,7 +88,11 @@ def reading_of(recipe: Recipe, protocol: TurnProtocol, rule: Rule | None, *, ans
     if rule is not None:
         unusable = None if rule.compares_words else rule.unusable
         scoring = Scoring(
-            needed=rule.needs_answers, as_words=rule.compares_words, unusable=unusable, fingerprint=rule.name
+            needed=rule.needs_answers,
+            as_words=rule.compares_words,
+            unusable=unusable,
+            check_columns=rule.check_columns,
+            fingerprint=rule.name,
         )
     model_pixels = None if pixels is None else ModelPixels(*pixels)
     rules = conversation_rules(protocol)

@@ -64,6 +64,13 @@ class Rule:
         """Of the accepted answers of some rows, those that nothing could be scored by: their numbers, and why."""
         return {}
 
+    def check_columns(self, columns: Mapping[str, Any]) -> None:
+        """Look at what a row holds beside question and answers.
+
+        Raises:
+            UserError: nothing could be scored by it.
+        """
+
     def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
         """Score one rollout.
 

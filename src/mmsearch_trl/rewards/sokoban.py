@@ -16,9 +16,9 @@ Source: `sokoban_verifier.py` of TideDra/lmm-r1 at f917f18. Where that loses the
 are kept; where a worker that dies leaves it waiting for ever (D-14), there is no worker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.reward import RewardParts
@@ -56,17 +56,23 @@ class SokobanRule(Rule):
         Raises:
             UserError: a row holds no level.
         """
-        return [score("".join(assistant_turns(each.messages)[-1:]), level_of(each)) for each in rollouts]
+        return [score("".join(assistant_turns(each.messages)[-1:]), _level_of(each)) for each in rollouts]
+
+    def check_columns(self, columns: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            UserError: there is no level among them.
+        """
+        try:
+            Level.read(columns.get("level"))
+        except UserError as error:
+            raise UserError(f"`level`: {error}") from error
 
 
-def level_of(rollout: Rollout) -> Level:
-    """
-    Raises:
-        UserError: its row holds none.
-    """
+def _level_of(rollout: Rollout) -> Level:
     try:
         return Level.read(rollout.extra().get("level"))
-    except UserError as error:
+    except UserError as error:  # rows that were not read by a recipe
         raise UserError(f"{rollout.row}: `level`: {error}") from error
 
 
