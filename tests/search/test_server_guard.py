@@ -65,6 +65,36 @@ def refused(answer: tuple[int, Any]) -> tuple[int, str]:
     return status, body["error"]["kind"]
 
 
+BAD: dict[str, Any] = {"null": None, "number": 7, "truth": True, "list": ["fine"], "object": {"query": "fine"}}
+BAD |= {"too long": "a" * 3000, "refused by the backend": "refused"}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_a_query_that_cannot_be_asked_does_not_cost_the_others_their_answers(url: str, bad: Any) -> None:
+    status, body = post(url, {"queries": ["one", bad, "two", bad], "topk": 1})
+    assert status == 200
+    [one, none, two, none_either] = body["result"]
+    assert [rows[0]["contents"] for rows in (one, two)] == ["one", "two"] and none == none_either == []
+    kind = "invalid_query" if bad == "refused" else "invalid_request"
+    assert [error and error["kind"] for error in body["errors"]] == [None, kind, None, kind]
+    assert len(json.dumps(body["errors"])) < 500
+    assert refused(post(url, {"queries": [bad, bad]})) == (422, kind)
+    assert "errors" not in post(url, {"queries": ["one", "two"]})[1]
+
+
+@pytest.mark.parametrize("bad", list(BAD.values())[:-1], ids=list(BAD)[:-1])
+def test_nor_where_documents_are_reranked(url: str, bad: Any) -> None:
+    documents = [[{"contents": "word1"}], [{"contents": "word2"}]]
+    status, body = post(url, {"queries": ["word1", bad], "documents": documents}, "/rerank")
+    assert status == 200 and body["result"] == [[{"contents": "word1"}], []]
+    assert body["errors"][0] is None and body["errors"][1]["kind"] == "invalid_request"
+
+
+def test_a_backend_that_fails_for_one_query_is_no_empty_list(url: str) -> None:
+    status, body = post(url, {"queries": ["fine", "defect"]})
+    assert status == 500 and "result" not in body
+
+
 LISTS = b'{"queries":["a"],"documents":[%s]}'
 REFUSED: dict[str, tuple[str, bytes, int, str]] = {
     "many lists": ("/rerank", LISTS % b",".join([b"[{}]"] * 200_000), 413, "too_large"),

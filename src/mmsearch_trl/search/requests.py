@@ -27,8 +27,8 @@ MAX_DEPTH = 32
 _HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-Query = Annotated[str, StringConstraints(max_length=MAX_QUERY_CHARS)]
-Queries = Annotated[list[Query], Field(max_length=MAX_QUERIES, fail_fast=True)]
+Queries = Annotated[list[Any], Field(max_length=MAX_QUERIES)]
+"""Each is looked at by itself (`query_of`): one that cannot be asked does not cost the others their answers."""
 Count = Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None
 """A number of passages; null or 0 is the server's default."""
 
@@ -132,6 +132,17 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise ValueError("a number is too large")
     return number
+
+
+def query_of(value: Any) -> str:
+    """One query of a request.
+
+    Raises:
+        Refusal: it is none that can be asked.
+    """
+    if not isinstance(value, str) or len(value) > MAX_QUERY_CHARS:
+        raise Refusal(422, "invalid_request", f"a query is a text of at most {MAX_QUERY_CHARS} characters")
+    return value
 
 
 def document(hit: TextHit) -> dict[str, Any]:

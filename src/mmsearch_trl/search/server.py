@@ -10,7 +10,9 @@ are beside it.
 "thumbnail"}]}`, thumbnails as PNG in base64, null where there is none. `search/image/service.py` is its client.
 
 What a client sends is refused small and alike, by `server_guard.py` or by `requests.py`; a 500 is the backend's
-failure or a defect.
+failure or a defect. Among other queries, one that cannot be asked gets an empty list, which clients of Search-R1's
+contract understand, and `errors`, a list beside `result`, says how a request of its own would have been refused, and
+null for the others. A failure of the backend is never an empty list: the whole request fails.
 """
 
 import asyncio
@@ -44,6 +46,7 @@ from mmsearch_trl.search.requests import (
     RetrieveRequest,
     document,
     parsed,
+    query_of,
     written,
 )
 from mmsearch_trl.search.server_guard import HANDLERS, RETRY_AFTER_S, Guard, GuardedServer, Metrics, Refusal, token_for
@@ -128,9 +131,7 @@ class SearchServer:
             raise Refusal(422, "invalid_query", _NO_RERANKER)
         answers = await self._answers(partial(self._passages, query, wanted) for query in wanted.queries)
         scored = wanted.return_scores
-        return JSONResponse(
-            {"result": [[written(document(hit), hit.score, scored=scored) for hit in hits] for hits in answers]}
-        )
+        return _results(answers, lambda hit: written(document(hit), hit.score, scored=scored))
 
     async def rerank(self, request: Request) -> Response:
         """The documents of every query, best first, as they came."""
@@ -141,9 +142,7 @@ class SearchServer:
         pairs = zip(wanted.queries, wanted.passages(), strict=True)
         answers = await self._answers(partial(self._ordered, self._reranker, *pair, k) for pair in pairs)
         scored = wanted.return_scores
-        return JSONResponse(
-            {"result": [[written(row.model_dump(), score, scored=scored) for row, score in rows] for rows in answers]}
-        )
+        return _results(answers, lambda row: written(row[0].model_dump(), row[1], scored=scored))
 
     async def image_search(self, request: Request) -> Response:
         """Pages that show the image, best first."""
@@ -168,10 +167,10 @@ class SearchServer:
         return Response(self._metrics.text(self._pending), media_type=CONTENT_TYPE_LATEST)
 
     async def _answers(self, searches: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
-        """What all searches gave.
+        """What all searches gave, or the `Refusal` of one that cannot be asked.
 
         Raises:
-            Refusal: too many are waiting, one took too long, or failed.
+            Refusal: too many are waiting, one took too long or failed, or none can be asked.
         """
         wanted = list(searches)
         if self._pending + len(wanted) > self._most:
@@ -184,17 +183,25 @@ class SearchServer:
         except TimeoutError:
             raise Refusal(504, "timeout", f"the search took longer than {self._timeout_s:g} s") from None
         except SearchError as error:
-            failure = error.failure
-            status = 422 if failure.kind is FailureKind.INVALID_QUERY else 500
-            raise Refusal(status, failure.kind.value, failure.message) from None
+            raise Refusal(500, error.failure.kind.value, error.failure.message) from None
         finally:
             self._pending -= len(wanted)
+        refused = [answer for answer in answers if isinstance(answer, Refusal)]
+        if refused and len(refused) == len(answers):
+            raise refused[0]
         self._metrics.answered(len(wanted), time.perf_counter() - start)
         return answers
 
-    async def _in_a_slot(self, search: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    async def _in_a_slot(self, search: Callable[[], Awaitable[ResultT]]) -> ResultT | Refusal:
         async with self._slots:
-            return await search()
+            try:
+                return await search()
+            except Refusal as refusal:
+                return refusal
+            except SearchError as error:
+                if error.failure.kind is not FailureKind.INVALID_QUERY:
+                    raise
+                return Refusal(422, error.failure.kind.value, error.failure.message)
 
     async def _pages(self, request: ImageRequest) -> Sequence[ImageHit]:
         assert self._image is not None
@@ -205,8 +212,9 @@ class SearchServer:
             raise Refusal(422, "invalid_query", f"the image cannot be read: {error}") from None
         return image_hits(await call(self._image, ImageQuery(image), request.k), request.k)
 
-    async def _passages(self, query: str, request: RetrieveRequest) -> Sequence[TextHit]:
+    async def _passages(self, given: Any, request: RetrieveRequest) -> Sequence[TextHit]:
         assert self._text is not None
+        query = query_of(given)
         if self._reranker is None or not request.topk_rerank:
             k = request.topk or self._top_k
             return text_hits(await call(self._text, query, k), k)
@@ -218,10 +226,17 @@ class SearchServer:
 
     @staticmethod
     async def _ordered(
-        reranker: "Reranker", query: str, rows: Sequence[Passage], k: int
+        reranker: "Reranker", given: Any, rows: Sequence[Passage], k: int
     ) -> list[tuple[Passage, float]]:
-        best = await reranker.best(query, [row.contents for row in rows], k)
+        best = await reranker.best(query_of(given), [row.contents for row in rows], k)
         return [(rows[place], score) for place, score in best]
+
+
+def _results(answers: Sequence[Any], write: Callable[[Any], Any]) -> Response:
+    """The rows of every query, and of those that cannot be asked, why."""
+    content: dict[str, Any] = {"result": [[] if isinstance(a, Refusal) else [*map(write, a)] for a in answers]}
+    errors = [answer.written() if isinstance(answer, Refusal) else None for answer in answers]
+    return JSONResponse(content | ({"errors": errors} if any(errors) else {}))
 
 
 def _images(hits: Sequence[ImageHit]) -> list[dict[str, Any]]:

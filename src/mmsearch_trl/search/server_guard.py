@@ -51,9 +51,11 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.kind, self.message, self.headers = status, kind, message, headers
 
+    def written(self) -> dict[str, str]:
+        return {"kind": self.kind, "message": self.message[:_LONGEST_MESSAGE]}
+
     def response(self) -> JSONResponse:
-        content = {"error": {"kind": self.kind, "message": self.message[:_LONGEST_MESSAGE]}}
-        return JSONResponse(content, status_code=self.status, headers=self.headers)
+        return JSONResponse({"error": self.written()}, status_code=self.status, headers=self.headers)
 
 
 async def refuse(request: Request, refusal: Exception) -> JSONResponse:
