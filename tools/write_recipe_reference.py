@@ -73,8 +73,7 @@ mmsearch train --config world/grpo --search.text.backend ddgs --search.text.top_
 ```
 
 An unknown key, a value of the wrong type, a missing file, a `num_generations` that does not divide the batch, or a
-prompt that offers a search that the limits forbid is an error before any work is done, and names the key. YAML reads a
-bare `no` as false: write `eval_strategy: "no"` in a file and `--eval_strategy '"no"'` on a command line. Paths start
+prompt that offers a search that the limits forbid is an error before any work is done, and names the key. Paths start
 at the working directory.
 
 A supervised recipe (`mmsearch sft`) has the keys of model, data, `transformers.TrainingArguments`,

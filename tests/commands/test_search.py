@@ -116,7 +116,7 @@ def test_a_backend_of_ones_own_answers_as_the_page_says(
     [
         ([], "give a text to search for, or --image FILE"),
         (["a", "--image", "b"], "give a text to search for, or --image FILE"),
-        (["tower"], "the search failed (unavailable): no text search is configured"),
+        (["tower"], "the search failed (invalid_query): no text search is configured"),
         (["--text.path", "DIR", "tower"], "give a text to search for, or --image FILE"),
         (["tower", *BM25, "--text.path", "/nowhere"], "search.text.path: /nowhere does not exist"),
         (

@@ -44,15 +44,27 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "more rollouts than data": ({"per_device_train_batch_size": 8000}, "and the training data hold 900"),
     "a mistyped LoRA target": (
         {"use_peft": True, "lora_target_modules": "[q_proj, v_porj]"},
-        "the model has no module 'v_porj'; did you mean `v_proj`?",
+        "no module of the model is, or matches, 'v_porj'; did you mean `v_proj`?",
     ),
     "the only LoRA target": (
         {"use_peft": True, "lora_target_modules": "[q_porj]"},
-        "the model has no module 'q_porj'; did you mean `q_proj`?",
+        "no module of the model is, or matches, 'q_porj'; did you mean `q_proj`?",
     ),
     "a LoRA target by a pattern": (
         {"use_peft": True, "lora_target_modules": r"['.*\.visual\.q_proj']"},
-        "no module of the model matches",
+        "no module of the model is, or matches",
+    ),
+    "one LoRA target of several by a pattern": (
+        {"use_peft": True, "lora_target_modules": r"[q_proj, '.*\.visual\.q_proj']"},
+        "no module of the model is, or matches, '.*",
+    ),
+    "a LoRA target as files are named": (
+        {"use_peft": True, "lora_target_modules": "['*_proj']"},
+        "lora_target_modules: '*_proj' is no pattern (nothing to repeat at position 0); .* stands for any text",
+    ),
+    "an excluded module as files are named": (
+        {"use_peft": True, "lora_target_modules": "[q_proj, v_proj]", "lora_exclude_modules": "['*visual*']"},
+        "lora_exclude_modules: '*visual*' is no pattern",
     ),
     "an adapter without targets": ({"use_peft": True}, "lora_target_modules: the adapter does not fit"),
     "an excluded module": (
@@ -72,7 +84,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "from_adapter of a whole model": ({"from_adapter": "merge"}, "is a whole model, with no adapter_config.json"),
     "a module to save": (
         {"use_peft": True, "lora_target_modules": "[q_proj, v_proj]", "lora_modules_to_save": "[score]"},
-        "lora_modules_to_save: the model has",
+        "lora_modules_to_save: no module of the model is",
     ),
     "an adapter on the head": ({"use_peft": True, "lora_target_modules": "[lm_head]"}, "lm_head cannot be adapted"),
     "an attention that there is not": ({"attn_implementation": "sdqa"}, "sdqa"),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig
 
 from mmsearch_trl.core.errors import UserError
@@ -48,6 +48,27 @@ def test_values_get_the_types_of_their_fields() -> None:
     assert (outer.folder, outer.inner) == (Path("a/b"), Inner(depth=2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    when: IntervalStrategy | str = "steps"
+    save: SaveStrategy = SaveStrategy.STEPS
+    mode: Literal["on", "off", "auto"] | None = None
+
+
+@pytest.mark.parametrize("words", [{"when": "no"}, {"save": "no"}, {"mode": "off"}, {"mode": "on"}], ids=str)
+def test_a_bare_word_that_yaml_takes_for_a_truth_is_the_word(words: dict[str, str]) -> None:
+    [(key, word)] = words.items()
+    for spelled in (word, word.capitalize(), f"'{word}'" if word == word.lower() else word):
+        values = yaml.safe_load(f"{key}: {spelled}")
+        assert getattr(build(Words, values, lambda key: "made.yaml"), key) == word
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_truth_that_is_none_of_the_words_is_refused(answer: bool) -> None:
+    with pytest.raises(UserError, match="put quotes around it"):
+        build(Outer, {"needed": "x", "mode": answer}, lambda key: "made.yaml")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -61,7 +82,8 @@ def test_values_get_the_types_of_their_fields() -> None:
         ({"on": 1}, "`top.on` must be true or false, got 1"),
         ({"mode": "c"}, "`top.mode` must be 'a' or 'b', got 'c'"),
         ({"when": "stops"}, "`top.when` must be 'no', 'steps' or 'epoch', got 'stops'"),
-        ({"when": False}, "put quotes around it"),
+        ({"when": True}, "put quotes around it"),
+        ({"mode": False}, "put quotes around it"),
         ({"needed": True}, "put quotes around it"),
         ({"names": {"a": 1}}, "`top.names` must be a list"),
         ({"names": ["a", None]}, r"`top\.names\[1\]` must be a text, got None"),

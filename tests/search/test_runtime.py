@@ -92,15 +92,20 @@ def test_nothing_found_is_a_success_without_hits() -> None:
     assert observation.hits == () and observation.failure is None
 
 
-def test_a_tool_without_backend_is_a_failure() -> None:
+def test_a_tool_without_backend_is_the_policys_failure() -> None:
+    """It was not offered: an outage, which ends runs and leaves turns out of the loss, is something else."""
     runtime = SearchRuntime(None, None)
 
     async def run() -> tuple[Observation, Observation]:
         return await runtime.text_search("a"), await runtime.image_search(ImageQuery(RED))
 
     text, image = asyncio.run(run())
-    assert kind(text) is kind(image) is FailureKind.UNAVAILABLE
-    assert image.failure is not None and image.failure.message == "no image search is configured"
+    assert kind(text) is kind(image) is FailureKind.INVALID_QUERY
+    assert (
+        image.failure is not None
+        and not image.failure.infrastructure
+        and image.failure.message == "no image search is configured"
+    )
 
 
 @pytest.mark.parametrize("query", ["", "  \n\t ", "\0\x1b"])

@@ -9,7 +9,8 @@ from mmsearch_trl.core.task import Task
 
 
 class FailureKind(StrEnum):
-    """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's.
+    """Why a search gave no answer. All but `INVALID_QUERY` are the infrastructure's doing, not the policy's; that one
+    is a search that cannot be made: without words, without an image, or with a tool that is not there.
 
     After `QUOTA_SPENT` and `KEY_REFUSED` no later call can be answered either: a run that goes on teaches the policy
     that searching is useless.

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import did_you_mean
-from mmsearch_trl.recipe.model_config import RecipeModelConfig, adapter_config, excluding
+from mmsearch_trl.recipe.model_config import RecipeModelConfig, adapter_config, excluding, targeting
 
 
 _PLAIN = {
@@ -33,20 +33,18 @@ def check_targets(bare: nn.Module, model: RecipeModelConfig) -> None:
     last = sorted({name.rpartition(".")[2] for name in names} - set(map(str, range(1000))))
     given: Any = model.lora_target_modules or []
     listed: Sequence[str] = [] if isinstance(given, str) else given
-    if isinstance(given, str) and given != "all-linear":  # a pattern, and TRL makes one of a single name
-        matched = [name for name in names if re.fullmatch(given, name)]
-        if not matched and not given.isidentifier():
-            raise UserError(f"lora_target_modules: no module of the model matches {given!r}{_such(last)}")
-        listed = matched or [given]
+    if isinstance(given, str) and given != "all-linear":
+        listed = [given]
     for key, wanted in (("lora_target_modules", listed), ("lora_modules_to_save", model.lora_modules_to_save or [])):
         for target in wanted:
-            if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in names):
-                raise UserError(f"{key}: the model has no module {target!r}{did_you_mean(target, last)}{_such(last)}")
+            if not any(re.fullmatch(targeting(target), name) for name in names):
+                near = did_you_mean(target, last)
+                raise UserError(f"{key}: no module of the model is, or matches, {target!r}{near}{_such(last)}")
     for entry in model.lora_exclude_modules or []:
         if not any(re.fullmatch(excluding(entry), name) for name in names):
             near = did_you_mean(entry, last)
             raise UserError(f"lora_exclude_modules: no module of the model is, or matches, {entry!r}{near}")
-    if "lm_head" in listed:
+    if any(re.fullmatch(targeting(target), "lm_head") for target in listed):
         raise UserError("lora_target_modules: lm_head cannot be adapted: log-probs are computed from its own weights")
 
 

@@ -5,7 +5,8 @@ and set up a distributed backend when they are built. Every error names the key 
 
 Pydantic converts less here than by itself, because a recipe whose `bf16: "no"` became false, or whose `seed: true`
 became 1, would train something else than it says. Converted is what YAML and a command line cannot say otherwise:
-`1e-6` (text to YAML) to a float, 3.0 to a whole number, a number to a text, a single value to a list of one.
+`1e-6` (text to YAML) to a float, 3.0 to a whole number, a number to a text, a single value to a list of one, and the
+bare `no` of `eval_strategy: no` (false to YAML) to the word, where that is one of the words to choose from.
 """
 
 import re
@@ -13,7 +14,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -26,6 +28,7 @@ T = TypeVar("T")
 Where = Callable[[str], str]
 """Says where a dotted key was written: a file, or the command line."""
 
+_READ_AS = {True: ("yes", "on"), False: ("no", "off")}
 _UNIONS = (Union, types.UnionType)
 _WANTED = {
     "bool": "true or false",
@@ -130,6 +133,9 @@ def _narrowed(hint: Any) -> Any:
     if hint in (int, float):
         return Annotated[hint, BeforeValidator(_number if hint is int else _number_or_text)]
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal or _is_enum(hint):
+        words = arguments if origin is Literal else [member.value for member in hint]
+        return Annotated[hint, BeforeValidator(partial(_word, words=words))]
     if origin in _UNIONS:
         # TRL declares the names of an enumeration as `Enum | str`, and any text would pass for the latter.
         chosen = [member for member in arguments if not (member is str and any(map(_is_enum, arguments)))]
@@ -154,6 +160,12 @@ def _number_or_text(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("float_type", "not a number")
     return value
+
+
+def _word(value: Any, words: Sequence[Any]) -> Any:
+    """The one of these words that YAML has read as true or false."""
+    meant = [word for word in words if isinstance(value, bool) and word in _READ_AS[value]]
+    return meant[0] if len(meant) == 1 else value
 
 
 def _listed(value: Any) -> Any:

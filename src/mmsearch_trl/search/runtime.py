@@ -184,7 +184,7 @@ class SearchRuntime:
         self._claim_loop()
         start, cost = time.perf_counter(), Cost()
         if backend is None:
-            observation = _failed(tool, "", FailureKind.UNAVAILABLE, f"no {tool.replace('_', ' ')} is configured")
+            observation = _failed(tool, "", FailureKind.INVALID_QUERY, f"no {tool.replace('_', ' ')} is configured")
         elif self._closed:
             observation = _failed(tool, backend.name, FailureKind.UNAVAILABLE, "the search runtime is closed")
         elif query == "":
