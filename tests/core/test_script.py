@@ -52,6 +52,26 @@ def test_neither_the_line_nor_a_log_tells_a_secret() -> None:
     assert "sesame" not in done.stderr
 
 
+def test_the_traceback_of_a_defect_tells_no_secret_and_stays_one() -> None:
+    code = (
+        "from mmsearch_trl.core.script import run_script\n"
+        "def script():\n"
+        "    try:\n"
+        "        raise KeyError('http://user:sesame@host.example/x')\n"
+        "    except KeyError as error:\n"
+        "        raise RuntimeError('api_key=sesame, open-the-door') from error\n"
+        "raise SystemExit(run_script(script))\n"
+    )
+    environment = os.environ | {"JINA_API_KEY": "open-the-door"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and lines.count("Traceback (most recent call last):") == 2
+    assert "KeyError: 'http://<redacted>@host.example/x'" in lines
+    assert any(line.endswith("in script") for line in lines)
+    assert lines[-1] == "RuntimeError: api_key=<redacted>, <redacted>"
+    assert "sesame" not in done.stderr and "open-the-door" not in done.stderr
+
+
 @pytest.mark.parametrize("ci", ["", "true"])
 def test_a_line_of_transformers_stands_once_on_a_server_of_continuous_integration_too(ci: str) -> None:
     code = (

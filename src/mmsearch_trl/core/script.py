@@ -13,8 +13,10 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from mmsearch_trl.core.errors import (
@@ -54,6 +56,8 @@ def run_script(script: Callable[[], object]) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[console])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if sys.excepthook is sys.__excepthook__:  # that of a notebook, or of a debugger, is left alone
+        sys.excepthook = _show_defect
     try:
         with ended_by_signals():
             script()
@@ -73,6 +77,11 @@ def run_script(script: Callable[[], object]) -> int:
 def _not_of_transformers(record: logging.LogRecord) -> bool:
     """transformers prints its own log lines; where `CI` is set it hands them on too, and each would stand twice."""
     return not record.name.startswith("transformers.")
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of a defect as the interpreter prints it, without secrets."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 class _Redacting(logging.Formatter):

@@ -11,6 +11,7 @@ from trl import ModelConfig
 from mmsearch_trl.core.boundaries import missing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_arguments import VLLM_EXTRAS
+from mmsearch_trl.recipe.wandb_login import check_wandb_login
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig
 
@@ -32,7 +33,7 @@ def check_packages(
         reporting: Loggers are needed as well.
 
     Raises:
-        UserError: a package is not installed; names the key and what to type.
+        UserError: a package is not installed, or nobody is logged in; names the key and what to type.
     """
     colocated = isinstance(args, MMSearchGRPOConfig) and args.use_vllm and args.vllm_mode == "colocate"
     if colocated and find_spec("vllm") is None:
@@ -45,6 +46,11 @@ def check_packages(
         if name not in present:
             extra = "'mmsearch-trl[wandb]'" if name == "wandb" else name
             raise UserError(f"{path}: report_to: {name} is not installed: pip install {extra}")
+        if name == "wandb":
+            try:
+                check_wandb_login()
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
 
 
 def _wanted(model: ModelConfig, args: MMSearchGRPOConfig | MMSearchSFTConfig) -> Iterator[tuple[str, str, str]]:
