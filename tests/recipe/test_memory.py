@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from transformers import GPT2Config
 
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.models.published import published_config
 from mmsearch_trl.recipe.memory import GIB, Demand, Memory, Sharding, key_value_bytes, memory_of
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
-from mmsearch_trl.recipe.model_shape import ModelShape, model_shape
+from mmsearch_trl.recipe.model_shape import Layers, ModelShape, model_shape
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "hardware.md"
@@ -119,6 +121,30 @@ def test_what_is_gathered_while_rollouts_are_written(full: list[ModelShape]) -> 
         assert [m.gathered for m in memories(full, sharding)] == [2 * s.parameters / GIB for s in full]
         assert [m.gathered + m.cache for m in memories(full, sharding, rollouts=0)] == [0, 0, 0]
     assert [m.gathered for m in memories(full, Sharding.ZERO2)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES | tiny.MIXTURES)
+def test_every_family_has_a_shape(name: str, tmp_path: Path) -> None:
+    """Of all: width 64, two heads of 32; a vision tower two or three layers deep."""
+    model = (tiny.FAMILIES | tiny.MIXTURES)[name]().model()
+    model.config.save_pretrained(tmp_path)
+    found = model_shape(RecipeModelConfig(model_name_or_path=str(tmp_path), dtype="float32"), freeze_vision=True)
+    tower = {name: parameter for name, parameter in model.named_parameters() if ".visual." in name}
+    seen = sum(parameter.numel() for parameter in tower.values())
+    assert (found.frozen.count, found.trained.count) == (seen, model.num_parameters() - seen)
+    text = model.config.get_text_config()
+    mlp = {"qwen3-vl-moe": 2 * 16, "qwen3.5-moe": 3 * 16}.get(name, getattr(text, "intermediate_size", None))
+    caching = 1 if "3.5" in name else text.num_hidden_layers
+    assert (found.language.mlp, found.language.caching) == (mlp, caching)
+    embed = tower["model.visual.patch_embed.proj.weight"]
+    assert found.vision is not None
+    assert (found.vision.width, found.vision.patch) == (embed.shape[0], embed.shape[-1])
+
+
+def test_a_language_model_that_names_its_parts_otherwise_has_one(tmp_path: Path) -> None:
+    GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64).save_pretrained(tmp_path)
+    found = model_shape(RecipeModelConfig(model_name_or_path=str(tmp_path), dtype="float32"))
+    assert found.language == Layers(depth=2, width=32, mlp=128, caching=2, key_values=32) and found.vision is None
 
 
 def test_an_optimizer_on_the_cpu_costs_its_memory(full: list[ModelShape]) -> None:

@@ -21,6 +21,14 @@ def names(model: nn.Module, *prefixes: str) -> set[str]:
     return {name for name, _ in frozen_parameters(model, prefixes)}
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES | tiny.MIXTURES)
+def test_every_family_has_a_vision_tower_of_that_name(family: str) -> None:
+    model = (tiny.FAMILIES | tiny.MIXTURES)[family]().model()
+    freeze(model, [], freeze_vision=True)
+    left = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert left == {id(parameter) for parameter in model.get_decoder().parameters()}
+
+
 @pytest.mark.parametrize("prefix", ["visual", "visual.", "model.visual", "model.visual."])
 def test_the_vision_tower_goes_by_each_of_its_names(prefix: str, model: nn.Module) -> None:
     tower = {name for name, _ in model.named_parameters() if ".visual." in name}

@@ -175,7 +175,7 @@ def optimizer_states(args: TrainingArguments) -> tuple[float, int | None]:
 
 def key_value_bytes(language: Layers, each: int = _HALF) -> int:
     """Of a token in the cache."""
-    return 2 * language.depth * language.key_values * each
+    return 2 * language.caching * language.key_values * each
 
 
 def memory_here() -> tuple[float, str]:

@@ -34,11 +34,17 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """What activations and key-value caches are counted by; `patch` in pixels, of a vision tower."""
+    """What activations and key-value caches are counted by; `patch` in pixels, of a vision tower.
+
+    Attributes:
+        mlp: Inner width that a token passes through; of a mixture, that of the experts which it is sent to.
+        caching: Of the layers, those that keep keys and values of every token; linear attention keeps none.
+    """
 
     depth: int
     width: int
     mlp: int = 0
+    caching: int = 0
     key_values: int = 0
     patch: int = 0
 
@@ -160,13 +166,24 @@ def _bytes(weight: nn.Parameter, model: RecipeModelConfig | None) -> float:
 
 
 def _language(text: Any) -> Layers:
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads, width = text.num_attention_heads, text.hidden_size
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     return Layers(
         depth=text.num_hidden_layers,
-        width=text.hidden_size,
-        mlp=text.intermediate_size,
-        key_values=text.num_key_value_heads * head,
+        width=width,
+        mlp=_mlp(text),
+        caching=sum(kind != "linear_attention" for kind in kinds),
+        key_values=(getattr(text, "num_key_value_heads", None) or heads)
+        * (getattr(text, "head_dim", None) or width // heads),
     )
+
+
+def _mlp(text: Any) -> int:
+    """Families name it differently; four times the width is the rule of those that do not."""
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if chosen and (expert := getattr(text, "moe_intermediate_size", None)):
+        return chosen * expert + (getattr(text, "shared_expert_intermediate_size", None) or 0)
+    return getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size
 
 
 def _vision(vision: Any) -> Layers | None:
