@@ -128,6 +128,8 @@ def reason_of(vector: Vector, *, better: bool) -> str:
         return "D-5"
     if re.search(r"\\(?:le|ge|lt|gt|infty)|[<>]", answer + label):
         return "D-7"
+    if len(re.findall(r"\$[^$]+\$|\\boxed", answer)) > 1:
+        return "the last of several answers counts"
     if not better:
         return "D-6" if re.fullmatch(r"[\s$?.\\{}]*", label) else ""
     return "spelling" if re.search(r"\\boxed|\$", answer) else "D-8"
