@@ -243,5 +243,7 @@ def test_sums_give_to_the_bit_what_all_trajectories_together_give(
 def test_a_row_that_nobody_judged_makes_its_group_s_accuracy_unknown() -> None:
     nobody = RewardParts(math.nan, math.nan, math.nan, 0, None)
     group = summarize([_trajectory(LAST)] * 2, [RIGHT, nobody]).overall
-    assert math.isnan(group.accuracy) and math.isnan(group.accuracy_stderr) and math.isnan(group.format)
+    assert group.accuracy is None and group.accuracy_stderr is None and group.format is None
+    assert not {"accuracy", "accuracy_low", "format"} & group.as_dict().keys()
+    assert GroupSummary.from_metrics(group.as_dict(), "") == group
     assert group.reward == 0.5

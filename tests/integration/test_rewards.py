@@ -148,12 +148,16 @@ def test_a_gold_answer_that_nothing_can_equal_is_told_with_file_and_row(
 
 
 @pytest.mark.parametrize("keys", [("--reward.compat", "lmm_r1"), ("--reward.rule", "none", "--reward.function", "f")])
-def test_where_no_gold_answer_is_needed_none_is_asked_for(keys: tuple[str, ...], recipe: Path, tmp_path: Path) -> None:
+def test_where_no_gold_answer_is_needed_none_is_asked_for(
+    keys: tuple[str, ...], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "paid.py").write_text(
         "def reward_func(completions, **columns):\n    return [1.0] * len(completions)\n"
     )
     words = [str(tmp_path / "paid.py") if word == "f" else word for word in keys]
-    assert trained_on("", recipe, tmp_path, *words) == 0
+    assert trained_on("", recipe, tmp_path, *words, "--eval_files", str(recipe.parent / "held_out.jsonl")) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed and ("accuracy" in printed) == ("none" not in keys) and "held out" in printed
 
 
 def trained_on(answer: str, recipe: Path, folder: Path, *words: str) -> int:

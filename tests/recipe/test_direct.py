@@ -88,3 +88,11 @@ def test_no_best_model_is_chosen_by_a_number_of_searches(written: Path, metric: 
     check_evaluations(args, ["data"])
     with pytest.raises(UserError, match="evaluations have no"):
         check_evaluations(args, ["data"], searches=False)
+
+
+@pytest.mark.parametrize("metric", ["data_accuracy", "data_format"])
+def test_no_best_model_is_chosen_by_answers_that_nobody_judges(written: Path, metric: str) -> None:
+    args = load_recipe(written, {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": metric}).trainer
+    check_evaluations(args, ["data"], searches=False)
+    with pytest.raises(UserError, match=r"evaluations have no .*\(they have the name of the data and n, reward,"):
+        check_evaluations(args, ["data"], searches=False, judged=False)

@@ -24,8 +24,8 @@ from mmsearch_trl.core.trajectory import StopReason, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
-    """One group of `n` trajectories. Ratios and rates are in [0, 1]; those of searches, which have a default, are None
-    where nothing could be searched with, and are then told nowhere.
+    """One group of `n` trajectories. Ratios and rates are in [0, 1]. What has a default is None and told nowhere
+    where nobody judged an answer of the group (`OF_ANSWERS`), or nothing could be searched with (`OF_SEARCHES`).
 
     Attributes:
         accuracy: Mean accuracy, no penalty in it.
@@ -49,12 +49,12 @@ class GroupSummary:
     """
 
     n: int
-    accuracy: float
-    accuracy_stderr: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: float | None = None
+    accuracy_stderr: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
     reward: float
-    format: float
+    format: float | None = None
     search_ratio: float | None = None
     image_ratio: float | None = None
     text_ratio: float | None = None
@@ -84,6 +84,10 @@ class GroupSummary:
         return cls(
             **numbers, tools={n.removeprefix(of_tools): v for n, v in metrics.items() if n.startswith(of_tools)}
         )
+
+
+OF_ANSWERS = frozenset({"accuracy", "accuracy_stderr", "accuracy_low", "accuracy_high", "format"})
+OF_SEARCHES = frozenset(each.name for each in fields(GroupSummary) if each.default is None) - OF_ANSWERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,21 +253,10 @@ class _Group:
 
     def summary(self, max_searches: int, tools: Sequence[str] | None) -> GroupSummary:
         n, counts = self.n, self._counts
-        total, squares = _Sum(), _Sum()
-        for value, count in self._accuracies.items():
-            total.add(value, count)
-        accuracy = total.value / n
-        for value, count in self._accuracies.items():
-            squares.add((value - accuracy) ** 2, count)
-        low, high = wilson_interval(accuracy, n)
         return GroupSummary(
             n=n,
-            accuracy=accuracy,
-            accuracy_stderr=math.sqrt(squares.value / n / n),
-            accuracy_low=low,
-            accuracy_high=high,
             reward=self._reward.value / n,
-            format=self._format.value / n,
+            **self._answers(),
             **({} if tools is None else self._searches(max_searches)),
             rollout_failure_ratio=counts["failed"] / n,
             turns=counts["turns"] / n,
@@ -277,6 +270,20 @@ class _Group:
                 )
             },
         )
+
+    def _answers(self) -> dict[str, float]:
+        n, total, squares = self.n, _Sum(), _Sum()
+        for value, count in self._accuracies.items():
+            total.add(value, count)
+        accuracy, form = total.value / n, self._format.value / n
+        judged = {} if math.isnan(form) else {"format": form}
+        if math.isnan(accuracy):
+            return judged
+        for value, count in self._accuracies.items():
+            squares.add((value - accuracy) ** 2, count)
+        low, high = wilson_interval(accuracy, n)
+        spread = {"accuracy_stderr": math.sqrt(squares.value / n / n), "accuracy_low": low, "accuracy_high": high}
+        return {"accuracy": accuracy, **spread, **judged}
 
     def _searches(self, max_searches: int) -> dict[str, float]:
         n, counts = self.n, self._counts

@@ -14,16 +14,29 @@ from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.evaluation.metrics import GroupSummary
 
 
-_Column = tuple[str, Callable[[GroupSummary], float | None], bool]
+_Column = tuple[str, Callable[[GroupSummary], str | None]]
+
+
+def _accuracy(group: GroupSummary) -> str | None:
+    # Wilson's interval, and no standard error: of all right, or all wrong, that would be 0.
+    if group.accuracy is None:
+        return None
+    return f"{group.accuracy:.1%} ({group.accuracy_low:.1%}-{group.accuracy_high:.1%})"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}"
+
+
 _COLUMNS: tuple[_Column, ...] = (
-    ("search", lambda group: group.search_ratio, True),
-    ("image", lambda group: group.image_ratio, True),
-    ("text", lambda group: group.text_ratio, True),
-    ("format", lambda group: group.format, True),
-    ("reward", lambda group: group.reward, False),
+    ("accuracy (95 %)", _accuracy),
+    ("search", lambda group: _share(group.search_ratio)),
+    ("image", lambda group: _share(group.image_ratio)),
+    ("text", lambda group: _share(group.text_ratio)),
+    ("format", lambda group: _share(group.format)),
+    ("reward", lambda group: f"{group.reward:.3f}"),
 )
-"""Heading, value, and whether it is a share; accuracy stands before them, with its 95 % interval. A column of which no
-group has a value is left out."""
+"""Heading, and what stands below it. A column of which no group has a value is left out."""
 
 
 def summary_table(groups: Mapping[str, GroupSummary], title: str = "Evaluation") -> Table:
@@ -88,20 +101,13 @@ def _table(title: str, groups: Iterable[GroupSummary], *labels: str) -> tuple[Ta
     )
     for heading in ("group", *labels):
         table.add_column(heading)
-    for heading in ("n", "accuracy (95 %)", *(heading for heading, _, _ in columns)):
+    for heading in ("n", *(heading for heading, _ in columns)):
         table.add_column(heading, justify="right")
     return table, columns
 
 
 def _cells(group: GroupSummary, columns: Sequence[_Column], style: str = "") -> list[Text]:
-    # Wilson's interval, and no standard error: of all right, or all wrong, that would be 0.
-    accuracy = f"{group.accuracy:.1%} ({group.accuracy_low:.1%}-{group.accuracy_high:.1%})"
-    values = (_cell(value(group), share=share) for _, value, share in columns)
-    return [Text(cell, style=style) for cell in (accuracy, *values)]
-
-
-def _cell(value: float | None, *, share: bool) -> str:
-    return "-" if value is None else f"{value:.1%}" if share else f"{value:.3f}"
+    return [Text(cell(group) or "-", style=style) for _, cell in columns]
 
 
 def _shown(name: str) -> Text:

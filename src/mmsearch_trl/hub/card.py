@@ -24,7 +24,7 @@ from mmsearch_trl.rollout.limits import Limits
 
 
 _COLUMNS = ("n", "accuracy", "search_ratio", "image_ratio", "text_ratio", "format", "reward")
-_EVALUATED = re.compile(r"eval(?:_(?P<name>[^/]+))?_accuracy")
+_EVALUATED = re.compile(r"eval(?:_(?P<name>[^/]+))?_n")
 _LIBRARIES = ("mmsearch-trl", "trl", "transformers", "torch", "peft")
 
 
@@ -86,7 +86,7 @@ def evaluation_table(history: Iterable[Mapping[str, Any]]) -> str | None:
     for entry in history:
         latest |= entry
     evaluated = [match for key in latest if (match := _EVALUATED.fullmatch(key)) is not None]
-    prefixes = {match[0].removesuffix("accuracy"): match["name"] or "evaluation" for match in evaluated}
+    prefixes = {match[0].removesuffix("n"): match["name"] or "evaluation" for match in evaluated}
     columns = [column for column in _COLUMNS if any(prefix + column in latest for prefix in prefixes)]
     lines = []
     for prefix, name in prefixes.items():

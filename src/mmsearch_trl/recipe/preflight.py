@@ -198,7 +198,9 @@ class Preflight:
 
     def _evaluations(self) -> str:
         names = [data_name(file) for file in self._recipe.data.eval_files]
-        check_evaluations(self._args, names, searches=self._recipe.data.protocol != "direct")
+        searches, reward = self._recipe.data.protocol != "direct", self._recipe.reward
+        judged = bool(reward.function) or reward.scored_by is not None
+        check_evaluations(self._args, names, searches=searches, judged=judged)
         return f"eval_strategy: {plain(self._args.eval_strategy)}, on {', '.join(names) or 'nothing'}"
 
     @cached_property

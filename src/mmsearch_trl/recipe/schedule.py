@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from math import ceil
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, get_scheduler
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.evaluation.metrics import OF_ANSWERS, OF_SEARCHES, GroupSummary
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.critic import build_schedule
 from mmsearch_trl.trainer.schedules import sigmoid_decay
@@ -119,12 +119,17 @@ def check_learning_rate(args: MMSearchGRPOConfig | MMSearchSFTConfig, steps: int
 
 
 def check_evaluations(
-    args: MMSearchGRPOConfig | MMSearchSFTConfig, names: Sequence[str], *, searches: bool = True
+    args: MMSearchGRPOConfig | MMSearchSFTConfig,
+    names: Sequence[str],
+    *,
+    searches: bool = True,
+    judged: bool = True,
 ) -> None:
     """
     Args:
         names: Of the evaluation data, by which their metrics go.
         searches: Whether there is anything to search with, and so are numbers of it.
+        judged: Whether anybody can tell a right answer, and so are numbers of it.
 
     Raises:
         UserError: evaluations are asked for without data, or by a metric that none of them has.
@@ -145,8 +150,8 @@ def check_evaluations(
     metric = args.metric_for_best_model
     if metric is None or strategy == "no":
         return
-    counted = (each for each in fields(GroupSummary) if each.name != "tools")
-    own = tuple(each.name for each in counted if searches or each.default is MISSING)
+    absent = {"tools"}.union(() if searches else OF_SEARCHES, () if judged else OF_ANSWERS)
+    own = tuple(each.name for each in fields(GroupSummary) if each.name not in absent)
     grpo = isinstance(args, MMSearchGRPOConfig)
     known = [f"{name}_{number}" for name in names for number in own] if grpo else list(_SFT_METRICS)
     bare = metric.removeprefix("eval_")

@@ -89,4 +89,4 @@ class EvaluatedByRollouts(ActorCritic):
         logs = [] if went_back else [log for log in self.state.log_history if log["step"] == self.state.global_step]
         prefixes = tuple(f"eval_{name}_" for name in self.eval_dataset or ())
         metrics = {key: value for log in logs for key, value in log.items() if key.startswith(prefixes)}
-        return metrics if all(f"{prefix}accuracy" in metrics for prefix in prefixes) else None
+        return metrics if all(f"{prefix}reward" in metrics for prefix in prefixes) else None
