@@ -10,6 +10,7 @@ from trl import SFTConfig
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.rewards.mmsearch import RewardConfig
+from mmsearch_trl.rewards.overlong import OverlongConfig
 from mmsearch_trl.rewards.search_r1 import SearchR1RewardConfig
 from mmsearch_trl.search.text.retriever import RetrieverConfig
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
@@ -39,6 +40,7 @@ def test_every_promised_recipe_is_there() -> None:
     stages = ("fre-text", "fre-multi", "mgt-geo", "mgt-percereason", "mgt-sokoban", "direct-rl-geo")
     wanted |= {f"lmm_r1/{stage}-{preset}.yaml" for stage in stages for preset in ("script", "paper")}
     wanted |= {"lmm_r1/70b.yaml", "r1_v/clevr.yaml", "r1_v/geoqa.yaml"}
+    wanted |= {"reasoning/gspo.yaml", "reasoning/dapo.yaml"}
     assert names >= wanted | {"world/grpo.yaml", "world/sft.yaml"}
 
 
@@ -161,6 +163,27 @@ def test_the_ppo_preset_has_upstreams_values(size: str) -> None:
     )
     same = ("data", "search", "rollout", "reward", "model")
     assert all(getattr(recipe, section) == getattr(grpo, section) for section in same)
+
+
+def test_the_reasoning_presets_have_the_values_of_their_papers() -> None:
+    gspo, dapo = (load(ROOT / "recipes" / "reasoning" / f"{name}.yaml") for name in ("gspo", "dapo"))
+    for recipe in (gspo, dapo):
+        trainer = recipe.trainer
+        assert isinstance(trainer, MMSearchGRPOConfig) and trainer.steps_per_generation is not None
+        per_micro_batch = trainer.per_device_train_batch_size * 8
+        assert (trainer.num_generations, per_micro_batch * trainer.steps_per_generation) == (8, 64 * 8)
+        assert per_micro_batch * trainer.gradient_accumulation_steps == 128
+        assert (trainer.learning_rate, trainer.lr_scheduler_type, trainer.beta) == (1e-6, "constant", 0.0)
+        assert (trainer.estimator, trainer.scale_rewards, trainer.weight_decay) == (None, "group", 0.01)
+        assert (recipe.data.protocol, recipe.rollout.max_turn_tokens) == ("direct", 4096)
+        assert recipe.model.model_name_or_path == "Qwen/Qwen3-VL-4B-Instruct"
+    names = ("loss_type", "importance_sampling_level", "epsilon", "epsilon_high")
+    values = [[getattr(recipe.trainer, name) for name in names] for recipe in (gspo, dapo)]
+    assert values == [["grpo", "sequence", 3e-4, 4e-4], ["dapo", "token", 0.2, 0.28]]
+    names = ("filter_zero_variance_groups", "carry_surplus_groups")
+    assert [[getattr(recipe.trainer, name) for name in names] for recipe in (gspo, dapo)] == [[False] * 2, [True] * 2]
+    overlong = OverlongConfig(max_tokens=4096, buffer=1024, factor=1.0)
+    assert (gspo.reward.overlong, dapo.reward.overlong) == (None, overlong)
 
 
 def check_shared_values(recipe: Recipe) -> None:
