@@ -1,4 +1,4 @@
-"""The reasoning recipes on a small model of their family and rows as Geometry3K has them, from the command to the log."""
+"""The reasoning recipes on a small model of their family and rows as Geometry3K has them, from command to log."""
 
 import io
 import json

@@ -49,6 +49,7 @@ _SHORT_ROLLOUTS: dict[str, Any] = {
     "generation_batch_size": None,
     "steps_per_generation": None,
     "filter_zero_variance_groups": False,  # untrained rollouts all earn the same
+    "carry_surplus_groups": False,
     "use_vllm": False,
 }
 _COLOCATED: dict[str, Any] = {"vllm_mode": "server", "vllm_enable_sleep_mode": False, "vllm_server_urls": None}
@@ -91,6 +92,8 @@ def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"],
             keys |= _SHORT_ROLLOUTS | _COLOCATED | _sums(out / "world")
         else:
             keys |= _SHORT_ROLLOUTS | _data(world, out / "world", vision=vision)
+        if (values.get("reward") or {}).get("overlong"):
+            keys["reward"] = {"overlong": {"max_tokens": 48, "buffer": 24}}
         file = out / "recipe.yaml"
         shipped = {path: name for name, path in shipped_recipes().items()}
         base = shipped.get(recipe, str(recipe.resolve()))
