@@ -19,6 +19,7 @@ from mmsearch_trl.world.miniature import Family
         ("search_r1/qwen2.5-7b-lora", "qwen2", True),
         ("search_r1/qwen2.5-3b-ppo", "qwen2", False),
         ("lmm_r1/mgt-geo-script", "qwen2_5_vl", False),
+        ("reasoning/dapo", "qwen3_vl", False),
         ("world/sft", "qwen2_5_vl", False),
     ],
 )

@@ -89,7 +89,7 @@ def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"],
             )
             keys |= {"train_files": [str(demonstrations)], "eval_files": []}
         elif protocol == "direct":
-            keys |= _SHORT_ROLLOUTS | _COLOCATED | _sums(out / "world")
+            keys |= _SHORT_ROLLOUTS | _COLOCATED | _sums(values, out / "world")
         else:
             keys |= _SHORT_ROLLOUTS | _data(world, out / "world", vision=vision)
         if (values.get("reward") or {}).get("overlong"):
@@ -129,8 +129,10 @@ def _data(world: World, folder: Path, *, vision: bool) -> dict[str, Any]:
     return keys | {"eval_files": [str(few)], "search": search, "rollout": limits}
 
 
-def _sums(folder: Path) -> dict[str, Any]:
+def _sums(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Keys of sums, as conversations, every second one with a picture of the world."""
+    said = values.get("system_prompt") or values.get("template")  # by the recipe, for all rows
+    system = [] if said else [{"role": "system", "content": _SYSTEM}]
     pictures = [json.loads(line)["image"] for line in (folder / "train.jsonl").read_text().splitlines()[:_SUMS]]
     rows = []
     for number, picture in enumerate(pictures):
@@ -138,7 +140,12 @@ def _sums(folder: Path) -> dict[str, Any]:
         asked: list[dict[str, str]] = [{"type": "text", "text": f"What is ${one} + {other}$?"}]
         if number % 2:
             asked.insert(0, {"type": "image", "image": f"file://{(folder / picture).resolve()}"})
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+        messages = [*system, {"role": "user", "content": asked}]
         rows.append(json.dumps({"message": json.dumps(messages), "answer": f"${one + other}$"}))
-    (folder / "sums.jsonl").write_text("\n".join(rows) + "\n")
-    return {"train_files": [str(folder / "sums.jsonl")], "eval_files": [], "rollout": {"max_turn_tokens": 48}}
+    files = {"sums": rows[:-_EVALUATED], "few_sums": rows[-_EVALUATED:]}
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    few = [str(folder / "few_sums.jsonl")] if values.get("eval_files") else []
+    limits = {"max_turn_tokens": 48}
+    keys: dict[str, Any] = {"train_files": [str(folder / "sums.jsonl")], "eval_files": few, "rollout": limits}
+    return keys | {"min_pixels": None, "max_pixels": None}  # of a model that takes larger pictures
