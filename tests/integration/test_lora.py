@@ -16,6 +16,7 @@ from trl import ModelConfig
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.data.dataset import row_to_task
+from mmsearch_trl.engine.weight_sync import native_adapter_obstacle
 from mmsearch_trl.recipe.build import load_agent, merge_adapter
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.preflight import Preflight
@@ -139,6 +140,8 @@ def test_an_adapter_is_trained_on_against_itself_and_saved_alone(
         assert [path.parent.name for path in folder.glob("*/adapter_*")] in ([], ["checkpoint-1"] * 2)
     reference = {name.replace(".ref.", "."): p for name, p in moved.model.named_parameters() if ".ref." in name}
     assert all(torch.equal(p, before[name]) for name, p in reference.items()) and len(reference) == len(before)
+    assert not any(p.requires_grad for name, p in moved.model.named_parameters() if ".default." not in name)
+    assert native_adapter_obstacle(moved.model) is None, "vLLM is sent the adapter that is trained"
     resumed = begin(world_home, first, tmp_path / "run", **keys, max_steps=2, resume_from_checkpoint="auto")
     assert resumed.state.global_step == 2
     now = {name: p for name, p in resumed.model.named_parameters() if ".ref." in name}

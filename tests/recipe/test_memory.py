@@ -187,7 +187,9 @@ def test_the_doctor_shows_a_critic_where_it_can_be_trained(capsys: pytest.Captur
 
 
 def test_72b_is_known_without_the_hub_and_a_stranger_is_not() -> None:
-    assert round(shape("Qwen/Qwen2.5-VL-72B-Instruct").base.count / 1e9, 1) == 73.4
+    published = {"Qwen2.5-VL-72B": 73.4, "Qwen2-VL-2B": 2.2, "Qwen2-VL-7B": 8.3, "Qwen3-VL-4B": 4.4}
+    for name, billions in published.items():
+        assert round(shape(f"Qwen/{name}-Instruct").base.count / 1e9, 1) == billions
     assert published_config("Qwen/Qwen2.5-VL-4B-Instruct") is published_config("me/Qwen2.5-VL-7B-Instruct") is None
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen3VLConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen2VLConfig, Qwen3VLConfig
 
 
 _QWEN25: dict[str, tuple[int, int, int, int, int, int, bool]] = {
@@ -11,6 +11,11 @@ _QWEN25: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "3B": (2048, 11008, 36, 16, 2, 151936, True),
     "7B": (3584, 18944, 28, 28, 4, 152064, False),
     "32B": (5120, 27648, 64, 40, 8, 152064, False),
+    "72B": (8192, 29568, 80, 64, 8, 152064, False),
+}
+_QWEN2_VL: dict[str, tuple[int, int, int, int, int, int, bool]] = {
+    "2B": (1536, 8960, 28, 12, 2, 151936, True),
+    "7B": (3584, 18944, 28, 28, 4, 152064, False),
     "72B": (8192, 29568, 80, 64, 8, 152064, False),
 }
 _QWEN3_VL: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
@@ -29,19 +34,21 @@ _QWEN3_VL: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 
 def published_config(name: str) -> PreTrainedConfig | None:
     """The configuration of a model's name on the Hub; None where it is none of these."""
-    given = re.fullmatch(r"Qwen/(Qwen2\.5-VL|Qwen3-VL|Qwen2\.5)-(\d+B)(?:-Instruct)?", name)
+    given = re.fullmatch(r"Qwen/(Qwen2-VL|Qwen2\.5-VL|Qwen3-VL|Qwen2\.5)-(\d+B)(?:-Instruct)?", name)
     if given is None:
         return None
     family, size = given[1], given[2]
     if family == "Qwen3-VL":
         return _qwen3_vl(size) if size in _QWEN3_VL else None
+    if family == "Qwen2-VL":
+        return _qwen2_vl(size) if size in _QWEN2_VL else None
     if size not in _QWEN25:
         return None
-    return _qwen25_vl(size) if family == "Qwen2.5-VL" else Qwen2Config(**_text(size), dtype="bfloat16")
+    return _qwen25_vl(size) if family == "Qwen2.5-VL" else Qwen2Config(**_text(_QWEN25[size]), dtype="bfloat16")
 
 
-def _text(size: str) -> dict[str, Any]:
-    width, mlp, layers, heads, key_values, vocabulary, tied = _QWEN25[size]
+def _text(shape: tuple[int, int, int, int, int, int, bool]) -> dict[str, Any]:
+    width, mlp, layers, heads, key_values, vocabulary, tied = shape
     return {
         "hidden_size": width,
         "intermediate_size": mlp,
@@ -54,7 +61,7 @@ def _text(size: str) -> dict[str, Any]:
 
 
 def _qwen25_vl(size: str) -> PreTrainedConfig:
-    text = _text(size)
+    text = _text(_QWEN25[size])
     vision = {
         "depth": 32,
         "hidden_size": 1280,
@@ -64,6 +71,13 @@ def _qwen25_vl(size: str) -> PreTrainedConfig:
     }
     tied = text["tie_word_embeddings"]
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, dtype="bfloat16")
+
+
+def _qwen2_vl(size: str) -> PreTrainedConfig:
+    text = _text(_QWEN2_VL[size])
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
+    tied = text["tie_word_embeddings"]
+    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, dtype="bfloat16")
 
 
 def _qwen3_vl(size: str) -> PreTrainedConfig:
