@@ -126,6 +126,9 @@ def former(recipe: Recipe) -> float:
     engine = build_engine(load_agent(recipe.model).eval(), protocol.chat, max_batch=args.max_rollout_batch)
     tools, tokenizer, saved = Toolbox(search, protocol.tools), protocol.chat.tokenizer, []
 
+    rule = recipe.reward.scored_by
+    assert rule is not None
+
     async def evaluate() -> None:
         number = 0
         with TraceWriter(trace_path(folder, "data"), tokenizer) as traces:
@@ -134,7 +137,7 @@ def former(recipe: Recipe) -> float:
                 names = [f"{args.seed}/eval_data/{number + i}" for i in range(len(tasks))]
                 samplings = [named_sampling(recipe.rollout, name, args.eval_temperature) for name in names]
                 trajectories = await run_batch(tasks, engine, protocol, tools, recipe.rollout, samplings)
-                parts = [recipe.reward.score_messages(t.messages, t.task.answers, None) for t in trajectories]
+                parts = [rule.score_messages(t.messages, t.task.answers, None) for t in trajectories]
                 scored = [
                     ScoredTrajectory(trajectory=trajectory, parts=part)
                     for trajectory, part in zip(trajectories, parts, strict=True)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import getitem
 from typing import Any, Protocol
 
 from mmsearch_trl.core.errors import UserError
@@ -101,9 +103,9 @@ class RuleReward:
                 )
             known: dict[str, Any] = {"row": _row_name(row, columns)}
             if queries is not None:
-                known["query"] = lambda row=row: queries[row]
+                known["query"] = partial(getitem, queries, row)
             if (extra := columns.get("extra")) is not None:
-                known["extra"] = lambda row=row: json.loads(extra[row])
+                known["extra"] = partial(json.loads, extra[row])
             rollouts.append(Rollout(messages=_messages(completion), answers=accepted, **known))
         return self.rule.score_batch(rollouts, _step(trainer_state))
 
