@@ -1,6 +1,7 @@
 """A conversation reaches the model as the data set wrote it, in the model's own template, and nothing else does."""
 
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -26,9 +27,26 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
+def published(name: str, processor: Any) -> Any:
+    """A processor with the chat template of a published model, which TRL has as a file."""
+    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    for part in (processor, getattr(processor, "tokenizer", processor)):
+        part.chat_template = template
+    return processor
+
+
+TEMPLATES: dict[str, Callable[[], Any]] = {
+    "published qwen2.5-vl": lambda: published("qwen2_5_vl", tiny.qwen25().processor),
+    "published qwen3-vl": lambda: published("qwen3_vl", tiny.qwen3().processor),
+    "published qwen2.5": lambda: published("qwen2_5", small_lm.build_tokenizer()),
+    "published qwen3": lambda: published("qwen3", small_lm.build_tokenizer()),
+    "published llama 3.2": lambda: published("llama3_2", small_lm.build_tokenizer()),
+}
+
+
 @pytest.fixture(scope="module", params=PROCESSORS)
 def processor(request: pytest.FixtureRequest) -> Any:
-    return PROCESSORS[request.param]()
+    return (PROCESSORS | TEMPLATES)[request.param]()
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -86,9 +104,9 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], int]] = {
     ("processor", "name"),
     [
         (kind, name)
-        for kind in PROCESSORS
+        for kind in (*PROCESSORS, *TEMPLATES)
         for name, (_, pictures) in CONVERSATIONS.items()
-        if not pictures or kind != "language model"
+        if not pictures or "-vl" in kind
     ],
     indirect=["processor"],
 )
