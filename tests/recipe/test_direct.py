@@ -96,3 +96,20 @@ def test_no_best_model_is_chosen_by_answers_that_nobody_judges(written: Path, me
     check_evaluations(args, ["data"], searches=False)
     with pytest.raises(UserError, match=r"evaluations have no .*\(they have the name of the data and n, reward,"):
         check_evaluations(args, ["data"], searches=False, judged=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mixture", [1.0]),
+        ("max_samples", 3),
+        ("max_prompt_length", 9),
+        ("columns", {"messages": "chat"}),
+        ("max_pixels", 9),
+    ],
+)
+def test_how_rows_are_read_is_for_supervised_recipes_without_tools_alone(written: Path, key: str, value: Any) -> None:
+    written.write_text("model_name_or_path: m\nprotocol: direct\ntrain_files: [r.jsonl]\nuse_cpu: true\nbf16: false\n")
+    load_recipe(written, {key: value}, kind="sft").validate(check_files=False)
+    with pytest.raises(UserError, match=f"{key} is of rows, and demonstrations of protocol mmsearch_r1 are"):
+        load_recipe(written, {key: value, "protocol": "mmsearch_r1"}, kind="sft").validate(check_files=False)

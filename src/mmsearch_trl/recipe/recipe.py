@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.data.config import DataConfig
+from mmsearch_trl.data.config import OF_ROWS, DataConfig
 from mmsearch_trl.data.sources import data_name, find_source
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
@@ -119,6 +119,14 @@ class Recipe:
                 raise UserError(f"{self.path}: rollout.{key}: protocol search_r1 has no image search, take it out")
         if search_r1 and not isinstance(self.trainer, MMSearchGRPOConfig):
             raise UserError(f"{self.path}: protocol: supervised recipes train protocol mmsearch_r1, not search_r1")
+        of_rows = (
+            [] if isinstance(self.trainer, MMSearchGRPOConfig) else [key for key in OF_ROWS if self.values.get(key)]
+        )
+        if of_rows:
+            raise UserError(
+                f"{self.path}: {of_rows[0]} is of rows, and demonstrations of protocol {self.data.protocol} are "
+                "conversations or traces, each read whole: take it out"
+            )
         if not search_r1 and self.rollout.max_observation_tokens is not None:
             raise UserError(
                 f"{self.path}: rollout.max_observation_tokens is a key of protocol search_r1; a reply of mmsearch_r1 "
