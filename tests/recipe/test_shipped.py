@@ -81,5 +81,5 @@ def test_accelerate_configurations_have_names_too(tmp_path: Path, monkeypatch: p
     own = tmp_path / "zero3"
     own.touch()
     assert find_accelerate_config(str(own)) == own
-    with pytest.raises(UserError, match="not found: zero4; shipped are ddp, fsdp2, single, zero2, zero3"):
+    with pytest.raises(UserError, match="not found: zero4; shipped are ddp, fsdp2, multi_node, single, zero2, zero3"):
         find_accelerate_config("zero4")
