@@ -54,6 +54,13 @@ def test_what_waits_for_the_next_batch_comes_back_where_the_layout_stays(tmp_pat
     assert (other.kl, len(other.surplus)) == ((0.1, 0.2), 0)
 
 
+def test_what_was_seen_of_outages_comes_back_in_any_layout(tmp_path: Path) -> None:
+    seen = {"rollouts": [2, (8, 2)], "searches": [0, (5, 1), (3, 0)], "first": ["out of memory", None]}
+    replace(BatchPosition.at(8, None, LAYOUT), outage=seen).save(tmp_path, 0, LAYOUT)
+    for layout in (LAYOUT, replace(LAYOUT, processes=4)):
+        assert BatchPosition.load(tmp_path, 0, layout, 8, CPU).outage == seen
+
+
 @pytest.mark.parametrize("change", [{"processes": 1}, {"num_iterations": 2}, {"per_device_train_batch_size": 4}])
 def test_inside_a_batch_its_layout_must_stay(change: dict[str, int], tmp_path: Path) -> None:
     inside().save(tmp_path, 0, LAYOUT)

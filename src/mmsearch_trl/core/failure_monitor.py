@@ -2,7 +2,8 @@
 whose rollouts fail learns nothing."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmsearch_trl.core.observation import FailureKind
 
@@ -45,6 +46,15 @@ class FailureMonitor:
         self._batches: deque[tuple[int, int]] = deque()
         self._in_a_row = 0
         """Failures since the last batch with a success."""
+
+    def state(self) -> list[Any]:
+        """What it has seen, for JSON."""
+        return [self._in_a_row, *self._batches]
+
+    def go_on_from(self, state: Sequence[Any]) -> None:
+        """Go on from what `state` told; nothing has been seen where it is empty."""
+        self._in_a_row = state[0] if state else 0
+        self._batches = deque((calls, failed) for calls, failed in state[1:])
 
     def abort_reason(self, calls: int, failures: Mapping[FailureKind, int]) -> str | None:
         """Why the run should end after a batch with these calls; None when it may go on.

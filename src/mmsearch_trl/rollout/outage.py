@@ -5,10 +5,11 @@ a run that trains, or measures, nothing looks like one that does.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Any
 
 from mmsearch_trl.core.errors import EngineLost, SearchLost, shortened
 from mmsearch_trl.core.failure_monitor import FailureMonitor
@@ -89,13 +90,36 @@ class OutageMonitor:
         self._seen = Tally()
 
     def lost(self, batch: Tally) -> EngineLost | SearchLost | None:
-        """Why the run should end after this batch; None when it may go on."""
+        """Why the run should end after this batch; None when it may go on.
+
+        What it judged by is forgotten then: who has the run go on has seen to the reason.
+        """
         self._seen += batch
         failed = {FailureKind.UNAVAILABLE: batch.failed} if batch.failed else {}
-        return self._error(
+        error = self._error(
             self._rollouts.abort_reason(batch.rollouts, failed),
             self._searches.abort_reason(batch.searches, batch.search_failures),
         )
+        if error is not None:
+            self.go_on_from({})
+        return error
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether any batch has come since it began, or last forgot."""
+        return len(self._rollouts.state()) > 1
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen, for JSON: a run that is resumed is judged by all of it."""
+        told = [self._seen.first_failure, self._seen.first_search_failure]
+        return {"rollouts": self._rollouts.state(), "searches": self._searches.state(), "first": told}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` told; nothing has been seen where it is empty."""
+        self._rollouts.go_on_from(state.get("rollouts", ()))
+        self._searches.go_on_from(state.get("searches", ()))
+        first, first_search = state.get("first", (None, None))
+        self._seen = Tally(first_failure=first, first_search_failure=first_search)
 
     def lost_at_end(self) -> EngineLost | SearchLost | None:
         """Why what came of the run is worth nothing; None when it is worth something."""

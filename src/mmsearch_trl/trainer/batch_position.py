@@ -55,12 +55,14 @@ class BatchPosition:
         micro_batches: Those of the current generation batch; None between two batches.
         kl: The state of the coefficient of an estimator's KL term, if there is one.
         surplus: Rollouts that wait for the next batch.
+        outage: What an `OutageMonitor` had seen.
     """
 
     micro_step: int
     micro_batches: list[dict[str, Any]] | None
     kl: tuple[float, float] | None = None
     surplus: Groups = field(default_factory=Groups)
+    outage: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def at(
@@ -80,7 +82,8 @@ class BatchPosition:
 
     def save(self, checkpoint: Path, rank: int, layout: BatchLayout) -> None:
         content = {"layout": asdict(layout), "micro_step": self.micro_step, "micro_batches": self.micro_batches}
-        torch.save(content | {"kl": self.kl, "surplus": packed(self.surplus)}, _file(checkpoint, rank))
+        content |= {"kl": self.kl, "surplus": packed(self.surplus), "outage": self.outage}
+        torch.save(content, _file(checkpoint, rank))
 
     @classmethod
     def load(
@@ -96,11 +99,11 @@ class BatchPosition:
         file = _file(checkpoint, rank)
         micro_step, micro_batches, cut = step * layout.gradient_accumulation_steps, None, layout
         kl: tuple[float, float] | None = None
-        surplus = Groups()
+        surplus, outage = Groups(), {}
         if file.is_file():
             # To main memory first: torch knows no "cpu:0", which a rank of several is on.
             content = torch.load(file, map_location="cpu", weights_only=True)
-            saved, kl = BatchLayout(**content["layout"]), content["kl"]
+            saved, kl, outage = BatchLayout(**content["layout"]), content["kl"], content["outage"]
             if saved == layout:
                 surplus = unpacked(content["surplus"])
             held: Any = send_to_device(content["micro_batches"], device)
@@ -122,7 +125,7 @@ class BatchPosition:
                 f"after a multiple of {layout.generate_every} micro-batches "
                 f"({layout.gradient_accumulation_steps} a step)"
             )
-        return cls(micro_step, micro_batches, kl, surplus)
+        return cls(micro_step, micro_batches, kl, surplus, outage)
 
 
 def _file(checkpoint: Path, rank: int) -> Path:

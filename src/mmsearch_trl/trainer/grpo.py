@@ -14,6 +14,7 @@ What it works with is handed what it needs and returns what it found; this class
 this rests on are pinned by `tests/trainer/test_trl_contract.py`.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,7 @@ from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.traces.files import TRAIN, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
+from mmsearch_trl.trainer.batch_position import BatchPosition
 from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import (
@@ -134,10 +136,20 @@ class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):
     def _at_step_end(self) -> StepEnd:
         return StepEnd.of(self.state.num_input_tokens_seen, self.batch_position())
 
+    def batch_position(self) -> BatchPosition:
+        return replace(super().batch_position(), outage=self.collector.outage.state())
+
+    def go_on_from(self, position: BatchPosition) -> None:
+        super().go_on_from(position)
+        # A process that was not there when this was saved has seen nothing, and all must judge alike.
+        self.collector.outage.go_on_from(self.ranks.on_main(lambda: position.outage))
+
     def _back_to(self, step_end: StepEnd) -> None:
         super()._back_to(step_end)
         assert step_end.batch is not None
-        self.go_on_from(step_end.batch)
+        # After an outage that ended the run it has forgotten all, and a run that is resumed begins anew.
+        seen = step_end.batch.outage if self.collector.outage.has_seen else {}
+        self.go_on_from(replace(step_end.batch, outage=seen))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with profiling_context(self, "rollout"):
