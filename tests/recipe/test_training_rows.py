@@ -101,6 +101,8 @@ def test_caps_of_each_file_and_of_all(files: list[str], told: pytest.LogCaptureF
         ({"columns": {"answers": "x"}}, "unknown key `columns.answers`; did you mean `columns.answer`"),
         ({"columns": "x"}, "`columns` must be a mapping"),
         ({"template": "nothing"}, "template must hold {question} once"),
+        ({"max_pixels": 50_000}, "min_pixels and max_pixels need a vision-language model"),
+        ({"image_folder": "/no/such"}, "image_folder: /no/such is no folder"),
     ],
 )
 def test_wrong_keys_are_refused_by_their_names(files: list[str], keys: dict[str, Any], reason: str) -> None:

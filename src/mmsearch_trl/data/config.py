@@ -12,7 +12,7 @@ from mmsearch_trl.data.answers import WORDS, Scoring
 from mmsearch_trl.data.columns import Columns
 from mmsearch_trl.data.messages import ConversationRules
 from mmsearch_trl.data.opening import AS_WRITTEN, Opening
-from mmsearch_trl.data.pixels import ModelPixels, PixelLimits
+from mmsearch_trl.data.pixels import NO_LIMITS, ModelPixels, PixelLimits
 from mmsearch_trl.data.reading import Reading
 from mmsearch_trl.data.rows import OnError
 from mmsearch_trl.protocol.prompt_files import Prompts
@@ -183,15 +183,21 @@ class DataConfig:
         Raises:
             UserError: limits of images cannot be kept, or a text of the recipe's cannot be read or shown to the model.
         """
+        pixels = PixelLimits(least=self.min_pixels, most=self.max_pixels)
+        if model_pixels is not None:
+            model_pixels.check(pixels)
+        elif pixels != NO_LIMITS:
+            raise UserError(
+                "min_pixels and max_pixels need a vision-language model of the Qwen-VL family: take them out"
+            )
+        if self.image_folder is not None and not Path(self.image_folder).is_dir():
+            raise UserError(f"image_folder: {self.image_folder} is no folder")
         opening = Opening.load(self.system_prompt, self.template)
         if rules is not None and opening != AS_WRITTEN:
             try:
                 rules.check(opening.applied([Message("user", ("-",))]))
             except UserError as error:
                 raise UserError(f"system_prompt, template: {error}") from error
-        pixels = PixelLimits(least=self.min_pixels, most=self.max_pixels)
-        if model_pixels is not None:
-            model_pixels.check(pixels)
         return Reading(
             columns=self.columns,
             image_folder=None if self.image_folder is None else Path(self.image_folder),
