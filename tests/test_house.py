@@ -152,6 +152,12 @@ def test_no_function_takes_the_trainer() -> None:
     assert [module_name(path) for path in FILES if pattern.search(path.read_text(encoding="utf-8"))] == []
 
 
+def test_no_console_makes_pictures_of_words_between_colons() -> None:
+    """What a data set, a model or a page says is printed as it is: `repo:train:` is no railway car."""
+    made = re.compile(r"\bConsole\((?![^)]*emoji=False)")
+    assert [module_name(path) for path in FILES if made.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_no_test_fakes_a_trainer() -> None:
     """A stand-in with a trainer's name or attributes means that the function under test should take less."""
     fakes = [f"{path.relative_to(ROOT)}:{line}" for path in (ROOT / "tests").rglob("*.py") for line in _fakes(path)]

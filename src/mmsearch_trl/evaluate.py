@@ -90,7 +90,7 @@ def main(config: Path, overrides: Mapping[str, Any]) -> None:
         report = evaluate(recipe)
     if not PartialState().is_main_process:
         return
-    console = Console()
+    console = Console(emoji=False)
     for name, summary in report.data.items():
         console.print(summary_table(_groups(summary), title=name))
     for line in summary_lines(report.searches) if report.searches is not None else ():

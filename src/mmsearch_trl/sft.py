@@ -78,7 +78,7 @@ def train(recipe: Recipe) -> MMSearchSFTTrainer:
         name = shlex.quote(str(out))
         then = f"; to train it on: mmsearch train --config RECIPE --model_name_or_path {name}"
         line = f"saved: {out}{'' if recipe.model.use_peft else then}"
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        Console(emoji=False).print(line, highlight=False, markup=False, soft_wrap=True)
     return trainer
 
 

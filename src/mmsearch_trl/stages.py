@@ -231,4 +231,4 @@ def _clock(seconds: float) -> str:
 
 
 def _say(line: str) -> None:
-    Console(file=sys.stdout).print(line, highlight=False, markup=False, soft_wrap=True)
+    Console(file=sys.stdout, emoji=False).print(line, highlight=False, markup=False, soft_wrap=True)

@@ -75,7 +75,9 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
             metrics = trainer.last_evaluation() or trainer.evaluate()
             if PartialState().is_main_process:
                 names = [data_name(file) for file in recipe.data.eval_files]
-                Console().print(summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names}))
+                Console(emoji=False).print(
+                    summary_table({n: GroupSummary.from_metrics(metrics, f"eval_{n}_") for n in names})
+                )
         print_searches(trainer.rollouter.tools, trainer.ranks)
         if args.push_to_hub:
             with pushing(str(out)):
@@ -84,7 +86,7 @@ def train(recipe: Recipe) -> MMSearchGRPOTrainer:
             trainer.create_model_card()
     if PartialState().is_main_process:
         for line in next_steps(recipe, out):
-            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+            Console(emoji=False).print(line, highlight=False, markup=False, soft_wrap=True)
     return trainer
 
 
@@ -126,7 +128,7 @@ def print_searches(search: Tools | None, ranks: Ranks) -> None:
     totals = gather_totals(search.totals, ranks)
     if ranks.is_main:
         for line in summary_lines(totals):
-            Console().print(line, highlight=False, soft_wrap=True)
+            Console(emoji=False).print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def ask(options: argparse.Namespace, config: Path, keys: Mapping[str, Any]) -> T
     task = _task(options.question, image, recipe, protocol)
     model: Any = load_agent(recipe.model).eval()
     engine = build_engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), protocol.chat)
-    console = Console()
+    console = Console(emoji=False)
     sampling = named_sampling(recipe.rollout, f"{options.seed}/ask", options.temperature)
     tools = None
     if search is not None and isinstance(protocol, SearchProtocol):

@@ -32,7 +32,7 @@ def _stats(options: argparse.Namespace) -> None:
 
     from mmsearch_trl.commands.cache_upkeep import stats
 
-    Console().print(stats(options.file))
+    Console(emoji=False).print(stats(options.file))
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def check_recipe(path: Path, overrides: Mapping[str, Any], job: Job | None, proc
     if job is None:
         job = "sft" if kind_of(path, overrides) == "sft" else "train"
     read_written(path, overrides, kind="sft" if job == "sft" else "grpo")
-    problems = _report(path, overrides, job, processes, Console())
+    problems = _report(path, overrides, job, processes, Console(emoji=False))
     if problems:
         raise UserError(f"{path}: {problems} problem{'s' if problems > 1 else ''}, told above")
 

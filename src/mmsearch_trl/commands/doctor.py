@@ -82,7 +82,7 @@ def report(findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(emoji=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found"):
         table.add_column(heading)

@@ -59,7 +59,7 @@ def report_memory(path: Path, overrides: Mapping[str, Any], kind: Kind, gpus: in
         published=True,
     )
     demand = Demand.of(recipe, bf16=bool(values.get("bf16", kind == "grpo")))
-    console = Console(width=None, soft_wrap=True)
+    console = Console(width=None, soft_wrap=True, emoji=False)
     console.print(
         f"{path}: {name}, {shape.parameters / 1e9:.2f} billion parameters, {shape.trained.count / 1e9:.2f} trained",
         highlight=False,

@@ -57,7 +57,7 @@ def search(config: SearchConfig, what: str | Path) -> None:
         runtime.close()
     if observation.failure is not None:
         raise SearchLost(f"the search failed ({observation.failure.kind.value}): {observation.failure.message}")
-    show_observation(observation, Console())
+    show_observation(observation, Console(emoji=False))
 
 
 def image_file(file: Path) -> Image.Image:

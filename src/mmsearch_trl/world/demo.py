@@ -135,9 +135,9 @@ def run_demo(
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
     times = f"{seconds.total:.0f} s: warm start {seconds.warm_start:.0f}, GRPO {seconds.grpo:.0f}"
     files = (f"summary: {out / 'summary.json'}", f"plot: {plot}", f"trajectories: {page}")
-    Console().print(comparison_table(before, after))
+    Console(emoji=False).print(comparison_table(before, after))
     for line in (times, *files, *next_steps(settings, run)):
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        Console(emoji=False).print(line, highlight=False, markup=False, soft_wrap=True)
     return summary
 
 
