@@ -231,6 +231,23 @@ def test_what_is_logged_is_the_mean_over_sampled_tokens_that_have_a_reward() -> 
     assert estimate(config, given, Alone()).metrics == pytest.approx({"kl": mean, "train/kl_coef": 0.2})
 
 
+def test_a_coefficient_in_the_loss_follows_its_target_and_pays_nothing_in_the_reward() -> None:
+    given = drawn(1)
+    kl = KLConfig(coef=0.2, form="k3", place="loss", target=1e-3, horizon=100)
+    config = EstimatorConfig(name="rloo", kl=kl)
+    estimator = Estimator(config, Alone(), group_size=GROUP, eps=EPS, kl_clamp=False)  # type: ignore[arg-type]
+    batch = {"completion_mask": torch.ones_like(given["mask"]), "tool_mask": given["mask"]}
+    batch |= {"old_per_token_logps": given["old"], "ref_per_token_logps": given["ref"]}
+    found, coefficients = [], []
+    for _ in range(2):
+        found.append(estimator(given["rewards"], batch, _none_needed, _none_needed))
+        coefficients.append(estimator.loss_coef)
+    assert coefficients == pytest.approx([0.2, 0.2 * (1 + 0.2 * 12 / 100)])
+    assert [one.metrics for one in found] == [{"train/kl_coef": coef} for coef in coefficients]  # TRL logs the KL
+    without = estimate(EstimatorConfig(name="rloo"), given, Alone())
+    assert torch.equal(found[1].advantages, without.advantages)
+
+
 def test_log_probs_are_asked_for_where_the_batch_holds_none() -> None:
     given, config = drawn(1), EstimatorConfig(name="rloo", kl=KLConfig(coef=0.2))
     masks = {"completion_mask": torch.ones_like(given["mask"]), "tool_mask": given["mask"]}
