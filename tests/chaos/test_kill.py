@@ -67,6 +67,7 @@ from mmsearch_trl.traces.files import TraceWriter
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer as Trainer
 from mmsearch_trl.trainer.sft import MMSearchSFTTrainer as Supervised
 from mmsearch_trl.engine.vllm_sync import ServerSync
+from mmsearch_trl.trainer.critic import Critic
 from transformers import TrainerState
 """
 POINTS = {
@@ -168,6 +169,21 @@ def test_the_runs_that_are_compared_learn_something(whole: Whole) -> None:
     history = json.loads((whole.out / "trainer_state.json").read_text())["log_history"]
     norms = [log["grad_norm"] for log in history if "grad_norm" in log]
     assert sum(norm > 0 for norm in norms) >= 2, norms
+
+
+def test_ppo_killed_while_its_critic_is_fitted_ends_with_both_models_of_the_uninterrupted_run(
+    forks: Forks, world_home: Path, taught: Path, tmp_path: Path
+) -> None:
+    keys = WARM | {"num_generations": 1, "advantage_eps": 1e-4, "estimator.name": "gae", "eval_files": "[]"}
+    keys |= {"critic.learning_rate": 1e-3, "critic.batch_size": 4, "eval_strategy": "'no'"}
+    arguments = command(world_home, taught, tmp_path, **keys)
+    done = forks.run(TRAIN, *arguments, folder=tmp_path)
+    assert done.status == 0, done.err
+    (tmp_path / "again").mkdir()
+    plant = "before(Critic, '_update', 4)"
+    check_killed_and_resumed(forks, Whole(arguments, tmp_path / "out"), plant, tmp_path / "again")
+    saved = Path("out", f"checkpoint-{STEPS}", "critic", "critic.pt")
+    assert (tmp_path / saved).read_bytes() == (tmp_path / "again" / saved).read_bytes()
 
 
 @pytest.fixture(scope="module")

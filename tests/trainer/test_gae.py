@@ -55,8 +55,7 @@ def test_what_is_not_sampled_changes_nothing(masks: list[list[bool]], lam: float
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, *mask.shape, generator=generator)
     found = gae(rewards, values, mask, gamma=0.9, lam=lam)
-    spoilt = [each.masked_fill(~mask, math.nan) for each in (rewards, values)]
-    again = gae(*spoilt, mask, gamma=0.9, lam=lam)
+    again = gae(rewards.masked_fill(~mask, math.nan), values.masked_fill(~mask, math.nan), mask, gamma=0.9, lam=lam)
     for estimate, same in zip(found, again, strict=True):
         assert torch.equal(estimate, same)
         assert not estimate[~mask].any()

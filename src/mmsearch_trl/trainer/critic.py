@@ -9,31 +9,26 @@ All processes call everything here together, and equally often.
 """
 
 import random
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
+from mmsearch_trl.trainer.critic_checkpoint import load_critic, save_critic
 from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.log_probs import ScoredBatch, put_back
 from mmsearch_trl.trainer.value_model import ValueModel, seeded
-
-
-FOLDER = "critic"
-"""In a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +95,7 @@ class Critic:
             weight_decay=config.weight_decay,
         )
         self._schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._sharded = any(isinstance(parameter, DTensor) for parameter in self._trained.values())
 
     def updates(self, rows: int) -> int:
         """Updates on a batch of which each process holds `rows`.
@@ -163,9 +159,12 @@ class Critic:
         }
 
     def save(self, checkpoint: Path) -> None:
-        """Write weights, optimizer and schedule to `critic/` in a checkpoint's folder."""
-        with _quiet():
-            dcp.save(self._state(), checkpoint_id=checkpoint / FOLDER)
+        """Write weights, optimizer and schedule to a checkpoint's folder.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        save_critic(self._state(), checkpoint, sharded=self._sharded, is_main=self._ranks.is_main)
 
     def load(self, checkpoint: Path) -> None:
         """Go on from what `save` wrote.
@@ -173,19 +172,8 @@ class Critic:
         Raises:
             UserError: there is nothing of that, or it is of another model.
         """
-        folder = checkpoint / FOLDER
-        if not (folder / ".metadata").is_file():
-            raise UserError(
-                f"resume_from_checkpoint: {checkpoint} holds no critic ({FOLDER}/): it was saved by a run without "
-                "one, or is not complete"
-            )
         state = self._state()
-        try:
-            with _quiet():
-                dcp.load(state, checkpoint_id=folder)
-        except (CheckpointException, ValueError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"resume_from_checkpoint: the critic in {folder} cannot be loaded: {why}") from error
+        load_critic(state, checkpoint, sharded=self._sharded)
         assert self._schedule is not None
         self._schedule.load_state_dict(state["schedule"])
         for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
@@ -211,7 +199,7 @@ class Critic:
         parameters = list(self._trained.values())
         most = self._config.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, most)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._optimizer.step()
         assert self._schedule is not None
         self._schedule.step()
@@ -234,11 +222,11 @@ class Critic:
         value, total, squares, error, error_squares, count = self._ranks.sum([*map(float, sums), float(mask.sum())])
         if not count:
             return {}
-        metrics = {"critic/value": Ratio(value, count), "critic/return": Ratio(total, count)}
+        metrics: dict[str, float] = {"critic/value": Ratio(value, count), "critic/return": Ratio(total, count)}
         variance = squares / count - (total / count) ** 2
         if variance > 1e-12:
             unexplained = error_squares / count - (error / count) ** 2
-            metrics["critic/explained_variance"] = 1 - unexplained / variance  # pyright: ignore[reportArgumentType]
+            metrics["critic/explained_variance"] = 1 - unexplained / variance
         return metrics
 
     def _state(self) -> dict[str, Any]:
@@ -253,14 +241,6 @@ class Critic:
             "optimizer": {name: dict(self._optimizer.state[parameter]) for name, parameter in self._trained.items()},
             "schedule": self._schedule.state_dict(),
         }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning that one process is one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
 
 
 def build_schedule(

@@ -49,7 +49,7 @@ def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Map
         UserError: the policy does not allow this kind.
     """
     adapted = isinstance(policy, PeftModel)
-    whole = policy.get_base_model() if adapted else policy
+    whole: Any = policy.get_base_model() if adapted else policy
     if kind == "adapter" and not adapted:
         raise UserError(
             "critic.model: adapter shares the frozen weights of a LoRA policy: set use_peft, or model: full"
