@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 
-LONGEST = 4000
+LONGEST = 2000
 """Characters of a final answer; the last ones count."""
 
 _SIGNS = (
@@ -40,14 +40,16 @@ _WORD = re.compile(
 )
 """A word, which no expression holds."""
 _JOINT = re.compile(r",?\s(?:and|or)\s|,?\s?\\text\{\s?(?:and|or)\s?\}|;|,\s|\u3001")
-_TAIL = re.compile(r".*(?:\s(?:is|are|equals|be)\s|[=:])", re.DOTALL | re.IGNORECASE)
+_TAIL = re.compile(r"\A.*(?:\s(?:is|are|equals|be)\s|[=:])", re.DOTALL | re.IGNORECASE)
 
 _UNIT = r"(?:[munkcd]?m|[mk]?g|[hsNJWV]|min|hr|sec|mi|ft|in|kJ|kW|Pa|Hz|mol|m?[lL]|deg)(?:\^?\{?[23]\}?)?"
-_MEASURE = re.compile(rf"([^A-Za-z]*\d[^A-Za-z]*?)\s?{_UNIT}(?:\s?[/\u00b7]\s?{_UNIT})?\.?")
+_OF_MEASURE = re.compile(rf"\s?{_UNIT}(?:\s?[/\u00b7]\s?{_UNIT})?\.?\Z")
+"""The unit with which a measure ends."""
 _NUMBER = re.compile(
     r"(?<![\w.\\^/])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
     rf"(?!(?!{_UNIT}(?![A-Za-z]))[\w^(/]|\.\d|\s?[*+=^])"
 )
+_DIGIT, _LETTER = re.compile(r"\d"), re.compile("[A-Za-z]")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|operatorname)\s?\{([^{}]*)\}")
 _WORDS = re.compile(r"(?=.{3})[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*", re.DOTALL)
 
@@ -110,9 +112,11 @@ def boxes(text: str) -> list[str]:
 def _expression(text: str) -> Iterator[str]:
     """An expression, without its unit where math-verify would not know it, and the last item where it is a list."""
     text = _latex(text).strip()
-    if measure := _MEASURE.fullmatch(text):
-        yield measure[1]
-        return
+    if (unit := _OF_MEASURE.search(text)) is not None:
+        value = text[: unit.start()]
+        if _DIGIT.search(value) and not _LETTER.search(value):
+            yield value
+            return
     items = _JOINT.split(text)
     yield ", ".join(items)
     if len(items) > 1 and not text.startswith(("(", "[", r"\{", r"\left", r"\begin")):
