@@ -37,6 +37,7 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "core": ANY,
     "commands/main": ANY,
     "commands/parser": ("serve",),
+    "commands/doctor": ("doctor",),
     "commands/launch": ("accelerate launch",),
     "commands/runs": RUNS,
     "commands/ask_once": ("ask",),
@@ -46,10 +47,14 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "engine/vllm": ("vllm serve", "vllm"),
     "rewards": ("serve", *RUNS),
     "search": ("index", "serve", "search"),
+    "sokoban": ("data",),
+    "stages": ("stages", *RUNS),
     "trainer/checks": ("vllm serve",),
     "trainer/sampler": ("vllm serve", "vllm"),
     "world": ("demo", "world"),
 }
+OF_UPSTREAM = ("lmm_r1.md", "lmm_r1.zh.md")
+"""Pages that set flags of another program beside keys of ours."""
 PAGES_ABOUT = {"vllm.md": (*ANY, "vllm serve"), "performance.md": ("benchmarks.gpu",)}
 ELSEWHERE = {("data.md", "dataset"), ("data.zh.md", "dataset")}  # of modelscope, whose other flag stands before it
 
@@ -91,6 +96,8 @@ def of_messages() -> Iterator[Typed]:
 
 def of_pages() -> Iterator[Typed]:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        if page.name in OF_UPSTREAM:
+            continue
         for code in CODE.findall(text_of(page)):
             for each in typed_in(code, page.name, PAGES_ABOUT.get(page.name, ANY)):
                 if (each.file, each.flag) not in ELSEWHERE:
@@ -127,6 +134,8 @@ def takes(command: str, flag: str) -> bool:
     if command.startswith("benchmarks"):
         return f'"--{flag}"' in source_of(command.replace("/", "."))
     names = [command] if command != "any" else COMMANDS
+    if "stages" in names and flag.partition(".")[2] in COMMANDS["train"]:  # --<stage>.<key>
+        return True
     return any(flag.replace("-", "_") in COMMANDS[name] or flag in COMMANDS[name] for name in names)
 
 
