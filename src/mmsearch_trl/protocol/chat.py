@@ -72,6 +72,8 @@ class ChatEncoder:
         self._template_options: dict[str, Any] = {}
         if _opens_thinking(self._first_message(["-"])):
             self._template_options = {"enable_thinking": False}
+        self.opens_thinking = _opens_thinking(self._first_message(["-"]))
+        """Whether the template writes `<think>` all the same, so that no turn begins with one."""
         self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)
         self._upstream_framing = upstream_framing
@@ -88,13 +90,7 @@ class ChatEncoder:
         tools = {name for name in _TOOL_TOKENS if name in vocabulary}
         self.forbidden_ids = self.vision_ids | {vocabulary[name] for name in tools}
         """What a turn may not sample: images, and calls in the model's own tool format, which nothing here answers."""
-        # An unknown character is no control token, unless the tokenizer writes it as one (Qwen: <|endoftext|>).
-        controls = set(self.tokenizer.all_special_ids)
-        # Llama's and Gemma's configurations name few tokens; that the others are special stands beside each alone.
-        controls |= {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        controls -= {self.tokenizer.unk_token_id}
-        controls |= {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        self._control_ids = frozenset(controls) | self.vision_ids
+        self._control_ids = _special_ids(self.tokenizer) | self.vision_ids
         self._control_texts = [
             str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids - {None}))
         ]
@@ -301,6 +297,15 @@ class ChatEncoder:
                 f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
                 "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
             )
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that control a model; an unknown character is none, unless it is written as one (Qwen: <|endoftext|>)."""
+    ids = set(tokenizer.all_special_ids)
+    # Llama's and Gemma's configurations name few tokens; that the others are special stands beside each alone.
+    ids |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids -= {tokenizer.unk_token_id}
+    return frozenset(ids | {tokenizer.eos_token_id, tokenizer.pad_token_id})
 
 
 def _opens_thinking(prompt: str) -> bool:

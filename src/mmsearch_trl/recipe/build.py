@@ -42,10 +42,13 @@ from mmsearch_trl.recipe.recipe import Recipe
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.factory import build_runtime
 from mmsearch_trl.search.runtime import SearchRuntime
+from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 """Of a vision-language model, or the tokenizer of a language model."""
+_PAID_FOR_THINKING = ("math", "r1_v", "sokoban", "structure")
+"""Rules for which a turn holds `<think>`."""
 
 
 def load_processor(model: ModelConfig) -> Processor:
@@ -145,7 +148,23 @@ def is_adapter(model: ModelConfig) -> bool:
 
 
 def build_protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
-    """How turns are read and written, in the prompts and the templates that the recipe names."""
+    """How turns are read and written, in the prompts and the templates that the recipe names.
+
+    Raises:
+        UserError: the processor cannot be used, or no turn could have the form that the reward pays for.
+    """
+    protocol = _protocol(recipe, processor)
+    rule = getattr(recipe.reward, "rule", None) if isinstance(recipe.trainer, MMSearchGRPOConfig) else None
+    if rule in _PAID_FOR_THINKING and protocol.chat.opens_thinking:
+        raise UserError(
+            f"the chat template of {recipe.model.model_name_or_path} begins every turn with <think>, so that none "
+            f"holds the <think> that reward.rule: {rule} pays for: name an Instruct model, or take it out of the "
+            "model's chat_template.jinja"
+        )
+    return protocol
+
+
+def _protocol(recipe: Recipe, processor: Processor) -> TurnProtocol:
     data = recipe.data
     if data.protocol == "direct":
         return DirectProtocol(ChatEncoder(processor))
