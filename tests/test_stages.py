@@ -117,6 +117,24 @@ def test_a_stage_that_was_run_by_itself_is_done(two: list[Path], tmp_path: Path)
     assert played.names == ["2-second"]
 
 
+def test_a_stage_that_outlives_its_command_is_waited_for(
+    two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command was killed; its stage saves a second longer."""
+    sleeping: list[subprocess.Popen[bytes]] = []
+
+    def killed(words: Sequence[str]) -> int:
+        sleeping.append(subprocess.Popen(["sleep", "2"], close_fds=False))
+        return -9
+
+    with pytest.raises(UserError):
+        play(two, killed, tmp_path / "all")
+    played = Played()
+    play(two, played, tmp_path / "all")
+    assert sleeping[0].poll() == 0 and played.names == ["1-first", "2-second"]
+    assert "waiting for it to end" in capsys.readouterr().out
+
+
 def test_a_stage_that_fails_ends_the_command_with_its_status(two: list[Path], tmp_path: Path) -> None:
     for status in (1, 130, 143):
         with pytest.raises(SystemExit) as ended:

@@ -9,15 +9,17 @@ run by itself with `mmsearch train --config`.
 * `stages.json` says what was done.
 """
 
+import fcntl
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -32,7 +34,7 @@ from mmsearch_trl.trainer.checkpoint_folder import newest_complete
 
 RECORD = "stages.json"
 _LOCK = ".stages.lock"
-_LOCK_SECONDS = 120.0
+_LOCK_SECONDS, _POLL_SECONDS = 120.0, 0.2
 _START = ("model_name_or_path", "model_revision", "from_adapter")
 _HOW_IT_BEGAN = (*_START, "overwrite_output_dir", "resume_from_checkpoint", "output_dir")
 """Keys that do not tell whether a finished stage is the one that is asked for."""
@@ -50,17 +52,34 @@ def run_stages(stages: Stages, run: Run) -> None:
     """
     with writing(stages.folder):
         stages.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(stages.folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"another process is at the stages in {stages.folder}: waiting for it to end")
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout:
-            raise UserError(f"{stages.folder}: another process is at these stages: end it, or wait for it") from None
-    with lock:
+    with _alone(stages.folder):
         _Runner(stages, run).run()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process is at the stages of a folder, nor at one of them.
+
+    A stage's process holds the lock, too: after the death of the one that started it, it is still saving.
+
+    Raises:
+        UserError: one was, and did not end within two minutes.
+    """
+    with (folder / _LOCK).open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        deadline, told = time.monotonic() + _LOCK_SECONDS, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder}: another process is at these stages: end it, or wait for it") from None
+                if not told:
+                    told = True
+                    _say(f"another process is at the stages in {folder}: waiting for it to end")
+                time.sleep(_POLL_SECONDS)
+        yield
 
 
 class _Runner:

@@ -21,7 +21,8 @@ LORA: dict[str, Any] = {"use_peft": True, "lora_r": 64, "lora_target_modules": [
 
 
 def shape(name: str, **keys: Any) -> ModelShape:
-    return model_shape(RecipeModelConfig(model_name_or_path=name, **({"dtype": "float32"} | keys)), published=True)
+    given: dict[str, Any] = {"model_name_or_path": name, "dtype": "float32"} | keys
+    return model_shape(RecipeModelConfig(**given), published=True)
 
 
 @pytest.fixture(scope="module")

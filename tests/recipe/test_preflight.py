@@ -200,7 +200,7 @@ def test_an_evaluation_needs_no_trainer(world_home: Path, tmp_path: Path) -> Non
 def test_the_memory_of_a_run_is_what_the_doctor_computes(world_home: Path, tmp_path: Path) -> None:
     lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "[q_proj,v_proj]", "freeze_vision": True}
     whole = {"freeze_vision": False}
-    states = {}
+    states, shapes = {}, {}
     for name, keys in {
         "full": whole,
         "sgd": whole | {"optim": "sgd", "beta": 0.1},
@@ -209,14 +209,14 @@ def test_the_memory_of_a_run_is_what_the_doctor_computes(world_home: Path, tmp_p
         path, values = recipe_arguments(grpo_arguments(world_home, tmp_path / "run", **keys))
         recipe = load_recipe(path, values)
         args = recipe.trainer
-        shape = model_shape(recipe.model, freeze_vision=args.freeze_vision)
-        memory = memory_of(shape, Demand.of(recipe, bf16=False), Sharding.NONE, 1)
+        shapes[name] = model_shape(recipe.model, freeze_vision=args.freeze_vision)
+        memory = memory_of(shapes[name], Demand.of(recipe, bf16=False), Sharding.NONE, 1)
         states[name] = memory.states * 2**30
         said = next(each.found for each in Preflight(recipe).findings() if each.name == "memory")
         assert said.startswith(f"{memory.states:.1f} GiB for weights, gradients and optimizer states of one process")
         assert f"up to {memory.activations:.1f} GiB of activations come on top" in said
-    base, adapter = shape.base.count, shape.trained.count
-    assert 0 < adapter == shape.parameters - base < base / 2
+    base, adapter = shapes["full"].base.count, shapes["lora"].trained.count
+    assert 0 < adapter == shapes["lora"].parameters - base < base / 2
     assert states == {"full": 16 * base, "sgd": 12 * base, "lora": 4 * base + 16 * adapter}
 
 

@@ -56,7 +56,8 @@ def run_command(words: Sequence[str]) -> int:
     """Run `mmsearch` in a process of its own, to which signals are handed on: it says what is saved, and ends."""
     command = [sys.executable, "-m", "mmsearch_trl", *words]
     # In a session of its own, or a terminal would interrupt it beside us, and it would take that for the second time.
-    process = subprocess.Popen(ending_with_us(command), start_new_session=True)
+    # Inheritable files stay open: the lock of the stages (`stages.py`).
+    process = subprocess.Popen(ending_with_us(command), start_new_session=True, close_fds=False)
     with _handed_on(process):
         return process.wait()
 
