@@ -194,3 +194,13 @@ def test_a_rule_says_which_answers_it_cannot_score(write_jsonl: Writer, tmp_path
     rows = load_dataset_rows(path, reading=reading, on_error="skip", cache_dir=tmp_path / "cache", skipped=skipped)
     assert (len(rows), [error.place for error in skipped.errors]) == (79, ["line 71"])
     assert max(asked) <= 32 and sum(asked) == 160  # in a few calls, and once for each row
+
+
+@pytest.mark.parametrize("key", ["message", "messages", "conversations"])
+def test_messages_that_are_cut_off_are_no_question(write_jsonl: Writer, key: str) -> None:
+    cut = json.dumps([{"role": "user", "content": "1 + 1?"}])[:-1]
+    for reading in (READING, Reading()):
+        with pytest.raises(RowError, match=f"line 1: '{key}' begins as messages do, and is no list of them in JSON"):
+            list(read_tasks(write_jsonl({key: cut, "answer": "2"}), reading=reading))
+    (task,) = read_tasks(write_jsonl({"prompt": "[1, 2] is what?", "answer": "an interval"}), reading=READING)
+    assert task.question == "[1, 2] is what?"

@@ -71,6 +71,11 @@ def _saved_splits(path: Path, rows: list[dict[str, Any]]) -> None:
     parts.save_to_disk(str(path))
 
 
+def _tables(path: Path, rows: list[dict[str, Any]]) -> None:
+    for split, some in (("train", rows), ("test", rows[:1])):
+        (path / f"{split}.csv").write_text(csv_text(some, ","), newline="")
+
+
 WRITERS: Mapping[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
     "rows.jsonl": lambda path, rows: path.write_text("\n".join(map(json.dumps, rows))),
     "rows.json": lambda path, rows: path.write_text("\ufeff" + json.dumps(rows, indent=1)),
@@ -85,6 +90,7 @@ WRITERS: Mapping[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
     "saved": _saved,
     "saved_splits:train": lambda path, rows: _saved_splits(path.with_name("saved_splits"), rows),
     "repo:train": lambda path, rows: repository(path.with_name("repo"), train=rows, test=rows[:1]),
+    "tables:train": lambda path, rows: _tables(path.with_name("tables"), rows),
     "one_split": lambda path, rows: repository(path, train=rows),
     "repo@data:train[:3]": lambda path, rows: repository(path.with_name("repo"), train=[*rows, *rows]),
 }
@@ -96,7 +102,7 @@ def folder(tmp_path: Path, png: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for place in ("", "saved", "saved_splits", "repo", "one_split"):
+    for place in ("", "saved", "saved_splits", "repo", "one_split", "tables"):
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / "box.png").write_bytes(png)
     return tmp_path
@@ -254,3 +260,9 @@ def test_a_part_of_a_split_cannot_be_streamed(folder: Path) -> None:
 )
 def test_results_go_by_a_name_that_can_be_a_files(text: str, name: str) -> None:
     assert data_name(text) == name
+
+
+def test_what_is_wrong_with_a_row_is_told_before_what_is_wrong_with_all(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"Question": "x?", "answer": "1"}))
+    with pytest.raises(RowError, match="line 1: the key 'Question' is not known; did you mean 'question'"):
+        list(read_tasks(tmp_path / "rows.jsonl"))

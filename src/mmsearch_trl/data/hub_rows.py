@@ -4,7 +4,7 @@ Cells come as they are stored, so that an image stays encoded. What the library 
 such split, a damaged file) is said in one line that names the data set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -50,7 +50,7 @@ def hub_rows(
         UserError: it cannot be fetched or read, or the split is missing.
     """
     with _using(name):
-        builder = datasets.load_dataset_builder(name, data_dir=data_dir)
+        builder = _builder(name, data_dir)
         named = builder.config.data_files or builder.info.splits or {}
         split = _split(name, split, list(map(str, named)))
         if streaming:
@@ -64,7 +64,18 @@ def hub_rows(
 def hub_stamp(name: str, data_dir: str | None) -> str:
     """Changes with the files of a data set: their commit on the Hub, their times in a folder."""
     with _using(name):
-        return datasets.load_dataset_builder(name, data_dir=data_dir).cache_dir
+        return _builder(name, data_dir).cache_dir
+
+
+def _builder(name: str, data_dir: str | None) -> datasets.DatasetBuilder:
+    """What knows how to read a data set. Cells of tables in CSV stay the texts that they are, as in a single file."""
+    builder = datasets.load_dataset_builder(name, data_dir=data_dir)
+    if builder.name != "csv":
+        return builder
+    splits = cast("Mapping[str, datasets.IterableDataset]", builder.as_streaming_dataset())
+    names = next(iter(next(iter(splits.values()))), {})
+    features = datasets.Features({column: datasets.Value("string") for column in names})
+    return datasets.load_dataset_builder(name, data_dir=data_dir, features=features, keep_default_na=False)
 
 
 def stored_cells(name: str, rows: "datasets.Dataset | datasets.IterableDataset") -> Iterator[Cells]:

@@ -74,7 +74,7 @@ def read_plain(cells: Mapping[str, Any], source: Source, place: str, number: int
         question, messages, images = reading.conversation(cell, images, folder)
     else:
         if question is None:
-            prompt = _prompt(cells, columns.prompt or columns.messages, layout)
+            prompt = _prompt(cells, columns.prompt or columns.messages, columns, layout)
             question = asked(prompt)
             images = images or tuple(image_source(block, folder) for block in shown_images(prompt))
         question = bare_question(question, len(images))
@@ -144,7 +144,7 @@ def _conversation(cells: Mapping[str, Any], columns: Columns, layout: Layout, *,
     named = columns.messages or columns.prompt
     if not named and layout.messages is None and is_chat(cells.get("prompt")):
         named = "prompt"
-    cell = _prompt(cells, named, layout)
+    cell = _prompt(cells, named, columns, layout)
     if answered:
         return cell if cells.get("completion") is None else with_reply(cell, cells["completion"])
     # What the assistant says at the end of a demonstration is the answer, and no part of the prompt.
@@ -152,12 +152,16 @@ def _conversation(cells: Mapping[str, Any], columns: Columns, layout: Layout, *,
     return without_reply(cell) if ends or layout.known_by == ("conversations",) else cell
 
 
-def _prompt(cells: Mapping[str, Any], named: str | None, layout: Layout) -> Any:
+def _prompt(cells: Mapping[str, Any], named: str | None, columns: Columns, layout: Layout) -> Any:
     """The chat or the text that holds the question."""
     name = named or layout.prompt or layout.messages
     value = None if name is None else column(cells, name)
     if value is None:
         raise UserError(f"the key {name or 'question'!r} is missing; keys present: {listed(cells.keys())}")
+    # A text that begins as messages do and is cut off would be put to the model as it stands.
+    begun = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+    if begun and name in (layout.messages, columns.messages) and name != "prompt" and not is_chat(value):
+        raise UserError(f"{name!r} begins as messages do, and is no list of them in JSON: {value!r:.80}")
     return value
 
 

@@ -80,6 +80,23 @@ def accepted(rows: Iterable[Row | RowError], on_error: OnError, skipped: Skipped
             skipped.errors.append(row)
 
 
+def in_waves(rows: Iterable[Row | RowError], size: int) -> Iterator[list[Row | RowError]]:
+    """Rows, so many at a time; where reading ends in an error, those before it come first."""
+    wave: list[Row | RowError] = []
+    try:
+        for row in rows:
+            wave.append(row)
+            if len(wave) == size:
+                yield wave
+                wave = []
+    except UserError:
+        if wave:
+            yield wave
+        raise
+    if wave:
+        yield wave
+
+
 def text_cell(value: Any, name: str) -> str | None:
     """A cell that holds a text or a number, as text; None where it is empty (NaN too, as pandas writes it).
 

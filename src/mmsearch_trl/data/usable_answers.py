@@ -1,13 +1,12 @@
 """Rows that a rule could score nothing by, found while they are read: nobody is paid for them by mistake."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.answers import Scoring
-from mmsearch_trl.data.rows import Row, RowError
+from mmsearch_trl.data.rows import Row, RowError, in_waves
 
 
 _ROWS_AT_A_TIME = 32
@@ -24,8 +23,7 @@ def with_usable_answers(rows: Iterable[Row | RowError], path: Path, scoring: Sco
     if scoring.unusable is None:
         yield from rows
         return
-    waiting = iter(rows)
-    while some := list(islice(waiting, _ROWS_AT_A_TIME)):
+    for some in in_waves(rows, _ROWS_AT_A_TIME):
         scored = [row for row in some if isinstance(row, Row) and row.answers]
         refused = {
             scored[number].place: why for number, why in scoring.unusable([row.answers for row in scored]).items()

@@ -8,13 +8,12 @@ row whose image cannot be fetched is a bad row; the address is no part of the me
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
 from mmsearch_trl.data.image_cells import BoundedImage, ImageAddress, ImageSource, unbounded
-from mmsearch_trl.data.rows import Row, RowError
+from mmsearch_trl.data.rows import Row, RowError, in_waves
 from mmsearch_trl.rollout.background_loop import run_to_end
 from mmsearch_trl.search.web.fetch import IMAGE_TYPES, Fetcher
 
@@ -33,8 +32,7 @@ def with_fetched_images(rows: Iterable[Row | RowError], path: Path) -> Iterator[
     Args:
         path: The source, for messages.
     """
-    waiting = iter(rows)
-    while some := list(islice(waiting, _ROWS_AT_A_TIME)):
+    for some in in_waves(rows, _ROWS_AT_A_TIME):
         images = (unbounded(image) for row in some if isinstance(row, Row) for image in row.images)
         addresses = {image for image in images if isinstance(image, ImageAddress)}
         fetched = run_to_end(_fetch(addresses)) if addresses else {}
