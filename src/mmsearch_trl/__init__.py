@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmsearch_trl.core.trajectory import Trajectory
     from mmsearch_trl.engine.transformers import TransformersEngine
     from mmsearch_trl.protocol.chat import ChatEncoder
+    from mmsearch_trl.protocol.direct import DirectProtocol
     from mmsearch_trl.protocol.mmsearch import MMSearchProtocol
     from mmsearch_trl.protocol.search_r1 import SearchR1Protocol
     from mmsearch_trl.rewards.direct import DirectRewardConfig
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ChatEncoder": "protocol.chat",
+    "DirectProtocol": "protocol.direct",
     "DirectRewardConfig": "rewards.direct",
     "Limits": "rollout.limits",
     "MMSearchGRPOConfig": "trainer.config",
@@ -47,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "ChatEncoder",
+    "DirectProtocol",
     "DirectRewardConfig",
     "Limits",
     "MMSearchGRPOConfig",
