@@ -248,7 +248,9 @@ def check_estimator(args: Any) -> None:
     if args.beta not in (0.0, kl.coef):
         raise UserError(f"beta is estimator.kl.coef where there is an estimator: leave it out (got {args.beta})")
     if _changed(args, ["advantage_eps"]) and (name != "group_norm" or lmm_r1):
-        raise UserError(f"advantage_eps is for estimator.name group_norm without compat: leave it out (name: {name})")
+        raise UserError(
+            f"advantage_eps is for estimator.name group_norm without compat: leave it out, or at 1e-4 (name: {name})"
+        )
     if args.num_generations < 2 and name not in ALONE:
         raise UserError(
             f"num_generations must be at least 2 for estimator.name {name}, which compares the rollouts of a prompt, "
