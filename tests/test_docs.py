@@ -180,6 +180,18 @@ def test_every_key_of_a_shipped_recipe_is_in_the_reference() -> None:
                 assert f"| `{name}` |" in text, f"{path}: {name}"
 
 
+@pytest.mark.parametrize("page", ["lmm_r1.md", "lmm_r1.zh.md"])
+def test_our_key_for_their_flag_is_a_key(page: str) -> None:
+    _, _, behind = text_of(ROOT / "docs" / page).partition("`train_ppo_ray`")
+    rows = [line.split(" | ")[1] for line in behind.partition("\n## ")[0].splitlines()[2:] if line.startswith("| ")]
+    named = {word.partition(":")[0] for row in rows for word in _CODE.findall(row)}
+    reference = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    estimators = {"gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo"}
+    others = {"critic", "zero3", "owner/name", "owner/name@folder", "recipes/lmm_r1/slurm.sh"} | estimators
+    others |= {"--accelerate zero2", "--accelerate multi_node"}
+    assert len(rows) > 40 and [key for key in named - others if f"| `{key}` |" not in reference] == []
+
+
 def inner_keys(key: str, value: Any) -> Iterator[str]:
     """The dotted keys of a section, those of sections in it included."""
     if not isinstance(value, dict):

@@ -26,7 +26,7 @@ OTHERS = ("hf", "curl", "pip", "modelscope")
 PROGRAM = re.compile(
     r"mmsearch (\w+)|(accelerate launch|vllm serve)|python (?:-m )?(benchmarks[./]\w+)|\b(" + "|".join(OTHERS) + r")\b"
 )
-PLACEHOLDERS = {"flag", "key", "name", "section.key", "no-enable-x"}
+PLACEHOLDERS = {"flag", "key", "name", "section.key", "no-enable-x", "mgt.learning_rate"}
 EVERYWHERE = {"help", "version"}
 RUNS = ("train", "sft", "eval")
 ANY = ("any",)
