@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from runs import grpo_arguments
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from trl import ModelConfig
 
 from mmsearch_trl.core.errors import UserError
@@ -165,8 +165,9 @@ def test_an_adapter_is_merged_and_trained_whole_or_under_a_new_one(
         agent = load_agent(ModelConfig(model_name_or_path=str(run), dtype="float32"))
         assert same(log_probs(moved.model, trajectories, trained), log_probs(agent, trajectories, trained), 1e-6)
     else:
-        assert (run / "model.safetensors").is_file() and moved.ref_model is not None
-        assert moved.ref_model.config._name_or_path == str(run / "merged_start")
+        reference: Any = moved.ref_model
+        assert (run / "model.safetensors").is_file()
+        assert reference.config._name_or_path == str(run / "merged_start")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,9 @@ def test_excluded_modules_have_no_adapter(world_home: Path, taught: Path) -> Non
     recipe = load_recipe(
         *recipe_arguments(grpo_arguments(world_home, Path("gone"), model_name_or_path=taught, **values))
     )
-    adapted = get_peft_model(load_agent(recipe.model), new_adapter(recipe.model))  # pyright: ignore[reportArgumentType]
+    base, adapter = load_agent(recipe.model), new_adapter(recipe.model)
+    assert isinstance(base, PreTrainedModel) and adapter is not None
+    adapted = get_peft_model(base, adapter)
     names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if "lora_A" in name}
     assert names == {"q_proj"} and not [
         name for name, _ in adapted.named_parameters() if "visual" in name and "lora" in name

@@ -63,7 +63,8 @@ def _policy_alone(model: Any) -> Iterator[None]:
         yield
         return
     names = [name for name in model.peft_config if name != _REFERENCE]
-    model.save_pretrained = partial(model.save_pretrained, selected_adapters=names)
+    selecting = partial(model.save_pretrained, selected_adapters=names)
+    model.save_pretrained = selecting  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
