@@ -358,7 +358,7 @@ def test_the_section_of_the_critic_reaches_the_trainer_and_goes_with_its_estimat
 def test_a_critic_beside_deepspeed_is_refused_by_the_name_of_what_works(write: Write) -> None:
     trainer = load_recipe(write(), {"estimator.name": "gae"}).trainer
     assert isinstance(trainer, MMSearchGRPOConfig)
-    trainer.deepspeed_plugin = object()  # as transformers has it where accelerate was started with DeepSpeed
+    vars(trainer)["deepspeed_plugin"] = object()  # as transformers has it where accelerate was started with DeepSpeed
     with pytest.raises(UserError, match=r"^critic: DeepSpeed trains one model .*: use FSDP2 \(.*fsdp2\.yaml\)[^.]*$"):
         check_critic(trainer)
 

@@ -34,7 +34,8 @@ class ActorCritic(TrimmedGRPOTrainer):
         self._to_fit = []
         if config is None:
             return
-        checkpointing = dict(args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else None  # pyright: ignore[reportCallIssue, reportArgumentType]
+        kept: Any = args.gradient_checkpointing_kwargs or {}
+        checkpointing = kept if args.gradient_checkpointing else None
         self.critic = Critic(
             value_model(self.model, config.model, seed=args.seed, checkpointing=checkpointing),
             config,

@@ -154,7 +154,7 @@ class Critic:
         return {
             "critic/loss": Ratio(sum(loss.total for loss in losses), sum(loss.count for loss in losses)),
             "critic/grad_norm": sum(norms) / len(norms),
-            "critic/learning_rate": self._schedule.get_last_lr()[0],
+            "critic/learning_rate": float(self._schedule.get_last_lr()[0]),
             **self._described(given),
         }
 

@@ -58,7 +58,7 @@ def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Map
         raise UserError("critic.model: full trains all weights, and this model's are quantized: set it to adapter")
     # A copy of the modules of an adapted policy that holds its frozen weights themselves, and adapters of its own.
     shared = {id(p): p for p in whole.base_model.parameters() if not p.requires_grad} if kind == "adapter" else {}
-    backbone = deepcopy(whole.base_model, shared)
+    backbone: Any = deepcopy(whole.base_model, shared)
     if kind == "full":
         backbone = _merged(backbone.float().requires_grad_(True))
     with seeded(seed, policy.device):
@@ -81,7 +81,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _merged(backbone: nn.Module) -> nn.Module:
+def _merged(backbone: nn.Module) -> Any:
     """Layers that compute what they and the adapters around them computed, in the places of both."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
