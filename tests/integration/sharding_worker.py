@@ -1,4 +1,4 @@
-"""Training on rows with and without pictures, of all weights, an adapter, and supervised (`test_sharding.py`).
+"""Training on rows with and without pictures: all weights, an adapter, with a critic, supervised (`test_sharding.py`).
 
 Run by `accelerate launch`, weights are sharded by FSDP2 over two CPU processes; called, there is one process.
 """
@@ -26,19 +26,21 @@ from peft import LoraConfig
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.trajectory import Trajectory, Turn
+from mmsearch_trl.trainer.critic_config import CriticConfig
 from mmsearch_trl.trainer.demonstrations import collate
+from mmsearch_trl.trainer.estimator_config import EstimatorConfig
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
 
 FAMILY = tiny.qwen25()
-ROWS = tiny.tasks(4, images=(0, 1, 0, 0))
-KEYS = ("loss", "grad_norm", "reward", "num_tokens", "entropy")
+ROWS = tiny.tasks(8, images=(0, 1, 0, 0))
+KEYS = ("critic/loss", "critic/grad_norm", "loss", "grad_norm", "reward", "num_tokens", "entropy")
 
 
 def main(out: Path, per_device: int) -> None:
-    """Writes `OUT/grpo`, `OUT/lora` and `OUT/sft`."""
-    for name, build in (("grpo", grpo), ("lora", lora), ("sft", sft)):
+    """Writes `OUT/grpo`, `OUT/lora`, `OUT/ppo` and `OUT/sft`."""
+    for name, build in (("grpo", grpo), ("lora", lora), ("ppo", ppo), ("sft", sft)):
         save(build, out / name, per_device)
 
 
@@ -57,10 +59,18 @@ def lora(out: Path, per_device: int) -> Any:
     return grpo(out, per_device, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
 
 
-def grpo(out: Path, per_device: int, adapter: LoraConfig | None = None) -> Any:
+def ppo(out: Path, per_device: int) -> Any:
+    critic = {"estimator": EstimatorConfig(name="gae"), "critic": CriticConfig(learning_rate=1e-3)}
+    return grpo(out, per_device, num_generations=1, **critic)
+
+
+def grpo(out: Path, per_device: int, adapter: LoraConfig | None = None, **options: Any) -> Any:
     settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "max_grad_norm": 0.0}
     settings |= {"num_generations": 4, "advantage_eps": 1e-6, "gradient_checkpointing": True}
     settings |= {"per_device_train_batch_size": per_device // 2, "gradient_accumulation_steps": 2}
+    settings |= options
+    if "estimator" in options:
+        del settings["advantage_eps"]
     return MMSearchGRPOTrainer(
         FAMILY.model(),
         tiny.by_letters,

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("kind", ["grpo", "lora", "sft"])
+@pytest.mark.parametrize("kind", ["grpo", "lora", "ppo", "sft"])
 def test_two_processes_with_sharded_weights_train_as_one(runs: Path, kind: str) -> None:
     assert assert_the_same(runs, kind) == "FSDP"
 
