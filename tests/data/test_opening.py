@@ -118,6 +118,7 @@ def test_a_text_that_cannot_be_shown_is_refused(tmp_path: Path, keys: dict[str, 
 
 @pytest.mark.parametrize("protocol", ["mmsearch_r1", "mmsearch_r1_upstream", "search_r1"])
 @pytest.mark.parametrize("key", ["system_prompt", "template"])
-def test_a_protocol_that_writes_its_own_prompt_refuses_the_keys(protocol: Any, key: str) -> None:
+def test_a_protocol_that_writes_its_own_prompt_refuses_the_keys(protocol: str, key: str) -> None:
+    keys: dict[str, Any] = {"protocol": protocol, key: "{question}"}
     with pytest.raises(UserError, match=rf"{key} is a key of protocol direct; {protocol} has a first prompt"):
-        DataConfig(protocol=protocol, **{key: "{question}"})
+        DataConfig(**keys)

@@ -19,7 +19,7 @@ from mmsearch_trl.engine.images import ImageEncoder
 
 
 Writer = Callable[..., Path]
-SIZES = [(30, 20), (640, 480), (1000, 37), (28, 28), (733, 401), (57, 1200)]
+SIZES = [(30, 20), (640, 480), (1000, 37), (57, 1200)]
 
 
 def encoder(patch: int, least: int, most: int) -> ImageEncoder:
