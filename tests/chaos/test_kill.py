@@ -90,6 +90,12 @@ before(TraceWriter, 'write', 2, torn)
     "in an evaluation": "before(Evaluator, '_finish', 1)",
     "when the last step is saved": "before(Trainer, 'save_model', 5)",
 }
+KILLED: dict[str, tuple[str, ...]] = {
+    "full, a batch a step": ("in an update",),
+    "full, four steps on a batch": tuple(POINTS),
+    "LoRA, four steps on a batch": ("in an update", "in a save, between weights and optimizer"),
+}
+"""Every point once, and of the other variants what they change; `benchmarks.kill` has all of them."""
 
 
 class Whole(NamedTuple):
@@ -115,7 +121,7 @@ def command(home: Path, taught: Path, place: Path, **keys: Any) -> list[str]:
     return grpo_arguments(home, Path("out"), **given)
 
 
-@pytest.fixture(scope="module", params=VARIANTS.values(), ids=list(VARIANTS))
+@pytest.fixture(scope="module")
 def whole(
     request: pytest.FixtureRequest,
     forks: Forks,
@@ -124,7 +130,7 @@ def whole(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Whole:
     place = tmp_path_factory.mktemp("whole")
-    arguments = command(world_home, taught, place, **request.param)
+    arguments = command(world_home, taught, place, **VARIANTS[request.param])
     done = forks.run(TRAIN, *arguments, folder=place)
     assert done.status == 0, done.err
     return Whole(arguments, place / "out")
@@ -160,11 +166,17 @@ def check_killed_and_resumed(forks: Forks, whole: Whole, plant: str, folder: Pat
     check_same(folder / "out", whole.out)
 
 
-@pytest.mark.parametrize("plant", POINTS.values(), ids=POINTS)
-def test_a_killed_run_ends_as_the_uninterrupted_one(plant: str, whole: Whole, forks: Forks, tmp_path: Path) -> None:
-    check_killed_and_resumed(forks, whole, plant, tmp_path)
+@pytest.mark.parametrize(
+    ("whole", "point"),
+    [(variant, point) for variant, points in KILLED.items() for point in points],
+    indirect=["whole"],
+    scope="module",
+)
+def test_a_killed_run_ends_as_the_uninterrupted_one(point: str, whole: Whole, forks: Forks, tmp_path: Path) -> None:
+    check_killed_and_resumed(forks, whole, POINTS[point], tmp_path)
 
 
+@pytest.mark.parametrize("whole", VARIANTS, indirect=True, scope="module")
 def test_the_runs_that_are_compared_learn_something(whole: Whole) -> None:
     history = json.loads((whole.out / "trainer_state.json").read_text())["log_history"]
     norms = [log["grad_norm"] for log in history if "grad_norm" in log]
