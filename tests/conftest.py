@@ -19,6 +19,7 @@ from hypothesis import settings
 
 
 if TYPE_CHECKING:
+    from forks import Forks
     from servers import Servers, Trainers
 
 
@@ -99,6 +100,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
     servers = Servers(tmp_path_factory.mktemp("servers"))
     yield servers
     servers.stop()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Forks"]:
+    """Real processes of the commands that import nothing."""
+    from forks import Forks
+
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.stop()
 
 
 @pytest.fixture(

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 
 _MOST_SECONDS = 100
@@ -28,6 +31,28 @@ class Done(NamedTuple):
     status: int
     out: str
     err: str
+
+
+class _Job(NamedTuple):
+    module: str
+    arguments: tuple[str, ...]
+    folder: str
+    plant: str
+    environment: dict[str, str]
+
+
+TWO = (
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+)
+"""Two processes on a CPU, each with the whole model."""
 
 
 class Forks:
@@ -46,26 +71,48 @@ class Forks:
     def run(
         self, module: str, *arguments: str, folder: Path, plant: str = "", environment: Mapping[str, str] | None = None
     ) -> Done:
-        """Run `python -m module arguments` in `folder` to its end."""
-        out, err = self._home / "out", self._home / "err"
-        job = {
-            "module": module,
-            "arguments": arguments,
-            "folder": str(folder),
-            "plant": plant,
-            "environment": dict(environment or {}),
-            "out": str(out),
-            "err": str(err),
-        }
+        """Run `python -m module arguments`, or a script by its path, in `folder` to its end."""
+        return self._run([_Job(module, arguments, str(folder), plant, dict(environment or {}))])[0]
+
+    def launch(self, options: Sequence[str], module: str, *arguments: str, folder: Path) -> None:
+        """What `accelerate launch options -m module arguments` runs, or a script by its path; all processes must end
+        well. When one does not, the others are ended.
+
+        Args:
+            options: Those that name the processes, `TWO` for example.
+        """
+        parsed = launch_command_parser().parse_args([*options, "--main_process_port", "0", module, *arguments])
+        if parsed.config_file:
+            parsed, _, _ = _validate_launch_command(parsed)
+        count = int(parsed.num_processes)
+        made = prepare_multi_gpu_env(parsed)  # "None" is what nobody said
+        given = {key: value for key, value in made.items() if value not in ("None", os.environ.get(key))}
+        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(parsed.main_process_port)}
+        given |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        ranks = [given | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        done = self._run([_Job(module, arguments, str(folder), "", rank) for rank in ranks])
+        failed = [each for each in done if each.status not in (0, -signal.SIGKILL)] or done
+        assert [each.status for each in done] == [0] * count, failed[0].err[-4000:]
+
+    def _run(self, jobs: list["_Job"]) -> list[Done]:
         assert self._parent.stdin is not None and self._parent.stdout is not None
-        print(json.dumps(job), file=self._parent.stdin, flush=True)
-        status = int(self._parent.stdout.readline())
-        return Done(status, out.read_text(errors="replace"), err.read_text(errors="replace"))
+        streams = [(self._home / f"out{number}", self._home / f"err{number}") for number in range(len(jobs))]
+        for path in [path for pair in streams for path in pair]:
+            path.write_bytes(b"")
+        lines = [
+            job._asdict() | {"out": str(out), "err": str(err)} for job, (out, err) in zip(jobs, streams, strict=True)
+        ]
+        print(json.dumps(lines), file=self._parent.stdin, flush=True)
+        statuses = json.loads(self._parent.stdout.readline())
+        return [
+            Done(status, out.read_text(errors="replace"), err.read_text(errors="replace"))
+            for status, (out, err) in zip(statuses, streams, strict=True)
+        ]
 
     def stop(self) -> None:
         assert self._parent.stdin is not None
         self._parent.stdin.close()
-        self._parent.wait(30)
+        self._parent.wait(120)
 
 
 def _serve() -> None:
@@ -74,11 +121,23 @@ def _serve() -> None:
     for name in ("train", "sft", "evaluate", "search.index_build", "search.index_info", "search.server", "world.demo"):
         importlib.import_module(f"mmsearch_trl.{name}")
     for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os._exit(_run(job))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=statuses, flush=True)
+        children = {_forked(job): number for number, job in enumerate(json.loads(line))}
+        ended = dict.fromkeys(children.values(), 0)
+        while children:
+            child, status = os.wait()
+            ended[children.pop(child)] = os.waitstatus_to_exitcode(status)
+            if status:  # the others would wait for it
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+        print(json.dumps(list(ended.values())), file=statuses, flush=True)
+
+
+def _forked(job: Mapping[str, Any]) -> int:
+    """The process that does it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_run(job))
+    return child
 
 
 def _run(job: Mapping[str, Any]) -> int:
@@ -90,7 +149,10 @@ def _run(job: Mapping[str, Any]) -> int:
             exec(job["plant"], {})
             sys.argv = [job["module"], *job["arguments"]]
             warnings.filterwarnings("ignore", message=".*found in sys.modules.*", category=RuntimeWarning)
-            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+            if job["module"].endswith(".py"):
+                runpy.run_path(job["module"], run_name="__main__")
+            else:
+                runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -294,13 +294,6 @@ KEYS: dict[str, Any] = {
     "temperature": 2.0,  # what was learned by heart is said alike, and there would be no gradient
     "eval_files": [],
 }
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.stop()
 
 
 def from_arguments(file: Path, arguments: list[str], **keys: Any) -> Path:

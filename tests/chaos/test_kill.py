@@ -4,7 +4,6 @@ A handful of points, each inside something; `python -m benchmarks.kill` draws th
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,13 +103,6 @@ class Whole(NamedTuple):
     arguments: list[str]
     out: Path
     module: str = TRAIN
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.stop()
 
 
 def command(home: Path, taught: Path, place: Path, **keys: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM at the commands: one line within two seconds, wherever the process is; a second one at once."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,13 +68,6 @@ class Ended(NamedTuple):
     done: Done
     seconds: float
     """After the last signal."""
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.stop()
 
 
 def ended(forks: Forks, module: str, arguments: list[str], plant: str, folder: Path) -> Ended:

@@ -2,21 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forks import Forks
 from runs import write_jsonl
 
 from mmsearch_trl.traces.records import TraceOutcome, TraceRecord
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.stop()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from mmsearch_trl.core.boundaries import loading, optional, reading, writing
 from mmsearch_trl.core.errors import (
@@ -139,9 +140,10 @@ def test_the_installed_command_tells_them_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_training_script_tells_them_apart(tmp_path: Path) -> None:
-    command = ("-m", "mmsearch_trl.train", "--config", "gone.yaml")
-    assert real(tmp_path, *command) == (1, NO_RECIPE)
-    status, told = real(tmp_path, *command[:-1], "world/grpo", plant=PLANT)
-    assert status == 1 and told.startswith("Traceback") and "mmsearch: error" not in told
-    assert told.splitlines()[-1] == "ValueError: zip() argument 2 is shorter than argument 1"
+def test_the_training_script_tells_them_apart(forks: Forks, tmp_path: Path) -> None:
+    command = ("mmsearch_trl.train", "--config", "gone.yaml")
+    done = forks.run(*command, folder=tmp_path)
+    assert (done.status, done.err) == (1, NO_RECIPE)
+    done = forks.run(*command[:-1], "world/grpo", folder=tmp_path, plant=PLANT)
+    assert done.status == 1 and "Traceback" in done.err and "mmsearch: error" not in done.err
+    assert done.err.splitlines()[-1] == "ValueError: zip() argument 2 is shorter than argument 1"

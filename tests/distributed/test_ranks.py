@@ -1,12 +1,10 @@
 """What every rank does together with the others: two real processes, and one alone."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import TWO, Forks
 
 from mmsearch_trl.distributed.ranks import Ranks
 
@@ -29,15 +27,9 @@ def test_an_error_of_the_main_rank_is_raised() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path) -> None:
+def test_two_processes_agree(forks: Forks, tmp_path: Path) -> None:
     worker = Path(__file__).parent / "ranks_worker.py"
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *launch, str(worker), str(tmp_path)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.launch(TWO, str(worker), str(tmp_path), folder=tmp_path)
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
     assert said[0].splitlines() == [

@@ -1,34 +1,26 @@
 """Two processes on a batch do what one does: the same loss, the same weights after the step."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from forks import TWO, Forks
 from integration import ddp_worker
 from integration.test_sharding import assert_the_same
 from servers import Servers
 
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(servers: Servers, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process (this one) and two wrote: `one` and `two`."""
     home = tmp_path_factory.mktemp("runs")
     ddp_worker.main(home / "one", 8, servers.url(tiny.qwen25()))
-    command = [sys.executable, *LAUNCH, ddp_worker.__file__, str(home / "two"), "4", servers.url(tiny.qwen25())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    forks.launch(TWO, ddp_worker.__file__, str(home / "two"), "4", servers.url(tiny.qwen25()), folder=home)
     return home
 
 

@@ -1,15 +1,13 @@
 """Every way to evaluate a model gives the rows that its trainer gives: in one process and two, on each engine."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from forks import TWO, Forks
 from peft import LoraConfig, get_peft_model
 from runs import grpo_arguments, write_jsonl
 from servers import ENGINE_ARGS, Servers, environment, post
@@ -23,8 +21,6 @@ from mmsearch_trl.recipe.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 FAMILY = tiny.qwen25()
 Row = dict[str, Any]
 
@@ -64,6 +60,7 @@ def test_every_path_gives_the_rows_of_the_trainer(
     adapter: Path,
     data: Path,
     servers: Servers,
+    forks: Forks,
     tmp_path: Path,
 ) -> None:
     model = {"base": taught, "adapter": adapter}[kind]
@@ -86,7 +83,7 @@ def test_every_path_gives_the_rows_of_the_trainer(
         assert _rows(tmp_path / "base" / "evaluation" / "eight_8.json") != expected, "the adapter does something"
 
     assert main(["eval", *arguments("one")]) == 0
-    _launch(arguments("two", ddp_backend="gloo"))
+    forks.launch(TWO, "mmsearch_trl.evaluate", *arguments("two", ddp_backend="gloo"), folder=tmp_path)
     with environment():
         url = servers.url(FAMILY)
         # An adapter goes to the server alone, and so the server must be one of its base model.
@@ -107,10 +104,3 @@ def test_every_path_gives_the_rows_of_the_trainer(
 def _rows(path: Path) -> list[Row]:
     """Without what a clock says."""
     return [row | {"seconds": None} for row in json.loads(path.read_text())]
-
-
-def _launch(arguments: list[str]) -> None:
-    command = [sys.executable, *LAUNCH, "-m", "mmsearch_trl.evaluate", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]

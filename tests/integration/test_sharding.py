@@ -4,14 +4,12 @@ The ranks write different numbers of turns, and one of them has no picture.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from forks import Forks
 from integration import sharding_worker
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -23,17 +21,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process (this one) and two wrote: `one` and `two`."""
     home = tmp_path_factory.mktemp("runs")
     sharding_worker.main(home / "one", 8)
     settings = yaml.safe_load(SHIPPED.read_text()) | {"num_processes": 2, "mixed_precision": "no"}
     (home / "fsdp2.yaml").write_text(yaml.safe_dump(settings))
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(home / "fsdp2.yaml")]
-    command = [sys.executable, *launch, "--main_process_port", "0", sharding_worker.__file__, str(home / "two"), "4"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    forks.launch(
+        ("--config_file", str(home / "fsdp2.yaml")), sharding_worker.__file__, str(home / "two"), "4", folder=home
+    )
     return home
 
 
