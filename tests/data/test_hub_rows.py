@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = path.removeprefix(f"/datasets/owner/name/resolve/{COMMIT}/")
         if name in files:
             headers = {"ETag": f'"{self.entry(name)["oid"]}"', "X-Repo-Commit": COMMIT}
-            return self.answer((self.root / name).read_bytes(), **headers)
+            return self.answer((self.root / name).read_bytes(), 200, **headers)
         self.answer({"error": "not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
 
     do_HEAD = do_GET

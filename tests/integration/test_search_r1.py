@@ -305,7 +305,7 @@ def test_a_picture_for_a_language_model_is_refused_before_training(
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     recipe = _recipe(taught, file, "http://127.0.0.1:1", tmp_path / "run")
     with pytest.raises(UserError, match=r"rows\.jsonl: question 7 has an image, and the model is a language model"):
-        load_rows(recipe, [str(file)], small_lm.build_protocol(WORDS), recipe.reward)
+        load_rows(recipe, [str(file)], small_lm.build_protocol(WORDS), recipe.reward.scored_by)
     evaluation = _recipe(taught, rows, retriever, tmp_path / "run", eval_files=[str(file)])
     with pytest.raises(UserError, match="question 7 has an image"):
         evaluate(evaluation)

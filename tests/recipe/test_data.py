@@ -21,7 +21,7 @@ def recipe_of(home: Path, folder: Path, **changes: Any) -> Recipe:
 
 def told(recipe: Recipe, file: Path, caplog: pytest.LogCaptureFixture) -> str:
     with caplog.at_level(logging.WARNING):
-        load_rows(recipe, [str(file)], build_protocol(build_processor()), recipe.reward)
+        load_rows(recipe, [str(file)], build_protocol(build_processor()), recipe.reward.scored_by)
     return caplog.text
 
 

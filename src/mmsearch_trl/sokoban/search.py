@@ -77,7 +77,7 @@ class _Board:
         rows, columns = reachable(level.fixed, level.player)
         places = list(zip(rows.tolist(), columns.tolist(), strict=True))
         number = {place: i for i, place in enumerate(places)}
-        neighbours = {
+        neighbours: dict[Action, list[int]] = {
             action: [number.get((row + down, column + right), -1) for row, column in places]
             for action, (down, right) in CHANGES.items()
         }

@@ -50,6 +50,10 @@ class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
     * A run resumed from a full checkpoint loads its weights (`checkpoints.py`).
     """
 
+    # What TRL and transformers declare more loosely than it is here.
+    args: MMSearchSFTConfig
+    model: Any
+
     def __init__(self, *args: Any, title: str = "SFT", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         freeze(self.model, self.args.freeze_prefix, freeze_vision=self.args.freeze_vision)
