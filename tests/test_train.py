@@ -112,7 +112,7 @@ def test_training_does_not_start_from_an_adapter(
             (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
     arguments = grpo_arguments(world_home, tmp_path / "run", model_name_or_path=tmp_path / "adapter")
     assert main(["train", *arguments]) == 1
-    assert "is a LoRA adapter, and training starts from a whole model: merge it first" in capsys.readouterr().err
+    assert "is a LoRA adapter, and training starts from a whole model: set from_adapter" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ class _Selector(selectors.DefaultSelector):
         if timeout is not None and timeout <= 0:
             return super().select(0)
         # What is on its way over loopback, or worked on by a thread, comes before any later moment.
-        ready = super().select(0.01)
+        ready = super().select(0.03)
         while not ready and (timeout is None or threads._running._value < threads._MAX_THREADS):
             ready = super().select(0.01)
         if not ready:

@@ -1,5 +1,6 @@
 """`mmsearch doctor --recipe` computes what docs/hardware.md states."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def test_72b_is_known_without_the_hub_and_a_stranger_is_not() -> None:
 
 def test_the_doctor_prints_a_recipes_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--recipe", "mmsearch_r1/qwen2.5-vl-7b", "--gpus", "8"]) == 0
+    assert logging.getLogger("any").isEnabledFor(logging.WARNING), "others are heard as before"
     said = capsys.readouterr().out
     numbers = {line[:26].strip(): line[26:].split() for line in said.splitlines()}
     assert numbers["model and optimizer"][-5:] == ["154.5", "44.4", "17.4", "5.8", "19.3"]

@@ -86,7 +86,7 @@ def test_a_published_cache_is_opened_by_its_path(tmp_path: Path) -> None:
     query = ImageQuery(Image.new("RGB", (4, 4)), data_id="fvqa_train_1")
     image, text = asyncio.run(both(runtime, query, "who?"))
     assert image.hits == (ImageHit("a"),)
-    assert text.failure is not None and text.failure.kind is FailureKind.UNAVAILABLE
+    assert text.failure is not None and text.failure.kind is FailureKind.INVALID_QUERY
 
 
 @pytest.mark.parametrize("section", [ImageIndexConfig, FvqaCacheConfig, BM25Config, DenseConfig])

@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.trainer.blank_picture import BlankPicture, VisionOnAllRanks
+from mmsearch_trl.trainer.blank_picture import BlankPicture
+from mmsearch_trl.trainer.vision_ranks import VisionOnAllRanks
 
 
 class Others(Ranks):

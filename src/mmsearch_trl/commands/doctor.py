@@ -8,7 +8,8 @@ import importlib
 import logging
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,16 +46,27 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    logging.disable(logging.WARNING)  # libraries that find no GPU say so in their own words
-    if options.config is not None:
-        from mmsearch_trl.commands.doctor_recipe import report_memory
+    with _without_warnings():
+        if options.config is not None:
+            from mmsearch_trl.commands.doctor_recipe import report_memory
 
-        find_recipe(options.config)
-        overrides = keys_of(options.rest)
-        return report_memory(options.config, overrides, kind_of(options.config, overrides), options.gpus)
-    if options.rest:
-        raise UserError(f"command line: keys of a recipe need --recipe, got {options.rest[0]}")
-    report(examine())
+            find_recipe(options.config)
+            overrides = keys_of(options.rest)
+            return report_memory(options.config, overrides, kind_of(options.config, overrides), options.gpus)
+        if options.rest:
+            raise UserError(f"command line: keys of a recipe need --recipe, got {options.rest[0]}")
+        report(examine())
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Libraries that find no GPU say so in their own words."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def examine() -> list[Finding]:

@@ -9,12 +9,12 @@ given; every other column goes to the reward functions (`Task.extra`), unless it
 nearly one of these names is refused, as what it holds would be missing silently.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.nearest import check_spelling
+from mmsearch_trl.core.tags import last_enclosed
 from mmsearch_trl.data.answers import ANSWER_KEYS
 from mmsearch_trl.data.columns import (
     ID_COLUMNS,
@@ -51,7 +51,6 @@ _KEPT_FOR_REWARDS = ("data_id", "solution")
 _NEEDED = ("messages", "prompt", "answer")
 """Of the columns that a recipe names, those without which a row is none."""
 _OPTION_KEYS = ("options", "choices")
-_ANSWER_SPAN = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def read_plain(cells: Mapping[str, Any], source: Source, place: str, number: int, reading: Reading) -> Row:
@@ -183,8 +182,8 @@ def _in_columns(cells: Mapping[str, Any], layout: Layout) -> list[Any]:
 
 
 def _untagged(value: Any) -> Any:
-    spans = _ANSWER_SPAN.findall(value) if isinstance(value, str) else []
-    return spans[-1].strip() if spans else value
+    answer = last_enclosed(value, "answer") if isinstance(value, str) else None
+    return value if answer is None else answer
 
 
 def _first(cells: Mapping[str, Any], named: str | None, usual: tuple[str, ...], what: str) -> str | None:

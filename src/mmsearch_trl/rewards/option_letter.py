@@ -15,7 +15,7 @@ _SPELLED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:、。,]*", re.IGNORECASE)
 """A text that is an option's letter and nothing else."""
 _ITEM = re.compile(rf"(?:[(\[]([{_LETTERS}])[)\]][.:、]?|([{_LETTERS}])[.):、])\s*(?=\S)", re.IGNORECASE)
 """How an option's text begins."""
-_NAMED = r"(?:option|choice|answer(?: is)?|选项?|答案[是为]?|应选|故选)\s*:?\s*"
+_NAMED = r"(?:option|choice|answer(?: is)?|选项?|答案[是为]?|应选|故选)\s*+(?::\s*+)?"
 _ANY = re.compile(
     rf"[(\[]([{_LETTERS}{_LETTERS.lower()}])[)\]]"
     rf"|(?i:{_NAMED})[(\[]?([{_LETTERS}{_LETTERS.lower()}])(?![A-Za-z0-9'])"

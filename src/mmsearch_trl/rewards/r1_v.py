@@ -8,12 +8,11 @@ compared as a text; and a blank around the response spoils its form.
 Source: `grpo.py` of Deep-Agent/R1-V.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmsearch_trl.core.reward import RewardParts
-from mmsearch_trl.core.tags import last_enclosed
+from mmsearch_trl.core.tags import enclosed, last_enclosed
 from mmsearch_trl.rewards.judging import Job
 from mmsearch_trl.rewards.rule import Rollout, Rule, assistant_turns
 from mmsearch_trl.rewards.think_answer import lenient
@@ -21,8 +20,6 @@ from mmsearch_trl.rewards.verify_pool import VerifyPool
 
 
 FORMAT_WEIGHT = 1.0
-
-_FIRST_LINE = re.compile(r"<answer>([^\n]*?)</answer>")
 
 
 class R1VRule(Rule):
@@ -81,5 +78,5 @@ def _unwrapped(gold: str) -> str:
 
 
 def _upstream_answer(text: str) -> str:
-    found = _FIRST_LINE.search(text)
-    return (found[1] if found else text).strip()
+    of_lines = (answer for line in text.split("\n") for answer in enclosed(line, "answer"))
+    return next(of_lines, text).strip()

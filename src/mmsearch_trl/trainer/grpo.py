@@ -35,7 +35,6 @@ from mmsearch_trl.traces.files import TRAIN, trace_path
 from mmsearch_trl.trainer.advantages import group_advantages
 from mmsearch_trl.trainer.batch import Generation, generation, images_as_encoded
 from mmsearch_trl.trainer.batch_position import BatchPosition
-from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.checks import (
     check_arguments,
@@ -55,6 +54,7 @@ from mmsearch_trl.trainer.preemption import StepEnd
 from mmsearch_trl.trainer.rewards import RewardFunctions
 from mmsearch_trl.trainer.sampler.build import build_sampler
 from mmsearch_trl.trainer.training_traces import TrainingTraces
+from mmsearch_trl.trainer.vision_ranks import VisionOnAllRanks
 
 
 class MMSearchGRPOTrainer(FullCheckpoints, EvaluatedByRollouts):

@@ -7,11 +7,11 @@ from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.trainer.blank_picture import VisionOnAllRanks
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.freezing import freeze
 from mmsearch_trl.trainer.options import REPLACED_SUPERVISED, check_replaced
+from mmsearch_trl.trainer.vision_ranks import VisionOnAllRanks
 
 
 @dataclass
@@ -46,7 +46,7 @@ class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
 
     * Qwen2.5-VL declares that it takes no loss arguments, for which `Trainer` averages each micro-batch by itself and
       gives short conversations several times the weight of long ones. TRL's loss counts the tokens of the whole step.
-    * Where a rank's micro-batch has a picture, those of the others have one, a blank one (`blank_picture.py`).
+    * Where a rank's micro-batch has a picture, those of the others have one, a blank one (`vision_ranks.py`).
     * A run resumed from a full checkpoint loads its weights (`checkpoints.py`).
     """
 

@@ -21,7 +21,7 @@ from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
-from mmsearch_trl.trainer.blank_picture import BlankPicture, VisionOnAllRanks
+from mmsearch_trl.trainer.blank_picture import BlankPicture
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.estimators import Estimator
 from mmsearch_trl.trainer.kl import bounded_reference, reference_for_k2
@@ -32,6 +32,7 @@ from mmsearch_trl.trainer.samplers import EpochSampler
 from mmsearch_trl.trainer.schedules import sigmoid_decay
 from mmsearch_trl.trainer.surplus import Surplus
 from mmsearch_trl.trainer.trajectory_loss import trajectory_loss
+from mmsearch_trl.trainer.vision_ranks import VisionOnAllRanks
 
 
 class TrimmedGRPOTrainer(GRPOTrainer):
