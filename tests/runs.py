@@ -8,6 +8,16 @@ from typing import Any
 RECIPES = Path(__file__).parents[1] / "recipes" / "world"
 QUICK: dict[str, Any] = {"per_device_train_batch_size": 4, "num_generations": 2, "max_steps": 1, "eval_files": "[]"}
 """One GRPO step on two questions."""
+DIRECT = """
+model_name_or_path: org/model
+protocol: direct
+train_files: [rows.jsonl]
+use_cpu: true
+bf16: false
+per_device_train_batch_size: 8
+num_generations: 4
+"""
+"""A recipe without tools, to be read and not carried out."""
 
 
 def grpo_arguments(home: Path, out: Path, **overrides: Any) -> list[str]:

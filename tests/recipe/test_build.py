@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import tiny
+from runs import DIRECT
 from trl import chat_template_utils
 
 from mmsearch_trl.core.errors import UserError
@@ -12,15 +13,6 @@ from mmsearch_trl.recipe.build import build_protocol
 from mmsearch_trl.recipe.recipe import load_recipe
 
 
-RECIPE = """
-model_name_or_path: org/model
-protocol: direct
-train_files: [rows.jsonl]
-use_cpu: true
-bf16: false
-per_device_train_batch_size: 8
-num_generations: 4
-"""
 THINKING = (Path(chat_template_utils.__file__).parent / "chat_templates" / "qwen3_5_think.jinja").read_text()
 
 
@@ -28,7 +20,7 @@ THINKING = (Path(chat_template_utils.__file__).parent / "chat_templates" / "qwen
 @pytest.mark.parametrize("always", [True, False])
 def test_a_template_that_always_thinks_leaves_nothing_to_be_paid(rule: str, always: bool, tmp_path: Path) -> None:
     """One that can be asked not to think is."""
-    (tmp_path / "made.yaml").write_text(RECIPE)
+    (tmp_path / "made.yaml").write_text(DIRECT)
     recipe = load_recipe(tmp_path / "made.yaml", {"reward.rule": rule})
     processor: Any = tiny.qwen3().processor
     template = THINKING.replace("enable_thinking", "never_given") if always else THINKING

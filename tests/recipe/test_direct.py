@@ -4,27 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import DIRECT
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.schedule import check_evaluations
 
 
-RECIPE = """
-model_name_or_path: org/model
-protocol: direct
-train_files: [rows.jsonl]
-use_cpu: true
-bf16: false
-per_device_train_batch_size: 8
-num_generations: 4
-"""
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     path = tmp_path / "made.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
+    path.write_text(DIRECT, encoding="utf-8")
     return path
 
 
