@@ -149,7 +149,8 @@ def _bare(config: Any, model: RecipeModelConfig) -> nn.Module:
 
 def _adapted(bare: nn.Module, adapter: PeftConfig) -> nn.Module:
     try:
-        return get_peft_model(bare, adapter)  # pyright: ignore[reportArgumentType]
+        # On no device, as the model: its weights are counted and never drawn.
+        return get_peft_model(bare, adapter, low_cpu_mem_usage=True)  # pyright: ignore[reportArgumentType]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"lora_target_modules: the adapter does not fit the model: {' '.join(str(error).split())[:400]}"
