@@ -5,6 +5,7 @@ with its own exit status. `plant` is Python that it executes before, such as a d
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -118,8 +119,11 @@ class Forks:
 def _serve() -> None:
     """Fork for every job on standard input; the status of each goes to standard output."""
     statuses, sys.stdout = sys.stdout, sys.stderr
+    gc.disable()
     for name in ("train", "sft", "evaluate", "search.index_build", "search.index_info", "search.server", "world.demo"):
         importlib.import_module(f"mmsearch_trl.{name}")
+    gc.freeze()  # what was imported is never garbage, and a child that looks at it would copy it
+    gc.enable()
     for line in sys.stdin:
         children = {_forked(job): number for number, job in enumerate(json.loads(line))}
         ended = dict.fromkeys(children.values(), 0)

@@ -46,9 +46,13 @@ def read_by_run(trainer: type, config: type, modules: Iterable[ModuleType]) -> s
 
 def attributes_read(modules: Iterable[ModuleType]) -> set[str]:
     """Names of all attributes that the modules read of anything."""
-    trees = (ast.parse(inspect.getsource(module)) for module in modules)
-    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    return {node.attr for node in nodes if _is_read(node)}
+    return set[str]().union(*map(_attributes_read, modules))
+
+
+@cache
+def _attributes_read(module: ModuleType) -> set[str]:
+    nodes = ast.walk(ast.parse(inspect.getsource(module)))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_read(node)}
 
 
 def _methods(config: type) -> Iterator[ast.AST]:

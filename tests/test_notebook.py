@@ -46,7 +46,9 @@ def test_searching_checking_and_filling_a_cache(
 ) -> None:
     keys = ["--text.backend", "bm25", "--text.path", str(world_home / "world" / "text_index")]
     assert in_a_cell(lambda: main(["search", "a city", *keys])) == 0
-    arguments = grpo_arguments(world_home, tmp_path / "out", eval_files="[]", **{"search.cache": tmp_path / "cache"})
+    options = {"train_files": write_jsonl(tmp_path / "train.jsonl", some_rows(world_home, 60)), "eval_files": "[]"}
+    options |= {"search.cache": tmp_path / "cache"}
+    arguments = grpo_arguments(world_home, tmp_path / "out", **options)
     assert in_a_cell(lambda: main(["cache", "prefetch", *arguments])) == 0
     assert "looked up" in capsys.readouterr().out
     recipe = load_recipe(*recipe_arguments(arguments))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import runs
+from test_train import some_rows
 
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.commands.prefetch import read_queries
@@ -13,6 +14,7 @@ from mmsearch_trl.search.cache.store import ResultStore
 
 def arguments(world_home: Path, tmp_path: Path, **overrides: object) -> list[str]:
     values = {"search.cache": tmp_path / "answers.sqlite", "eval_files": "[]"}
+    values["train_files"] = runs.write_jsonl(tmp_path / "train.jsonl", some_rows(world_home, 60))
     return ["cache", "prefetch", *runs.grpo_arguments(world_home, tmp_path / "out", **values | overrides)]
 
 

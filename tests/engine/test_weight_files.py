@@ -1,10 +1,13 @@
 """A version is there completely or not at all, and old ones make room."""
 
 import json
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -189,37 +192,36 @@ def test_what_a_killed_run_left_is_emptied_by_its_next(tmp_path: Path, shared_me
         assert names(folder) == []
 
 
-HELD = """
-import sys, time
-from pathlib import Path
-from mmsearch_trl.engine import weight_files
-weight_files._SHARED_MEMORY = Path(sys.argv[1])
-with weight_files.sync_folder(Path(sys.argv[2]), local=True, num_bytes=1) as folder:
-    (folder / "weights").write_text("a")
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(shared: Path, run: Path, held: Connection) -> None:
+    weight_files._SHARED_MEMORY = shared
+    with suppress(KeyboardInterrupt), sync_folder(run, local=True, num_bytes=1) as folder:
+        (folder / "weights").write_text("a")
+        held.send_bytes(b"held")
+        time.sleep(60)
 
 
 def test_the_next_start_removes_what_no_living_process_owns(tmp_path: Path, shared_memory: Path) -> None:
     """Of any run, killed in any way; and nothing of one that lives, though it has the same run folder."""
+    forks = multiprocessing.get_context("fork")  # they need not import PyTorch
+    says, held = forks.Pipe(duplex=False)
     runs = [tmp_path / "run", tmp_path / "run", tmp_path / "other"]
-    arguments = [[sys.executable, "-c", HELD, str(shared_memory), str(run)] for run in runs]
-    killed, living, another = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for words in arguments]
+    killed, living, another = [forks.Process(target=hold, args=(shared_memory, run, held)) for run in runs]
     try:
         for process in (killed, living, another):
-            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            process.start()
+            assert says.poll(60) and says.recv_bytes() == b"held"
         assert len(names(shared_memory)) == 3
         for process in (killed, another):
             process.kill()
-            process.wait()
+            process.join()
         with sync_folder(tmp_path / "third", local=True, num_bytes=1) as folder:
             left = [path for path in shared_memory.iterdir() if path != folder]
             assert [names(path) for path in left] == [["weights"]]
-        living.send_signal(signal.SIGINT)
-        living.wait()
+        assert living.pid is not None
+        os.kill(living.pid, signal.SIGINT)
+        living.join()
         assert names(shared_memory) == []
     finally:
-        for process in (killed, living, another):
+        for process in filter(lambda each: each.pid is not None, (killed, living, another)):
             process.kill()
-            process.wait()
+            process.join()

@@ -1,5 +1,6 @@
 """A mistake in a recipe is told before PyTorch, transformers and TRL are imported."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,40 +43,54 @@ def test_fields_read_from_sources_are_those_of_the_classes() -> None:
     assert hints["vllm_server_urls"] == list[str] | None
 
 
-@pytest.mark.parametrize(
-    ("command", "mistake", "message"),
-    [
-        ("train", "learning_rat: 1e-5", "unknown key `learning_rat`; did you mean `learning_rate`?"),
-        ("train", "learning_rate: fast", "`learning_rate` must be a number, got 'fast'"),
-        ("eval", "max_steps: 1.5", "`max_steps` must be a whole number, got 1.5"),
-        ("train", "bf16: 'no'", "`bf16` must be true or false or null, got 'no'"),
-        ("train", "lora_r: many", "`lora_r` must be a whole number, got 'many'"),
-        ("train", "rollout: {max_turns: 0}", "rollout.max_turns must be at least 1, got 0"),
-        ("train", "search: {text: {backend: bm52, path: x}}", "did you mean `bm25`?"),
-        ("train", "reward: {search_penality: 1}", "did you mean `reward.search_penalty`?"),
-        ("train", "protocol: search_r2", "`protocol` must be"),
-        ("train", "loss_type: bnop", "recipe.yaml: loss_type must be one of grpo, dr_grpo,"),
-        ("eval", "vllm_mode: sever", "got 'sever'; did you mean `server`?"),
-        ("train", "estimator: {nam: rloo}", "unknown key `estimator.nam`; did you mean `estimator.name`?"),
-        ("train", "estimator: {name: gap}", "`estimator.name` must be"),
-        ("sft", "estimator: {name: rloo}", "unknown key `estimator`"),
-        ("sft", "num_generations: 8", "unknown key `num_generations`"),
-        ("sft", "search: {}", "unknown key `search`"),
-        ("train", "extends: gone.yaml", "extends: recipe not found"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_heavy_is_imported(
-    command: str, mistake: str, message: str, recipe: Path
-) -> None:
-    recipe.write_text(BASE + mistake)
-    code = (
-        "import sys; from mmsearch_trl.commands.main import main; status = main(sys.argv[1:]);"
-        f"print(status, sorted(set(sys.modules) & set({HEAVY})))"
-    )
-    words = [sys.executable, "-c", code, command, "--config", str(recipe)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["1 []"]
-    [line] = done.stderr.splitlines()
+MISTAKES = [
+    ("train", "learning_rat: 1e-5", "unknown key `learning_rat`; did you mean `learning_rate`?"),
+    ("train", "learning_rate: fast", "`learning_rate` must be a number, got 'fast'"),
+    ("eval", "max_steps: 1.5", "`max_steps` must be a whole number, got 1.5"),
+    ("train", "bf16: 'no'", "`bf16` must be true or false or null, got 'no'"),
+    ("train", "lora_r: many", "`lora_r` must be a whole number, got 'many'"),
+    ("train", "rollout: {max_turns: 0}", "rollout.max_turns must be at least 1, got 0"),
+    ("train", "search: {text: {backend: bm52, path: x}}", "did you mean `bm25`?"),
+    ("train", "reward: {search_penality: 1}", "did you mean `reward.search_penalty`?"),
+    ("train", "protocol: search_r2", "`protocol` must be"),
+    ("train", "loss_type: bnop", "recipe.yaml: loss_type must be one of grpo, dr_grpo,"),
+    ("eval", "vllm_mode: sever", "got 'sever'; did you mean `server`?"),
+    ("train", "estimator: {nam: rloo}", "unknown key `estimator.nam`; did you mean `estimator.name`?"),
+    ("train", "estimator: {name: gap}", "`estimator.name` must be"),
+    ("sft", "estimator: {name: rloo}", "unknown key `estimator`"),
+    ("sft", "num_generations: 8", "unknown key `num_generations`"),
+    ("sft", "search: {}", "unknown key `search`"),
+    ("train", "extends: gone.yaml", "extends: recipe not found"),
+]
+EACH = f"""
+import contextlib, io, json, sys
+from mmsearch_trl.commands.main import main
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = main(words)
+    print(json.dumps([status, out.getvalue(), err.getvalue(), sorted(set(sys.modules) & set({HEAVY}))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the command says to each mistake, one after the other in a process that has imported nothing."""
+    home, asked = tmp_path_factory.mktemp("mistakes"), []
+    for number, (command, mistake, _) in enumerate(MISTAKES):
+        (home / str(number)).mkdir()
+        (home / str(number) / "recipe.yaml").write_text(BASE + mistake)
+        asked.append([command, "--config", str(home / str(number) / "recipe.yaml")])
+    words = [sys.executable, "-c", EACH]
+    done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    return {mistake: answer for (_, mistake, _), answer in zip(MISTAKES, said, strict=True)}
+
+
+@pytest.mark.parametrize(("mistake", "message"), [each[1:] for each in MISTAKES])
+def test_a_mistake_is_told_before_anything_heavy_is_imported(mistake: str, message: str, told: dict[str, Any]) -> None:
+    status, out, err, heavy = told[mistake]
+    assert (status, out, heavy) == (1, "", [])
+    [line] = err.splitlines()
     assert line.startswith("mmsearch: error: ") and message in line
 
 
