@@ -22,6 +22,8 @@ from benchmarks.gpu.sampler import Load, sampler
 from benchmarks.gpu.throughput import Plan, throughput
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available
 
+from mmsearch_trl.models.vision_attention import ALL_WINDOWS
+
 
 COLUMNS = (
     *("what", "setting", "forwarded/real", "seconds per step", "min to max", "real tokens/s", "needed TFLOP"),
@@ -57,7 +59,7 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         config, device, plan = three_billion(), torch.device("cuda"), Plan(repeats=options.repeats)
         load, scale = Load(), 1.0
     found = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_4": is_flash_attn_4_available()}
-    kinds = ["sdpa", *(kind for kind, there in found.items() if there and device.type == "cuda")]
+    kinds = ["sdpa", ALL_WINDOWS, *(kind for kind, there in found.items() if there and device.type == "cuda")]
     yield {"what": "LM head", "setting": "TRL's" if importlib.util.find_spec("trl") else "plain PyTorch, in chunks"}
     for kind in [kind for kind in found if kind not in kinds]:
         yield {"what": kind, "note": "skipped: its package and a GPU are not both here"}

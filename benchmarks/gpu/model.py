@@ -11,6 +11,8 @@ from benchmarks.gpu.rows import Vocabulary
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from mmsearch_trl.models.vision_attention import ALL_WINDOWS, attend_to_all_windows
+
 
 IDS: dict[str, Any] = {
     "image_token_id": 151655,
@@ -144,7 +146,10 @@ def free() -> None:
 def attention(model: Any, kind: str) -> Iterator[None]:
     """Run the text and vision layers with another attention, for a while."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(kind)
+    if kind == ALL_WINDOWS:
+        attend_to_all_windows(model)
+    else:
+        model.set_attn_implementation(kind)
     try:
         yield
     finally:

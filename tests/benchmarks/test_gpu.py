@@ -27,6 +27,7 @@ from benchmarks.gpu.throughput import WAYS, Plan, throughput  # noqa: E402
 
 from mmsearch_trl.engine.images import ImageEncoder  # noqa: E402
 from mmsearch_trl.engine.transformers import TransformersEngine  # noqa: E402
+from mmsearch_trl.models.vision_attention import ALL_WINDOWS  # noqa: E402
 
 
 CPU = torch.device("cpu")
@@ -50,11 +51,12 @@ def test_the_script_measures_what_it_can_and_names_what_it_left_out(missing: lis
     printed = _run(tmp_path / "gpu.json", missing)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     trained = ("full",) if "peft" in missing else ("LoRA", "full")
-    assert [row["verdict"] for row in rows if "verdict" in row] == ["same", "as near to fp32 as alone"]
+    assert [row["verdict"] for row in rows if "verdict" in row] == ["same", *["as near to fp32 as alone"] * 2]
     assert rows[0]["setting"] == ("plain PyTorch, in chunks" if "trl" in missing else "TRL's")
     steps = [row for row in rows if "seconds per step" in row]
-    settings = [(row["setting"].split()[0], row["setting"].partition("sdpa: ")[2]) for row in steps]
-    assert settings == [(kind, way) for kind in trained for way in WAYS]
+    settings = [tuple(row["setting"].partition("trained), ")[2].split(": ", 1)) for row in steps]
+    assert settings == [(kind, way) for _ in trained for kind in ("sdpa", ALL_WINDOWS) for way in WAYS]
+    assert [row["setting"].split()[0] for row in steps[:: 2 * len(WAYS)]] == list(trained)
     for ours, *padded in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
         assert ours["forwarded/real"] <= 1.15
         assert all(other["forwarded/real"] > 1.3 for other in padded)

@@ -31,6 +31,7 @@ from mmsearch_trl.data.messages import ConversationRules
 from mmsearch_trl.engine.transformers import TransformersEngine
 from mmsearch_trl.models.family import check_family
 from mmsearch_trl.models.location import ADAPTER, find_base, find_model
+from mmsearch_trl.models.vision_attention import attend_to_all_windows
 from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder
 from mmsearch_trl.protocol.direct import DirectProtocol
@@ -237,7 +238,9 @@ def load_whole(name: str, options: Mapping[str, Any]) -> PreTrainedModel:
     with loading("the model", name, SafetensorError):
         config = AutoConfig.from_pretrained(name, revision=options["revision"])
         loader = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
-        return loader.from_pretrained(name, **options)
+        loaded = loader.from_pretrained(name, **options)
+    attend_to_all_windows(loaded)
+    return loaded
 
 
 def load_options(model: ModelConfig) -> dict[str, Any]:
