@@ -39,9 +39,32 @@ KEYS = ("critic/loss", "critic/grad_norm", "loss", "grad_norm", "reward", "num_t
 
 
 def main(out: Path, per_device: int) -> None:
-    """Writes `OUT/grpo`, `OUT/lora`, `OUT/ppo` and `OUT/sft`."""
+    """Writes `OUT/grpo`, `OUT/lora`, `OUT/ppo` and `OUT/sft`; and `OUT/rounded.json`."""
     for name, build in (("grpo", grpo), ("lora", lora), ("ppo", ppo), ("sft", sft)):
         save(build, out / name, per_device)
+    trainer = ppo(out / "rounded", per_device, bf16=True)
+    found = {"log_probs": seen(trainer, "_get_per_token_logps_and_entropies", 0), "values": seen(trainer, "values_of")}
+    trainer.train()
+    (out / "rounded.json").write_text(json.dumps({name: is_rounded(values) for name, values in found.items()}))
+
+
+def seen(trainer: Any, method: str, part: int | None = None) -> list[torch.Tensor]:
+    """What a method returns from now on, or a part of it."""
+    values, original = [], getattr(trainer, method)
+
+    def spy(*args: Any, **options: Any) -> Any:
+        returned = original(*args, **options)
+        values.append(returned if part is None else returned[part])
+        return returned
+
+    setattr(trainer, method, spy)
+    return values
+
+
+def is_rounded(values: list[torch.Tensor]) -> bool:
+    """Whether bfloat16 would hold all of them."""
+    assert values
+    return all(bool((value == value.bfloat16()).all()) for value in values)
 
 
 def save(build: Callable[[Path, int], Any], out: Path, per_device: int) -> None:
@@ -59,9 +82,9 @@ def lora(out: Path, per_device: int) -> Any:
     return grpo(out, per_device, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
 
 
-def ppo(out: Path, per_device: int) -> Any:
+def ppo(out: Path, per_device: int, **options: Any) -> Any:
     critic = {"estimator": EstimatorConfig(name="gae"), "critic": CriticConfig(learning_rate=1e-3)}
-    return grpo(out, per_device, num_generations=1, **critic)
+    return grpo(out, per_device, num_generations=1, **critic, **options)
 
 
 def grpo(out: Path, per_device: int, adapter: LoraConfig | None = None, **options: Any) -> Any:

@@ -38,6 +38,11 @@ def test_two_processes_with_sharded_weights_train_as_one(runs: Path, kind: str) 
     assert assert_the_same(runs, kind) == "FSDP"
 
 
+@pytest.mark.parametrize("way", ["one", "two"])
+def test_mixed_precision_rounds_neither_log_probs_nor_values(runs: Path, way: str) -> None:
+    assert json.loads((runs / way / "rounded.json").read_text()) == {"log_probs": False, "values": False}
+
+
 def assert_the_same(runs: Path, kind: str) -> str:
     """Logs and weights of one process and of two; how these were distributed."""
     (_, one), (how, two) = (json.loads((runs / name / kind / "logs.json").read_text()) for name in ("one", "two"))

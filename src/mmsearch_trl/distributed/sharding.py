@@ -7,6 +7,7 @@ gathered by TRL (`ds3_gather_for_generation`).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -37,6 +38,16 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.reshard()
             # FSDP2's own default: the root stays gathered between forward and backward.
             module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+def keep_outputs_exact(accelerator: Any) -> None:
+    """Have FSDP2 hand on what a model returns as the model computed it.
+
+    In mixed precision accelerate has it rounded to bf16: log-probs, values and losses would keep two digits.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 @contextmanager

@@ -34,7 +34,8 @@ class ValueModel(nn.Module):
     def forward(self, **inputs: Any) -> torch.Tensor:
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has two digits, and values want more
-            return self.head(hidden.to(self.head.weight.dtype)).float().clone()  # a view would have FSDP2 warn
+            weight, bias = self.head.weight.float(), self.head.bias.float()  # bfloat16 while FSDP2 computes
+            return nn.functional.linear(hidden.float(), weight, bias).clone()  # a view would have FSDP2 warn
 
 
 def value_model(policy: Any, kind: CriticModel, *, seed: int, checkpointing: Mapping[str, Any] | None) -> ValueModel:
