@@ -54,15 +54,17 @@ def _all_windows(
     Returns:
         [1, patches, heads, dim], and no weights.
     """
-    parts = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [patches, heads, dim]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [patches, heads, dim]
     if query.is_cuda and query.dtype in _HALF and not dropout:
-        ends = cu_seq_lens_q.to(torch.int32)
-        return varlen_attn(*parts, ends, ends, max_length_q, max_length_q, scale=scaling)[None], None
+        ends, longest = cu_seq_lens_q.to(torch.int32), max_length_q
+        found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
+        assert isinstance(found, torch.Tensor)  # it returns more only where more is asked for
+        return found[None], None
     order, lengths, found = [], cu_seq_lens_q.diff(), []
     for length in lengths.unique().tolist():
         starts = cu_seq_lens_q[:-1][lengths == length]
         patches = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
-        windows = [part[patches].unflatten(0, (-1, length)).transpose(1, 2) for part in parts]
+        windows = (part[patches].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
         attended = scaled_dot_product_attention(*windows, dropout_p=dropout, scale=scaling)
         order.append(patches)
         found.append(attended.transpose(1, 2).flatten(0, 1))
