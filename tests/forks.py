@@ -66,7 +66,8 @@ class Forks:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"},
         )
 
     def run(
@@ -74,6 +75,10 @@ class Forks:
     ) -> Done:
         """Run `python -m module arguments`, or a script by its path, in `folder` to its end."""
         return self._run([_Job(module, arguments, str(folder), plant, dict(environment or {}))])[0]
+
+    def together(self, module: str, *arguments: Sequence[str], folder: Path) -> list[Done]:
+        """Run `python -m module` at once with each of several arguments; when one fails, the others are ended."""
+        return self._run([_Job(module, tuple(each), str(folder), "", {}) for each in arguments])
 
     def launch(self, options: Sequence[str], module: str, *arguments: str, folder: Path) -> None:
         """What `accelerate launch options -m module arguments` runs, or a script by its path; all processes must end

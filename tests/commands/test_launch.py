@@ -1,14 +1,11 @@
 """`mmsearch train` in several processes, which it starts itself."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from runs import QUICK, grpo_arguments
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -16,10 +13,7 @@ from mmsearch_trl.commands import launch
 from mmsearch_trl.commands.main import main
 
 
-def _mmsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
-    command = [sys.executable, "-m", "mmsearch_trl.commands.main", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+MMSEARCH = "mmsearch_trl.commands.main"
 
 
 def free_port() -> int:
@@ -29,25 +23,24 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once_by_several_processes(tmp_path: Path) -> None:
+def test_a_mistake_is_said_once_by_several_processes(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     keys = grpo_arguments(tmp_path, tmp_path / "run", model_name_or_path=tmp_path)
-    done = _mmsearch(tmp_path, "train", "--num_processes", "2", *keys)
-    assert done.returncode == 1
-    assert done.stderr.count("mmsearch: error: ") == len(done.stderr.splitlines()) == 1, done.stderr
-    assert str(tmp_path / "world" / "train.jsonl") in done.stderr
+    done = forks.run(MMSEARCH, "train", "--num_processes", "2", *keys, folder=tmp_path)
+    assert done.status == 1
+    assert done.err.count("mmsearch: error: ") == len(done.err.splitlines()) == 1, done.err
+    assert str(tmp_path / "world" / "train.jsonl") in done.err
 
 
 @pytest.mark.slow
-def test_two_machines_train(world_home: Path, tmp_path: Path) -> None:
+def test_two_machines_train(world_home: Path, forks: Forks, tmp_path: Path) -> None:
     """Both are this one."""
     arguments = grpo_arguments(world_home, tmp_path / "run", **QUICK, ddp_backend="gloo")
     port = free_port()
     parts = [["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)] for rank in (0, 1)]
     first = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    with ThreadPoolExecutor() as pool:
-        ended = list(pool.map(lambda part: _mmsearch(tmp_path, "train", *part, *first, *arguments), parts))
-    assert [done.returncode for done in ended] == [0, 0], [done.stderr[-2000:] for done in ended]
+    ended = forks.together(MMSEARCH, *(["train", *part, *first, *arguments] for part in parts), folder=tmp_path)
+    assert [done.status for done in ended] == [0, 0], [done.err[-2000:] for done in ended]
     assert len(list((tmp_path / "run" / "traces").glob("train*.jsonl*"))) == 2
 
 

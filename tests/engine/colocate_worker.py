@@ -1,6 +1,6 @@
 """Prompts and an oracle for the colocated engine, and one of two processes that have one each, and then share one.
 
-Run by `test_vllm_colocate.py`: `python -m torch.distributed.run ... colocate_worker.py CHECKPOINT OUT`.
+Run by `test_vllm_colocate.py`: `accelerate launch ... colocate_worker.py CHECKPOINT OUT`.
 """
 
 import asyncio

@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from engine import colocate_worker as worker
+from forks import TWO, Forks
 from peft import LoraConfig, get_peft_model
 from servers import QUIET, environment
 
@@ -338,11 +339,10 @@ def test_the_engine_sleeps_between_rollouts_and_wakes_once(
     assert engine._llm.is_sleeping() is False
 
 
-def test_two_ranks_have_an_engine_each_or_share_one(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(worker.__file__), str(checkpoints["qwen2.5-vl"]), str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+def test_two_ranks_have_an_engine_each_or_share_one(
+    forks: Forks, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    forks.launch(TWO, str(worker.__file__), str(checkpoints["qwen2.5-vl"]), str(tmp_path), folder=tmp_path)
     reports = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for report in reports:
         assert max(report["own"], report["before"], report["after"]) < 1e-4
@@ -361,6 +361,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 import tiny
 from engine import colocate_worker as worker
+from forks import TWO, Forks
 from mmsearch_trl.engine.vllm_colocate import ColocatedEngine
 family = tiny.qwen25()
 engine = ColocatedEngine(sys.argv[1], worker.vocabulary(family), engine_args=worker.ARGS)

@@ -1,6 +1,5 @@
 """What is sent to a sampler is what the model computes with, and sending it changes not one bit of the model."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from forks import TWO, Forks
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -286,13 +286,8 @@ class FakeZero:
 
 
 @pytest.mark.slow
-def test_weights_sharded_by_fsdp2_are_sent_whole(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("weight_sync_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*command, str(worker), str(tmp_path)], capture_output=True, text=True, timeout=180, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_weights_sharded_by_fsdp2_are_sent_whole(forks: Forks, tmp_path: Path) -> None:
+    forks.launch(TWO, str(Path(__file__).with_name("weight_sync_worker.py")), str(tmp_path), folder=tmp_path)
     for part, file in (("weights", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
         sent, whole = load_file(tmp_path / part / "1" / file), load_file(tmp_path / f"{part}.safetensors")
         assert sent.keys() == whole.keys()

@@ -1,12 +1,11 @@
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tiny
+from forks import Forks
 from huggingface_hub import ModelCard
 from runs import QUICK, grpo_arguments
 
@@ -30,16 +29,19 @@ def run(world_home: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.slow
-def test_the_quick_start_searches_and_prints_the_answer(run: Path, world_home: Path, tmp_path: Path) -> None:
+def test_the_quick_start_searches_and_prints_the_answer(
+    run: Path, world_home: Path, forks: Forks, tmp_path: Path
+) -> None:
     world = world_home / "world"
     shutil.copy(world / "images" / "world0-known-000-name.png", tmp_path / "photo.jpg")
     for name in ("image_index", "text_index"):
         (tmp_path / name).symlink_to(world / name)
     (code,) = CODE.findall((run / "README.md").read_text())
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "quick_start.py").write_text(code)
+    done = forks.run(str(tmp_path / "quick_start.py"), folder=tmp_path)
+    assert done.status == 0, done.err
     answer = (world / "known.jsonl").read_text().split('"answers": ["', 1)[1].split('"')[0]
-    searched, answered, last = done.stdout.splitlines()
+    searched, answered, last = done.out.splitlines()
     assert searched.endswith("<search><img></search>")
     assert answered.endswith(f"<answer> {answer}</answer>")
     assert last == f"Answer: {answer}"

@@ -26,12 +26,13 @@ WARM_START = ROOT / "tests" / "fixtures" / "warm_start"
 
 @pytest.fixture(scope="module")
 def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, GroupSummary], dict[str, GroupSummary]]:
-    """Before and after 40 steps, with the recipe of `make demo` otherwise."""
+    """Before and after 40 steps of half a batch, with the recipe of `make demo` otherwise."""
     out = tmp_path_factory.mktemp("learning")
     write_world(World(0), out / "world")
     build_processor().save_pretrained(out / "warm_start")
     AutoModelForImageTextToText.from_pretrained(WARM_START, dtype="float32").save_pretrained(out / "warm_start")
-    trainer = make_trainer(ROOT / "recipes" / "world" / "grpo.yaml", out, seed=0, max_steps=40)
+    recipe, half = ROOT / "recipes" / "world" / "grpo.yaml", {"per_device_train_batch_size": 64}
+    trainer = make_trainer(recipe, out, seed=0, max_steps=40, **half)
     before = evaluated_groups(trainer.evaluate())
     trainer.train()
     return before, evaluated_groups(trainer.evaluate())

@@ -9,8 +9,6 @@ import math
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import small_lm
 import torch
+from forks import Forks
 from PIL import Image
 from search.over_http import served
 from servers import ENGINE_ARGS, environment
@@ -354,7 +353,7 @@ def test_the_command_line_evaluates_the_model(taught: Path, rows: Path, retrieve
     assert len(observed) == len(NAMES) and any("</search>\n\n<information>Doc 1" in text for text in observed)
 
 
-def test_the_quick_start_of_the_card_searches_and_answers(run: Run, index: Path, tmp_path: Path) -> None:
+def test_the_quick_start_of_the_card_searches_and_answers(run: Run, index: Path, forks: Forks, tmp_path: Path) -> None:
     run.trainer.save_model(str(tmp_path / "agent"))
     run.trainer.args.output_dir = str(tmp_path / "agent")
     run.trainer.create_model_card()
@@ -363,6 +362,7 @@ def test_the_quick_start_of_the_card_searches_and_answers(run: Run, index: Path,
     assert "image_" not in card
     (tmp_path / "text_index").symlink_to(index)
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "<think>" in done.stdout and done.stdout.splitlines()[-1].startswith("Answer: ")
+    (tmp_path / "quick_start.py").write_text(code)
+    done = forks.run(str(tmp_path / "quick_start.py"), folder=tmp_path)
+    assert done.status == 0, done.err
+    assert "<think>" in done.out and done.out.splitlines()[-1].startswith("Answer: ")

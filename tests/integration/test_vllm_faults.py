@@ -15,11 +15,10 @@ import psutil
 import pytest
 import tiny
 from faults import Proxy
-from servers import FLAGS, Servers, environment
+from servers import FLAGS, Servers, environment, in_forks
 
 from mmsearch_trl.core.errors import EngineLost
 from mmsearch_trl.core.trajectory import StopReason
-from mmsearch_trl.engine.vllm_process import VLLMProcess
 from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.trainer.grpo import MMSearchGRPOTrainer
 
@@ -135,7 +134,7 @@ def test_a_server_killed_and_restarted_within_a_rollout(tmp_path: Path) -> None:
     children = set(psutil.Process().children(recursive=True))
     asked = 0
     with (
-        VLLMProcess(str(home), tmp_path / "server.log", FLAGS) as server,
+        in_forks(str(home), tmp_path / "server.log", FLAGS) as server,
         training_on(server.url, tmp_path / "run", vllm_server_timeout=400.0) as trainer,
     ):
         trajectories = trajectories_of(trainer)
