@@ -1,12 +1,17 @@
 """`mmsearch tiny`: recipes tried on a CPU, as a user types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mmsearch_trl.commands.main import main
+from mmsearch_trl.recipe.shipped import shipped_recipes
+from mmsearch_trl.world import tiny_recipe
+from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.miniature import Family
+from mmsearch_trl.world.world import World
 
 
 @pytest.mark.slow
@@ -19,6 +24,7 @@ from mmsearch_trl.world.miniature import Family
         ("search_r1/qwen2.5-7b-lora", "qwen2", True),
         ("search_r1/qwen2.5-3b-ppo", "qwen2", False),
         ("lmm_r1/mgt-geo-script", "qwen2_5_vl", False),
+        ("lmm_r1/mgt-sokoban-paper", "qwen2_5_vl", False),
         ("reasoning/dapo", "qwen3_vl", False),
         ("world/sft", "qwen2_5_vl", False),
     ],
@@ -45,6 +51,32 @@ def test_a_recipe_of_one_s_own_runs_with_a_model_of_another_family(tmp_path: Pat
     assert json.loads((tmp_path / "tiny" / "model" / "config.json").read_text())["model_type"] == "qwen3_5"
     assert main(["train", "--config", str(tmp_path / "tiny" / "recipe.yaml")]) == 0
     assert (tmp_path / "tiny" / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def written_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "world"
+    write_world(World(0), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_the_miniature_of_every_recipe_has_rows_that_its_reward_reads(
+    recipe: str,
+    written_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The world is the same for all of them, so that it is written once."""
+    monkeypatch.setattr(tiny_recipe, "write_world", lambda world, out: shutil.copytree(written_world, out))
+    assert main(["tiny", recipe, "--out", str(tmp_path / "tiny")]) == 0
+    checked = main(["check", str(tmp_path / "tiny" / "recipe.yaml")])
+    said = capsys.readouterr().out
+    assert checked == 0, said
+    assert [line for line in said.splitlines() if line.startswith(("warning", "problem"))] == []
+    assert "the first " in said  # prompt or conversation, which is of a row
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

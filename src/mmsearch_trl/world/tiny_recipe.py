@@ -17,6 +17,7 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe.layers import Layers, kind_of
 from mmsearch_trl.recipe.shipped import shipped_recipes
 from mmsearch_trl.recipe.written import ON_A_CPU
+from mmsearch_trl.sokoban.data_set import write_levels
 from mmsearch_trl.world.demonstrations import write_demonstrations
 from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.miniature import Family, save_miniature
@@ -59,7 +60,8 @@ _PROMPT_KEYS = (
 )
 _DEMONSTRATIONS = 16
 _EVALUATED = 4
-_SUMS = 32
+_ROWS = 32
+"""Of a recipe without tools, those that it is evaluated on included."""
 _SYSTEM = "Reason in <think> </think>, then answer in <answer> $2$ </answer>."
 
 
@@ -89,7 +91,11 @@ def write_tiny_recipe(recipe: Path, out: Path) -> tuple[Literal["train", "sft"],
             )
             keys |= {"train_files": [str(demonstrations)], "eval_files": []}
         elif protocol == "direct":
-            keys |= _SHORT_ROLLOUTS | _COLOCATED | _sums(values, out / "world")
+            plays = (values.get("reward") or {}).get("rule") == "sokoban"
+            rows = _levels(values, out / "world") if plays else _sums(values, out / "world")
+            # Limits of pixels are those of a model that takes larger pictures.
+            keys |= _SHORT_ROLLOUTS | _COLOCATED | rows | {"min_pixels": None, "max_pixels": None}
+            keys["rollout"] = {"max_turn_tokens": 48}
         else:
             keys |= _SHORT_ROLLOUTS | _data(world, out / "world", vision=vision)
         if (values.get("reward") or {}).get("overlong"):
@@ -133,7 +139,7 @@ def _sums(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Keys of sums, as conversations, every second one with a picture of the world."""
     said = values.get("system_prompt") or values.get("template")  # by the recipe, for all rows
     system = [] if said else [{"role": "system", "content": _SYSTEM}]
-    pictures = [json.loads(line)["image"] for line in (folder / "train.jsonl").read_text().splitlines()[:_SUMS]]
+    pictures = [json.loads(line)["image"] for line in (folder / "train.jsonl").read_text().splitlines()[:_ROWS]]
     rows = []
     for number, picture in enumerate(pictures):
         one, other = divmod(number, 10)
@@ -146,6 +152,11 @@ def _sums(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     few = [str(folder / "few_sums.jsonl")] if values.get("eval_files") else []
-    limits = {"max_turn_tokens": 48}
-    keys: dict[str, Any] = {"train_files": [str(folder / "sums.jsonl")], "eval_files": few, "rollout": limits}
-    return keys | {"min_pixels": None, "max_pixels": None}  # of a model that takes larger pictures
+    return {"train_files": [str(folder / "sums.jsonl")], "eval_files": few}
+
+
+def _levels(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Keys of levels of Sokoban, as `mmsearch data sokoban` writes them."""
+    trained = write_levels(folder / "levels", "small-v0", _ROWS - _EVALUATED, seed=0)
+    few = values.get("eval_files") and [str(write_levels(folder / "few_levels", "small-v0", _EVALUATED, seed=1))]
+    return {"train_files": [str(trained)], "eval_files": few or []}
