@@ -21,7 +21,6 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import reading, writing
 from mmsearch_trl.core.errors import UserError
@@ -29,7 +28,7 @@ from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.models.location import ADAPTER, find_model
 from mmsearch_trl.recipe.stage_list import Stage, Stages, output_of
 from mmsearch_trl.recipe.written import read_written
-from mmsearch_trl.trainer.checkpoint_folder import newest_complete
+from mmsearch_trl.trainer.checkpoint_folder import STATE, newest_complete
 
 
 RECORD = "stages.json"
@@ -141,7 +140,7 @@ class _Runner:
                 f"{self._folder / RECORD} to train it anew)",
                 out,
             )
-        elif not (out / TRAINER_STATE_NAME).is_file() or (recorded and newest_complete(out) is not None):
+        elif not (out / STATE).is_file() or (recorded and newest_complete(out) is not None):
             return False  # not begun, or open
         elif _problem(out) is not None:
             return False

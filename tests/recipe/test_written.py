@@ -60,6 +60,7 @@ MISTAKES = [
     ("sft", "estimator: {name: rloo}", "unknown key `estimator`"),
     ("sft", "num_generations: 8", "unknown key `num_generations`"),
     ("sft", "search: {}", "unknown key `search`"),
+    ("stages", "learning_rat: 2e-5", "unknown key `learning_rat`; did you mean `learning_rate`?"),
     ("train", "extends: gone.yaml", "extends: recipe not found"),
 ]
 EACH = f"""
@@ -79,7 +80,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for number, (command, mistake, _) in enumerate(MISTAKES):
         (home / str(number)).mkdir()
         (home / str(number) / "recipe.yaml").write_text(BASE + mistake)
-        asked.append([command, "--config", str(home / str(number) / "recipe.yaml")])
+        named = [] if command == "stages" else ["--config"]
+        asked.append([command, *named, str(home / str(number) / "recipe.yaml")])
     words = [sys.executable, "-c", EACH]
     done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=True)
     said = [json.loads(line) for line in done.stdout.splitlines()]

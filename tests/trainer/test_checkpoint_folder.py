@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
+from mmsearch_trl.trainer.checkpoint_folder import OPTIMIZER, SCHEDULER, STATE, checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.run_records import begin_records, check_unused
+
+
+def test_files_have_the_names_that_transformers_gives_them() -> None:
+    assert (STATE, OPTIMIZER, SCHEDULER) == (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME)
 
 
 def checkpoint(run_dir: Path, step: int, weights: str = "model.safetensors") -> Path:

@@ -5,13 +5,17 @@ call that all ranks must make together: without this they would wait for each ot
 gathered by TRL (`ds3_gather_for_generation`).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from accelerate import DistributedType, PartialState
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, StateDictType
+
+from mmsearch_trl.core.errors import UserError
 
 
 @contextmanager
@@ -38,6 +42,20 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.reshard()
             # FSDP2's own default: the root stays gathered between forward and backward.
             module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+def check_sharded() -> None:
+    """Refuse processes on CPUs that were launched with FSDP: accelerate would copy the model to each without a word.
+
+    Raises:
+        UserError: these are such processes.
+    """
+    kind = PartialState().distributed_type
+    if kind == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UserError(
+            "accelerate shards weights with FSDP between GPUs alone, and these processes run on CPUs: launch them "
+            "with accelerate_configs/ddp.yaml (--accelerate ddp)"
+        )
 
 
 def keep_outputs_exact(accelerator: Any) -> None:

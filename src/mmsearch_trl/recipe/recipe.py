@@ -22,6 +22,7 @@ from typing import Any, get_args
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import OF_ROWS, DataConfig
 from mmsearch_trl.data.sources import data_name, find_source
+from mmsearch_trl.distributed.sharding import check_sharded
 from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
@@ -80,6 +81,7 @@ class Recipe:
             raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
             self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
+        check_sharded()
         check_packages(self.path, self.model, self.trainer, reporting=not evaluation)
         if check_files and not evaluation:
             self._check_output()

@@ -12,11 +12,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.models.location import whole_safetensors
 
+
+# As `transformers.trainer` names them, which takes seconds to import.
+STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 
 NEWEST = ("auto", "latest", "last")
 """What may stand for the newest complete checkpoint, beside `true`."""
@@ -56,7 +57,7 @@ def checkpoint_to_resume(wanted: str | bool | None, run_dir: Path) -> Path | Non
 def _named(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"resume_from_checkpoint: there is no checkpoint in {folder}: no such folder")
-    if checkpoints(folder) and not (folder / TRAINER_STATE_NAME).is_file():
+    if checkpoints(folder) and not (folder / STATE).is_file():
         raise UserError(f"resume_from_checkpoint: {folder} is a run's folder: name one of the checkpoints in it")
     problem = obstacle(folder)
     if problem is not None:
@@ -84,7 +85,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """Optimizer steps taken; -1 where the file that tells them, the last to be written, is not whole."""
-    state = _json(checkpoint / TRAINER_STATE_NAME)
+    state = _json(checkpoint / STATE)
     step = state.get("global_step") if isinstance(state, dict) else None
     return step if isinstance(step, int) else -1
 
@@ -92,7 +93,7 @@ def step_of(checkpoint: Path) -> int:
 def obstacle(checkpoint: Path) -> str | None:
     """Why a run cannot go on from a checkpoint; None where it can."""
     if _cut_off(checkpoint):
-        return f"it has no whole {TRAINER_STATE_NAME}: its saving was cut off"
+        return f"it has no whole {STATE}: its saving was cut off"
     sharded = any(checkpoint.glob("global_step*"))
     return _weights_obstacle(checkpoint) or (None if sharded else _optimizer_obstacle(checkpoint))
 
@@ -115,9 +116,9 @@ def _weights_obstacle(checkpoint: Path) -> str | None:
 
 def _optimizer_obstacle(checkpoint: Path) -> str | None:
     """Without these the optimizer would begin anew, and with it the learning rate, in the middle of a run."""
-    places = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_0")
+    places = (OPTIMIZER, "optimizer.bin", "optimizer_0")
     found = next((checkpoint / name for name in places if (checkpoint / name).exists()), None)
-    scheduler = checkpoint / SCHEDULER_NAME
+    scheduler = checkpoint / SCHEDULER
     if found is None or not scheduler.is_file():
         return (
             "it holds no optimizer and no learning rate (save_only_model), which would begin anew: give it as "

@@ -17,7 +17,6 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
@@ -25,7 +24,7 @@ from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.distributed.sharding import saved_whole
 from mmsearch_trl.hub.allow_list import allow_listed
-from mmsearch_trl.trainer.checkpoint_folder import checkpoint_to_resume, obstacle
+from mmsearch_trl.trainer.checkpoint_folder import STATE, checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
 from mmsearch_trl.trainer.run_records import begin_records, check_unused
 
@@ -155,7 +154,7 @@ class FullCheckpoints(Trainer):
         """With the file that makes it complete written last, also where a folder of that name is there already."""
         if self.is_world_process_zero():
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            (folder / STATE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -9,19 +9,17 @@ import re
 import shutil
 from pathlib import Path
 
-from transformers.trainer import TRAINER_STATE_NAME
-
 from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.traces.files import forget_steps_from
-from mmsearch_trl.trainer.checkpoint_folder import checkpoints, obstacle, step_of
+from mmsearch_trl.trainer.checkpoint_folder import STATE, checkpoints, obstacle, step_of
 
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_model.bin")
 _RECORDS = (
     *_WEIGHTS,
     *("checkpoint-*", "abandoned-checkpoint-*", "traces", "evaluation", "completions", "sync", "merged_start"),
-    *(TRAINER_STATE_NAME, "adapter_config.json", "trajectories.html", "learning.png"),
+    *(STATE, "adapter_config.json", "trajectories.html", "learning.png"),
 )
 """What is not written anew in any case; a user's own files stay."""
 
@@ -107,7 +105,7 @@ def _left(run_dir: Path) -> str | None:
 
 
 def _finished(run_dir: Path) -> bool:
-    return any(path for pattern in (*_WEIGHTS, TRAINER_STATE_NAME) for path in run_dir.glob(pattern))
+    return any(path for pattern in (*_WEIGHTS, STATE) for path in run_dir.glob(pattern))
 
 
 def _within(path: Path, folder: Path) -> bool:

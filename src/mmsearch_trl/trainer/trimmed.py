@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import keep_outputs_exact
+from mmsearch_trl.distributed.sharding import check_sharded, keep_outputs_exact
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.blank_picture import BlankPicture
@@ -78,6 +78,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        check_sharded()
         keep_outputs_exact(self.accelerator)
 
     def append_metrics(self, metrics: dict[str, float]) -> None:
