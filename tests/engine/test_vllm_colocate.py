@@ -188,16 +188,33 @@ def test_a_rollout_that_is_left_abandons_its_turns(engine: ColocatedEngine, fami
 def test_one_picture_in_many_turns_is_processed_and_encoded_once(
     engine: ColocatedEngine, family: tiny.Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [prompt] = worker.prompts(family, 1, seed=77)
+    [(token_ids, images)] = worker.prompts(family, 1, seed=77)
+    given = [(token_ids, images), (token_ids + token_ids[-1:], images)]
     processed: Any = engine._llm.renderer._mm_processor_only_cache
     before = processed.make_stats()
     runner = engine._stepper.core.model_executor.driver_worker.worker.model_runner
     encoded, original = [], runner.model.embed_multimodal
     monkeypatch.setattr(runner.model, "embed_multimodal", lambda **inputs: encoded.append(1) or original(**inputs))
-    assert len(worker.rollout(engine, [prompt] * 8)) == 8
+    assert len(worker.rollout(engine, given * 4)) == 8
     after = processed.make_stats()
     assert (after.total - before.total, after.hits - before.hits) == (8, 7)
     assert len(encoded) == 1
+
+
+def test_a_group_s_prompt_is_prepared_once_and_its_turns_are_those_of_prompts_apart(
+    engine: ColocatedEngine, family: tiny.Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = worker.prompts(family, 2, images=(2, 0), seed=80)
+    renderer: Any = engine._llm.renderer
+    prepared, render = [], renderer.render_cmpl
+    monkeypatch.setattr(renderer, "render_cmpl", lambda prompts, **o: prepared.append(1) or render(prompts, **o))
+    together = worker.rollout(engine, [first] * 4 + [second] * 4)
+    assert len(prepared) == 2
+    engine._stepper.reset_caches()
+    apart = worker.rollout(engine, [first, second, first, second, first, second, first, second])
+    assert len(prepared) == 2 + 8
+    assert [apart[i].token_ids for i in (0, 2)] == [together[i].token_ids for i in (0, 2)]
+    assert [apart[i].token_ids for i in (5, 7)] == [together[i].token_ids for i in (5, 7)]
 
 
 def test_ids_that_vllm_would_not_sample_from_are_refused_before_it_does(

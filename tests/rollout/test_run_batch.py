@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParam
 from mmsearch_trl.core.errors import EngineError
 from mmsearch_trl.core.images import ImageInput
 from mmsearch_trl.core.observation import Hit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.loop import run_batch, run_trajectory
@@ -196,6 +198,25 @@ def test_one_that_waits_for_a_place_comes_back_unbegun() -> None:
     trajectories = close(engine, 4, 0.25, max_in_flight=1)
     assert stops(trajectories) == ["answered"] + ["straggler"] * 3
     assert not trajectories[2].prompt_ids and not trajectories[2].token_ids
+
+
+def test_rollouts_of_one_task_encode_its_prompt_once_and_are_as_those_of_copies(monkeypatch: Any) -> None:
+    copies = [replace(tiny.tasks(1)[0]) for _ in range(6)]
+    encoded, prompt = [], PROTOCOL.prompt
+    monkeypatch.setattr(PROTOCOL, "prompt", lambda task: encoded.append(task) or prompt(task))
+
+    def batch(tasks: Sequence[Task]) -> list[Trajectory]:
+        engine = Scripted({copies[0].id: [ANSWER] * len(tasks)})
+        samplings = [SamplingParams(max_tokens=50, seed=seed) for seed in range(len(tasks))]
+        return run(run_batch(tasks, engine, PROTOCOL, tiny.CannedTools(), LIMITS, samplings, max_in_flight=2))
+
+    apart = batch(copies)
+    assert len(encoded) == len(copies)
+    together = batch([copies[0]] * len(copies))
+    assert len(encoded) == len(copies) + 1
+    assert [(t.prompt_ids, t.token_ids, t.images) for t in together] == [
+        (t.prompt_ids, t.token_ids, t.images) for t in apart
+    ]
 
 
 def test_cancelling_a_batch_leaves_nothing_behind() -> None:

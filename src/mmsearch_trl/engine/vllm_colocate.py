@@ -199,8 +199,17 @@ class _Stepper:
         self._vocabulary = vocabulary
         self.core: Any = llm.engine_core.engine_core  # pyright: ignore[reportAttributeAccessIssue]
         self.adapter: LoRARequest | None = None
+        self._newest: tuple[Any, Any] = (None, None)
+        """The prompt that was prepared last, and what came of it."""
 
     def prepare(self, request: Request, images: Sequence[Image.Image]) -> Any:
+        """vLLM's input for a request; the rollouts of a group ask for one prompt one after the other, and share it."""
+        wanted = request.token_ids, request.image_keys
+        if self._newest[0] != wanted:
+            self._newest = wanted, self._prepared(request, images)
+        return self._newest[1]
+
+    def _prepared(self, request: Request, images: Sequence[Image.Image]) -> Any:
         prompt: dict[str, Any] = {"prompt_token_ids": compact(request.token_ids, self._vocabulary.image_pad_id)}
         if images:
             prompt["multi_modal_data"] = {"image": list(images)}

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.completion import Completion, FinishReason, SamplingParams
@@ -66,15 +66,17 @@ async def run_trajectory(
         tools: Answer the calls of a `SearchProtocol`; None for another protocol, which has none.
         sampling: Of every turn; `max_tokens` is set per turn by `limits`, and each turn has a seed of its own that
             depends on `sampling.seed` and the turn's number alone.
-        trajectory: An empty one of this task, to be filled in place: whoever cancels this coroutine finds in it every
-            turn that was sampled.
+        trajectory: One of this task without turns, to be filled in place: whoever cancels this coroutine finds in it
+            every turn that was sampled. A prompt that it holds already is not encoded again.
     """
     started = time.perf_counter()
     trajectory = trajectory or unbegun(task, protocol)
-    rollout = _Rollout(engine, protocol, Searching.of(protocol, tools), limits, sampling, trajectory)
+    searching = Searching.of(protocol, tools, searches=trajectory.has_tools)
+    rollout = _Rollout(engine, protocol, searching, limits, sampling, trajectory)
     try:
-        prompt = protocol.prompt(task)
-        trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
+        if not trajectory.prompt_ids:
+            prompt = protocol.prompt(task)
+            trajectory.prompt, trajectory.prompt_ids = prompt.parts, prompt.token_ids
         while trajectory.stop is None:
             turn = await rollout.sample()
             if turn is not None:
@@ -95,15 +97,14 @@ class Searching(NamedTuple):
     tools: Tools
 
     @classmethod
-    def of(cls, protocol: TurnProtocol, tools: Tools | None) -> "Searching | None":
-        """None where the protocol knows no calls.
+    def of(cls, protocol: TurnProtocol, tools: Tools | None, *, searches: bool) -> "Searching | None":
+        """None where the protocol knows no calls: unless it `searches`, which takes long to find out.
 
         Raises:
             ValueError: it does, and nothing answers them; or it does not, and something would.
         """
-        searches = isinstance(protocol, SearchProtocol)
         if searches and tools is not None:
-            return cls(protocol, tools)
+            return cls(cast(SearchProtocol, protocol), tools)
         if searches or tools is not None:
             name = type(protocol).__name__
             raise ValueError(f"{name} searches, and has no tools" if searches else f"{name} calls no tools")
@@ -240,10 +241,14 @@ async def run_batch(
             cancelled and come back with the turns that they have, as `STRAGGLER`.
     """
     places = asyncio.Semaphore(max_in_flight or max(len(tasks), 1))
-    trajectories = [unbegun(task, protocol) for task in tasks]
+    searches = isinstance(protocol, SearchProtocol)
+    trajectories = [Trajectory(task=task, prompt=(), prompt_ids=(), has_tools=searches) for task in tasks]
+    begun: dict[int, Trajectory] = {}
 
     async def run(trajectory: Trajectory, sampling: SamplingParams) -> Trajectory:
         async with places:
+            first = begun.setdefault(id(trajectory.task), trajectory)  # rollouts of one task have one prompt
+            trajectory.prompt, trajectory.prompt_ids = first.prompt, first.prompt_ids
             return await run_trajectory(trajectory.task, engine, protocol, tools, limits, sampling, trajectory)
 
     pairs = zip(trajectories, samplings, strict=True)

@@ -3,7 +3,7 @@
 Nothing here logs or knows a trainer: what was measured comes back with the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ class Collector:
         prefix, first = f"{args.seed}/{policy.step}/{self._rollouts[1]}", self._ranks.index * len(rows)
         names = [f"{prefix}/{first + i}" for i in range(len(rows))]
         with self._sampler.open(policy) as opened:
-            tasks = [self.to_task(row) for row in rows]
+            tasks = tasks_of(rows, self.to_task)
             try:
                 report = self._rollouter.run(
                     tasks, opened.engine, names, args.temperature, close_share=args.rollout_close_share
@@ -144,3 +144,12 @@ class Collector:
         rows = [{key: value for key, value in row.items() if key not in _IMAGE_COLUMNS} for row in rows]
         rewards = self._reward_functions(rows, report.trajectories, state)
         return CollectedBatch(rows, report.trajectories, rewards), metrics
+
+
+def tasks_of(rows: Sequence[Row], to_task: Callable[[Row], Task]) -> list[Task]:
+    """The tasks of rows; those of a group are copies of one row and share its task, whose images are decoded once."""
+    tasks: list[Task] = []
+    for number, row in enumerate(rows):
+        copied = number > 0 and row == rows[number - 1]
+        tasks.append(tasks[-1] if copied else to_task(row))
+    return tasks
