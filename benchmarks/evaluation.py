@@ -32,6 +32,7 @@ from mmsearch_trl.protocol.base import SearchProtocol
 from mmsearch_trl.recipe.build import build_engine, build_protocol, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
+from mmsearch_trl.rewards.rule import MessageRule
 from mmsearch_trl.rollout.loop import named_sampling, run_batch
 from mmsearch_trl.rollout.toolbox import Toolbox
 from mmsearch_trl.search.factory import build_runtime
@@ -127,7 +128,7 @@ def former(recipe: Recipe) -> float:
     tools, tokenizer, saved = Toolbox(search, protocol.tools), protocol.chat.tokenizer, []
 
     rule = recipe.reward.scored_by
-    assert rule is not None
+    assert isinstance(rule, MessageRule)
 
     async def evaluate() -> None:
         number = 0

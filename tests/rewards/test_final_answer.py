@@ -5,11 +5,30 @@ import time
 import pytest
 
 from mmsearch_trl.rewards.final_answer import LONGEST, boxes, readings, words
-from mmsearch_trl.rewards.option_letter import option_in
+from mmsearch_trl.rewards.option_letter import option_in, options_in, options_of
 
 
 @pytest.mark.parametrize(
-    "part", ["1", "1,000 ", "$1", r"\boxed{", r"\[", "is ", "1/", "sqrt(", r"\text{", "1 cm ", "A ", "1 2/3 ", "**"]
+    "part",
+    [
+        "1",
+        "1,000 ",
+        "$1",
+        r"\boxed{",
+        r"\[",
+        "is ",
+        "1/",
+        "sqrt(",
+        r"\text{",
+        "1 cm ",
+        "A ",
+        "1 2/3 ",
+        "**",
+        "A, ",
+        "(A)",
+        "A and ",
+        "AB",
+    ],
 )
 def test_a_long_answer_is_read_in_a_moment(part: str) -> None:
     text = part * LONGEST
@@ -17,6 +36,8 @@ def test_a_long_answer_is_read_in_a_moment(part: str) -> None:
     assert len(list(readings(text))) < 4
     words(text)
     option_in(text)
+    options_in(text)
+    options_of(text)
     assert time.process_time() - start < 0.5, "4 s, where patterns take the square of it"
 
 

@@ -23,6 +23,7 @@ SAME = [
     ("<answer>no</answer>", "<answer>yes</answer>", 0.0),
     ("<think>t</think><answer>$\\frac12$</answer>", "$0.5$", 2.0),
     ("", "3", 0.0),
+    (r"It is \boxed{3}", "3", 1.0),
 ]
 
 

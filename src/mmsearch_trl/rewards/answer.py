@@ -10,10 +10,10 @@ from typing import Any
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import last_enclosed
 from mmsearch_trl.rewards.matching import RewardMode, is_right
-from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.rule import Message, MessageRule, assistant_turns
 
 
-class AnswerRule(Rule):
+class AnswerRule(MessageRule):
     """
     Args:
         mode: Whether the answer must equal a gold one or contain it.

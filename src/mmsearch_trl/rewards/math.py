@@ -1,8 +1,10 @@
 r"""LMM-R1's reward for mathematical answers: 0.5 for the strict form, 1 for a right final answer.
 
 Only the final answer is scored, what stands in the last `<answer>...</answer>` of the response: its last box, else its
-last `$...$`, else a plain expression or number; an option's letter in any spelling where the gold answer is one.
-math-verify compares, in processes that are killed when they are late (`verify_pool.py`).
+last `$...$`, else a plain expression or number; an option's letter, or the letters of several in any order, in any
+spelling where the gold answer is that. A response without an `<answer>`, as where a prompt asks for `\boxed{}` alone,
+is scored by its last box behind the think part. math-verify compares, in processes that are killed when they are late
+(`verify_pool.py`).
 
 `compat` equals LMM-R1 to the bit, its defects included:
 
@@ -22,11 +24,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmsearch_trl.core.reward import RewardParts
-from mmsearch_trl.core.tags import last_enclosed
 from mmsearch_trl.rewards.judging import Job
 from mmsearch_trl.rewards.responses import Template, upstream_response
 from mmsearch_trl.rewards.rule import Rollout, Rule, assistant_turns
-from mmsearch_trl.rewards.think_answer import strict
+from mmsearch_trl.rewards.think_answer import final_answer, strict
 from mmsearch_trl.rewards.verify_pool import VerifyPool
 
 
@@ -92,7 +93,7 @@ class MathRule(Rule):
                 for response, golds in zip(responses, answers, strict=True)
             ]
         else:
-            given = [last_enclosed(response, "answer") for response in responses]
+            given = [final_answer(response) for response in responses]
             forms = [strict(response.strip()) for response in responses]
             jobs = [
                 Job(task="right", answer=answer or "", golds=tuple(golds))

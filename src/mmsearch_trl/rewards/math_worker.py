@@ -13,7 +13,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 from mmsearch_trl.rewards.final_answer import readings, words
 from mmsearch_trl.rewards.judging import Job
-from mmsearch_trl.rewards.option_letter import option_in, option_of
+from mmsearch_trl.rewards.option_letter import option_in, option_of, options_in, options_of
 
 
 def judge(job: bytes) -> bytes:
@@ -29,6 +29,8 @@ def judge(job: bytes) -> bytes:
 
 
 def _right(answer: str, gold: str) -> bool:
+    if (several := options_of(gold)) is not None:
+        return options_in(answer) == several or _same(answer, gold)  # "AC" may be a product
     if (option := option_of(gold)) is None:
         return _same(answer, gold)
     letter, text = option
@@ -45,7 +47,8 @@ def _same(answer: str, gold: str) -> bool:
 
 
 def _readable(gold: str) -> bool:
-    return option_of(gold) is not None or words(gold) is not None or any(map(_values, readings(gold)))
+    several = options_of(gold) is not None
+    return several or option_of(gold) is not None or words(gold) is not None or any(map(_values, readings(gold)))
 
 
 def _values(latex: str) -> list[Any]:

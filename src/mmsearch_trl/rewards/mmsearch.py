@@ -19,7 +19,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right
-from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.rule import Message, MessageRule, assistant_turns
 from mmsearch_trl.rewards.sources import RewardSources
 
 
@@ -28,7 +28,7 @@ Formula = Literal["multiplicative", "subtractive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig(RewardSources, Rule):
+class RewardConfig(RewardSources, MessageRule):
     """The `reward:` section of a recipe.
 
     Raises:
@@ -98,7 +98,7 @@ class RewardConfig(RewardSources, Rule):
         return self.search_penalty * (2 * progress - 1)
 
     @property
-    def scored_by(self) -> Rule:
+    def scored_by(self) -> MessageRule:
         return self
 
     @property

@@ -15,7 +15,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import enclosed, last_enclosed
 from mmsearch_trl.rewards.judging import Job
 from mmsearch_trl.rewards.rule import Rollout, Rule, assistant_turns
-from mmsearch_trl.rewards.think_answer import lenient
+from mmsearch_trl.rewards.think_answer import final_answer, lenient
 from mmsearch_trl.rewards.verify_pool import VerifyPool
 
 
@@ -49,7 +49,7 @@ class R1VRule(Rule):
             jobs = [Job(task="r1_v", answer=said, golds=gold[:1]) for said, gold in zip(responses, golds, strict=True)]
         else:
             golds = [tuple(_unwrapped(gold) for gold in row) for row in golds]
-            answers = [last_enclosed(response, "answer") for response in responses]
+            answers = [final_answer(response) for response in responses]
             same = [answer in row for answer, row in zip(answers, golds, strict=True)]
             jobs = [Job(task="right", answer=said or "", golds=row) for said, row in zip(answers, golds, strict=True)]
             responses = [response.strip() for response in responses]

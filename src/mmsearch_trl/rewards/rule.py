@@ -4,6 +4,7 @@ What a rule may read of a rollout is up to the rule; every rule gets the message
 own turns are told from what the environment said.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -41,13 +42,13 @@ class Rollout:
     row: str = "a rollout"
 
 
-class Rule:
+class Rule(ABC):
     """A way to score; most are the `reward:` section of a recipe themselves."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """TRL names the metric `rewards/<name>/mean` after it."""
-        raise NotImplementedError
 
     @property
     def needs_answers(self) -> bool:
@@ -64,26 +65,20 @@ class Rule:
         """Of the accepted answers of some rows, those that nothing could be scored by: their numbers, and why."""
         return {}
 
-    def check_columns(self, columns: Mapping[str, Any]) -> None:
+    def check_columns(self, columns: Mapping[str, Any]) -> None:  # noqa: B027  (most read none)
         """Look at what a row holds beside question and answers.
 
         Raises:
             UserError: nothing could be scored by it.
         """
 
-    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
-        """Score one rollout.
+    @abstractmethod
+    def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
+        """Score rollouts, in their order.
 
         Args:
-            messages: The completion, with text content.
-            answers: Accepted answers, at least one.
             step: Finished optimizer steps; None where no training is under way.
         """
-        raise NotImplementedError
-
-    def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
-        """Score rollouts, in their order; one by one, where a rule knows nothing better."""
-        return [self.score_messages(rollout.messages, rollout.answers, step) for rollout in rollouts]
 
     def metrics_at(self, step: int | None) -> dict[str, float]:
         """What changes in the course of training, for the log."""
@@ -94,8 +89,25 @@ class Rule:
         values = asdict(self) if is_dataclass(self) else {}
         return {key: value for key, value in values.items() if value not in ((), None)}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most start nothing)
         """End what the rule has started."""
+
+
+class MessageRule(Rule):
+    """A rule that scores each rollout by itself, by its messages."""
+
+    @abstractmethod
+    def score_messages(self, messages: Sequence[Message], answers: Sequence[str], step: int | None) -> RewardParts:
+        """Score one rollout.
+
+        Args:
+            messages: The completion, with text content.
+            answers: Accepted answers, at least one.
+            step: Finished optimizer steps; None where no training is under way.
+        """
+
+    def score_batch(self, rollouts: Sequence[Rollout], step: int | None) -> list[RewardParts]:
+        return [self.score_messages(rollout.messages, rollout.answers, step) for rollout in rollouts]
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[str]:

@@ -28,7 +28,7 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.tags import enclosed
 from mmsearch_trl.rewards.checks import check_choice, check_range
 from mmsearch_trl.rewards.matching import RewardMode, is_right, normalize_answer
-from mmsearch_trl.rewards.rule import Message, Rule, assistant_turns
+from mmsearch_trl.rewards.rule import Message, MessageRule, assistant_turns
 from mmsearch_trl.rewards.sources import RewardSources
 
 
@@ -47,7 +47,7 @@ _PROMPT_ANSWERS = ("and", "Beijing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchR1RewardConfig(RewardSources, Rule):
+class SearchR1RewardConfig(RewardSources, MessageRule):
     """The `reward:` section of a recipe with `protocol: search_r1`.
 
     Raises:
@@ -94,7 +94,7 @@ class SearchR1RewardConfig(RewardSources, Rule):
             check_range(name, getattr(self, name), 0, 1)
 
     @property
-    def scored_by(self) -> Rule:
+    def scored_by(self) -> MessageRule:
         return self
 
     @property

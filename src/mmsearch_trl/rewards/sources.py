@@ -1,5 +1,6 @@
 """What a run may be rewarded by beside its protocol's rule: functions, reward models, servers, its length."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from mmsearch_trl.core.errors import UserError
@@ -9,7 +10,7 @@ from mmsearch_trl.rewards.rule import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSources:
+class RewardSources(ABC):
     """Keys that every `reward:` section has. Each reward is a number of its own, and their sum is trained on.
 
     Raises:
@@ -40,9 +41,9 @@ class RewardSources:
                 raise UserError(f"reward.{key} names {twice[0]} twice: give it a weight instead (reward_weights)")
 
     @property
+    @abstractmethod
     def scored_by(self) -> Rule | None:
         """The rule; None where there is none."""
-        raise NotImplementedError
 
     def names(self) -> list[str]:
         """The rewards in the order in which `reward_weights` weighs them: rule, functions, models, servers, length."""

@@ -1,9 +1,23 @@
-"""The form `<think>...</think><answer>...</answer>`: strict, as LMM-R1 pays for it, and R1-V's more lenient one."""
+"""The form `<think>...</think><answer>...</answer>`: strict, as LMM-R1 pays for it, and R1-V's more lenient one; and
+the final answer of a response."""
 
 import re
 
+from mmsearch_trl.core.tags import last_enclosed
+from mmsearch_trl.rewards.final_answer import boxes
+
 
 _BETWEEN = re.compile(r"</think>\s*<answer>")
+
+
+def final_answer(response: str) -> str | None:
+    r"""What stands in the last `<answer>...</answer>`; without an `<answer>` at all the last `\boxed{...}` behind the
+    think part, which is all that some prompts ask for. None where there is neither."""
+    if "<answer>" in response:
+        return last_enclosed(response, "answer")
+    said = response.rpartition("</think>")[2]
+    found = [] if "<think>" in said else boxes(said)
+    return rf"\boxed{{{found[-1]}}}" if found else None
 
 
 def strict(response: str) -> bool:

@@ -5,6 +5,7 @@ it is made, looks for its files before any work is done (`check`), and opens its
 the recipe's key.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendConfig:
+class BackendConfig(ABC):
     """The keys of every section.
 
     Raises:
@@ -82,13 +83,13 @@ class BackendConfig:
             if not Path(getattr(self, key)).exists():
                 raise UserError(f"{self.section}.{key}: {getattr(self, key)} does not exist")
 
+    @abstractmethod
     def open(self, shared: Shared) -> SearchBackend[Any]:
         """The backend; the caller names `backend` as the key of an error that names none.
 
         Raises:
             UserError: it cannot be opened, or a package that it needs is not installed.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
