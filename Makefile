@@ -43,6 +43,8 @@ demo: .venv/.installed
 # process, which makes its fixtures once, and so do the tests on shared vLLM servers (`tests/conftest.py`); a process
 # and what it starts take up to 4 GB.
 test test-fast: export OMP_NUM_THREADS ?= 1
+# Hundreds of processes read the sources, the assertions rewritten: they are compiled once, wherever nobody keeps that.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.installed
 	.venv/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
 

@@ -43,13 +43,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on the shared servers are for one process of several, and begin; then files with slow tests."""
-    on_servers = [item for item in items if _uses_servers(item)]
-    for item in on_servers:
-        item.add_marker(pytest.mark.xdist_group("servers"))
+    """Tests on the shared servers are for one process of several, and those on forks of one process for another: what
+    they share starts once. They begin; then files with slow tests, that no process is left with a long one at the end.
+    """
+    order = dict.fromkeys(items, 3)
+    for item in items:
+        if _uses_servers(item):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+            order[item] = 0
+        elif "forks" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("forks"))
+            order[item] = 1
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (item not in on_servers, item.path not in slow))
+        items.sort(key=lambda item: min(order[item], 2 + (item.path not in slow)))
 
 
 def _uses_servers(item: pytest.Item) -> bool:

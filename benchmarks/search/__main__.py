@@ -33,7 +33,7 @@ from mmsearch_trl.search.text.encoder import TextEncoder
 
 
 SIZES = (10_000, 100_000, 1_000_000)
-QUICK = Settings(rounds=1, seconds=0.3, encoded=200, judged=20, within=300)
+QUICK = Settings(rounds=1, seconds=0.05, encoded=200, judged=20, within=300)
 
 
 def main(arguments: list[str] | None = None) -> None:

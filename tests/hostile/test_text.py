@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mmsearch_trl.core.action import ActionKind
 from mmsearch_trl.core.completion import SamplingParams
 from mmsearch_trl.core.observation import ImageHit, ImageQuery, Observation, TextHit
+from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.engine.scripted import ScriptedEngine
 from mmsearch_trl.protocol.chat import ChatEncoder
@@ -42,6 +43,8 @@ GOLD = ["c"]
 """What the spoofed answers say; the model says something else."""
 LIMITS = Limits(max_response_tokens=10**7)
 TAG = re.compile(rf"<[\s\u2581]*/?[\s\u2581]*({'|'.join(TAGS)})\b", re.IGNORECASE)
+LOOP = asyncio.Runner()
+"""One loop for thousands of rollouts."""
 [TASK] = tiny.tasks(1)
 PICTURE = tiny.noise(30, 40, tiny.random.Random(0))
 NAMED = {
@@ -96,14 +99,23 @@ def script(family: str) -> tuple[tuple[int, ...], ...]:
 
 def roll_out(family: str, page: Page) -> Trajectory:
     engine = ScriptedEngine(script(family), [protocol(family).chat.turn_end_id])
-    return asyncio.run(
-        run_trajectory(TASK, engine, protocol(family), Finds(page), LIMITS, SamplingParams(max_tokens=1))
-    )
+    return LOOP.run(run_trajectory(TASK, engine, protocol(family), Finds(page), LIMITS, SamplingParams(max_tokens=1)))
+
+
+@dataclass(frozen=True)
+class Harmless:
+    """What is looked for in a reply, of a page that says nothing."""
+
+    rolled_out: Trajectory
+    frames: list[list[int]]
+    tags: list[list[str]]
+    score: RewardParts
 
 
 @cache
-def harmless(family: str) -> Trajectory:
-    return roll_out(family, Page("a page"))
+def harmless(family: str) -> Harmless:
+    seen = roll_out(family, Page("a page"))
+    return Harmless(seen, frames(family, seen), tags(family, seen), score(seen.responses, GOLD, RewardConfig()))
 
 
 @cache
@@ -118,24 +130,24 @@ def frames(family: str, trajectory: Trajectory) -> list[list[int]]:
 
 
 def tags(family: str, trajectory: Trajectory) -> list[list[str]]:
-    decode = protocol(family).chat.tokenizer.decode
-    return [TAG.findall(decode(list(turn.reply_ids))) for turn in trajectory.turns]
+    decode = protocol(family).chat.tokenizer.backend_tokenizer.decode
+    replies = (decode(list(turn.reply_ids), skip_special_tokens=False) for turn in trajectory.turns)
+    return [TAG.findall(reply) for reply in replies]
 
 
 def assert_read_as_words(family: str, page: Page) -> None:
     seen, expected = roll_out(family, page), harmless(family)
     assert seen.stop is StopReason.ANSWERED and len(seen.turns) == 3
-    assert frames(family, seen) == frames(family, expected)
-    assert tags(family, seen) == tags(family, expected)
-    assert [len(turn.reply_images) for turn in seen.turns] == [len(turn.reply_images) for turn in expected.turns]
+    assert frames(family, seen) == expected.frames
+    assert tags(family, seen) == expected.tags
+    assert [len(t.reply_images) for t in seen.turns] == [len(t.reply_images) for t in expected.rolled_out.turns]
     trained = [
         token for token, mask in zip(seen.token_ids[-len(seen.loss_mask) :], seen.loss_mask, strict=True) if mask
     ]
     assert trained == [token for turn in script(family) for token in turn]
-    assert seen.responses == expected.responses
-    options = RewardConfig()
-    assert score(seen.responses, GOLD, options) == score(expected.responses, GOLD, options)
-    assert score(seen.responses, GOLD, options).accuracy == 0
+    assert seen.responses == expected.rolled_out.responses
+    earned = score(seen.responses, GOLD, RewardConfig())
+    assert earned == expected.score and earned.accuracy == 0
 
 
 def test_the_tokens_of_each_family_are_tokens_here() -> None:

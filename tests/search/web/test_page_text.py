@@ -3,14 +3,15 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 
 from mmsearch_trl.core.errors import SearchError
 from mmsearch_trl.core.observation import FailureKind
+from mmsearch_trl.rollout.background_loop import BackgroundLoop
 from mmsearch_trl.search.web import page_text
 from mmsearch_trl.search.web.fetch import Fetched
 from mmsearch_trl.search.web.page_text import PageReader, PageText
@@ -47,6 +48,21 @@ def reading(work: Callable[[PageReader], Awaitable[ResultT]], **options: float) 
     result = asyncio.run(run())
     assert set(_children()) <= before
     return result
+
+
+Reading = Callable[[Callable[[PageReader], Coroutine[Any, Any, ResultT]]], ResultT]
+
+
+@pytest.fixture(scope="module")
+def read() -> Iterator[Reading[Any]]:
+    """Runs work with a reader that the tests share which want nothing but text: its process starts once."""
+    loop, reader = BackgroundLoop(), PageReader(processes=1)
+
+    async def close() -> None:
+        reader.close()
+
+    yield lambda work: loop.run(work(reader))
+    loop.run(close())
 
 
 def _children() -> list[int]:
@@ -108,16 +124,16 @@ async def texts(reader: PageReader, body: bytes, charset: str | None) -> list[st
     return [one.text if isinstance(one, PageText) else str(one) for one in found]
 
 
-def test_the_server_s_label_means_what_it_means_to_a_browser() -> None:
+def test_the_server_s_label_means_what_it_means_to_a_browser(read: Reading[None]) -> None:
     async def work(reader: PageReader) -> None:
         for label, (words, codec) in AS_BROWSERS.items():
             for text in await texts(reader, html_of(words).encode(codec), label):
                 assert words in text, label
 
-    reading(work, processes=1)
+    read(work)
 
 
-def test_what_is_no_label_is_as_if_there_were_none() -> None:
+def test_what_is_no_label_is_as_if_there_were_none(read: Reading[None]) -> None:
     """Python has codecs which decode no text, raise out of any error handler, or take the square of the length."""
 
     async def work(reader: PageReader) -> None:
@@ -129,7 +145,7 @@ def test_what_is_no_label_is_as_if_there_were_none() -> None:
             await texts(reader, b"a" * 240_000, label)
         assert time.monotonic() - start < 10
 
-    reading(work, processes=1)
+    read(work)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +158,8 @@ def test_what_is_no_label_is_as_if_there_were_none() -> None:
         (b"\xef\xbb\xbf" + html_of("grés").encode(), "undefined"),
     ],
 )
-def test_a_byte_order_mark_wins_over_the_server(body: bytes, label: str | None) -> None:
-    found = reading(lambda reader: texts(reader, body, label))
+def test_a_byte_order_mark_wins_over_the_server(body: bytes, label: str | None, read: Reading[list[str]]) -> None:
+    found = read(lambda reader: texts(reader, body, label))
     assert all("grés" in text and "\ufeff" not in text for text in found)
 
 
@@ -161,7 +177,9 @@ def test_a_byte_order_mark_wins_over_the_server(body: bytes, label: str | None) 
         ("<meta charset=utf-8>", "utf-8"),
     ],
 )
-def test_a_page_declares_its_own_characters_where_the_server_does_not(head: str, codec: str) -> None:
+def test_a_page_declares_its_own_characters_where_the_server_does_not(
+    head: str, codec: str, read: Reading[None]
+) -> None:
     words = "朱镕基 said 囍"
 
     async def work(reader: PageReader) -> None:
@@ -171,33 +189,33 @@ def test_a_page_declares_its_own_characters_where_the_server_does_not(head: str,
         said = html_of(words, '<meta charset="koi8-r">').encode(codec)
         assert words in (await reader.read(page(said, charset=codec))).text, "the server wins"
 
-    reading(work, processes=1)
+    read(work)
 
 
-def test_an_xml_declaration_counts_too() -> None:
+def test_an_xml_declaration_counts_too(read: Reading[PageText]) -> None:
     body = ('<?xml version="1.0" encoding="gb2312"?>\n' + html_of("朱镕基")).encode("gbk")
     for charset in (None, "gbk"):
-        found = reading(lambda reader, said=charset: reader.read(page(body, "application/xhtml+xml", said)))
+        found = read(lambda reader, said=charset: reader.read(page(body, "application/xhtml+xml", said)))
         assert "朱镕基" in found.text
 
 
 @pytest.mark.parametrize("label", ["hz-gb-2312", "iso-2022-kr", "iso-2022-cn"])
-def test_what_browsers_refuse_to_decode_has_no_text(label: str) -> None:
+def test_what_browsers_refuse_to_decode_has_no_text(label: str, read: Reading[PageText | FailureKind]) -> None:
     for kind in ("text/html", "text/plain"):
         given = page(html_of("grés"), kind, label)
-        assert reading(lambda reader, given=given: outcome(reader, given)) is FailureKind.BAD_RESPONSE
+        assert read(lambda reader, given=given: outcome(reader, given)) is FailureKind.BAD_RESPONSE
 
 
-def test_plain_text_needs_no_parser() -> None:
-    found = reading(lambda reader: reader.read(page("words <b>as</b> they are", "text/plain", charset="nonsense")))
+def test_plain_text_needs_no_parser(read: Reading[PageText]) -> None:
+    found = read(lambda reader: reader.read(page("words <b>as</b> they are", "text/plain", charset="nonsense")))
     assert found == PageText("", "words <b>as</b> they are")
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"<html></html>", b"\x00" * 5000, b"<" * 5000, b"\xff\xfe" * 999, b"<!--" * 999]
 )
-def test_a_page_without_text_is_a_bad_response(body: bytes) -> None:
-    assert reading(lambda reader: outcome(reader, page(body, charset=None))) is FailureKind.BAD_RESPONSE
+def test_a_page_without_text_is_a_bad_response(body: bytes, read: Reading[PageText | FailureKind]) -> None:
+    assert read(lambda reader: outcome(reader, page(body, charset=None))) is FailureKind.BAD_RESPONSE
 
 
 def test_a_page_that_burns_time_costs_itself_only() -> None:
