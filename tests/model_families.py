@@ -4,9 +4,11 @@ Weights are spread more than twice as wide as the world's, so that outputs depen
 initial weights a wrong position or a missing image would hardly show.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ class RestlessProtocol(MMSearchProtocol):
         return Action(ActionKind.ANSWER, text.strip())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A model family in miniature."""
 
@@ -62,15 +64,8 @@ class Family:
     build: Callable[[], PreTrainedModel]
 
     def model(self, seed: int = 0) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.build()
-            for parameter in model.parameters():
-                if parameter.dim() >= 2:
-                    parameter.data.normal_(std=0.1)
-        tokenizer = self.processor.tokenizer
-        model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-        return model.eval()
+        """A copy of its own of the one that the seed draws."""
+        return copy.deepcopy(_drawn(self, seed))
 
     def protocol(self) -> MMSearchProtocol:
         return MMSearchProtocol(ChatEncoder(self.processor), PROMPTS, TEMPLATES)
@@ -88,6 +83,19 @@ class Family:
             "decode": chat.decode,
         }
         return TransformersEngine(model, chat.images, **(settings | options))
+
+
+@lru_cache(8)
+def _drawn(family: Family, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family.build()
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.data.normal_(std=0.1)
+    tokenizer = family.processor.tokenizer
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model.eval()
 
 
 def qwen2() -> Family:

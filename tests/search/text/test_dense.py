@@ -2,12 +2,11 @@
 
 import asyncio
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -157,30 +156,29 @@ def test_a_list_that_runs_out_gives_fewer_hits_and_no_other_passage(
     assert 0 < len(hits) < 500 and len({hit.id for hit in hits}) == len(hits)
 
 
-KILLED = """
-import sys, time
-from mmsearch_trl.search.text.encoder import TextEncoder
-from mmsearch_trl.search.index_build import build_dense_index
-slow = TextEncoder.passages
-def encode(self, texts):
-    print(len(texts), flush=True)
-    time.sleep(0.2)
-    return slow(self, texts)
-TextEncoder.passages = encode
-build_dense_index(sys.argv[1], sys.argv[2], model=sys.argv[3], progress=False)
-"""
+def build_slowly(corpus: Path, out: Path, encoder: Path, encodes: Connection) -> None:
+    encode = TextEncoder.passages
+
+    def slow(self: TextEncoder, texts: Sequence[str]) -> Any:
+        encodes.send(len(texts))
+        time.sleep(0.2)
+        return encode(self, texts)
+
+    TextEncoder.passages = slow
+    build_dense_index(corpus, out, model=str(encoder), progress=False)
 
 
 def test_a_build_that_was_killed_goes_on_where_it_was(
     exact: DenseIndex, encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "index"), str(encoder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    forks = multiprocessing.get_context("fork")  # which need not import PyTorch
+    says, encodes = forks.Pipe(duplex=False)
+    process = forks.Process(target=build_slowly, args=(corpus, tmp_path / "index", encoder, encodes))
+    process.start()
     for _ in range(2):
-        process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert says.poll(60) and says.recv() > 0
+    process.kill()
+    process.join()
     assert not (tmp_path / "index").exists()
     encoded: list[int] = []
     encode = TextEncoder.passages
