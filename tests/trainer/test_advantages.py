@@ -1,9 +1,15 @@
+from typing import Any
+
 import pytest
+import small_lm
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from trl import GRPOConfig, GRPOTrainer
 
 from mmsearch_trl.trainer.advantages import group_advantages, informative_groups
+from mmsearch_trl.trainer.estimators import baselined
 
 
 rewards_of_groups = st.integers(2, 6).flatmap(
@@ -79,3 +85,39 @@ def test_a_trajectory_without_a_reward_is_left_out_of_its_group() -> None:
     without = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     assert torch.equal(with_gap[[0, 2, 3]], without)
     assert with_gap[1] == 0.0
+
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def trl(tmp_path_factory: pytest.TempPathFactory) -> GRPOTrainer:
+    """TRL's own trainer, whose reward is the number in the row; None where that is NaN."""
+
+    def written(reward: list[float], **_: Any) -> list[float | None]:
+        return [None if value != value else value for value in reward]
+
+    tokenizer = small_lm.build_tokenizer()
+    options: dict[str, Any] = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 1}
+    options |= {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "scale_rewards": "group"}
+    return GRPOTrainer(
+        small_lm.build_model(tokenizer),
+        written,  # pyright: ignore[reportArgumentType]
+        GRPOConfig(str(tmp_path_factory.mktemp("trl")), **options),
+        train_dataset=Dataset.from_list([{"prompt": "user", "reward": 0.0}]),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 16])
+def test_group_norm_is_trls_own_grpo(size: int, trl: GRPOTrainer) -> None:
+    """Groups with rewards that differ, are equal, are there for all but one, for one alone, and for none."""
+    drawn = torch.rand((4, size), generator=torch.Generator().manual_seed(size))
+    drawn[1, 0], drawn[2, 1:], drawn[3] = NAN, NAN, NAN
+    rewards = torch.cat([drawn, torch.ones(1, size), torch.zeros(1, size), drawn[:1].round()]).flatten()
+    trl.model.train()  # else these are generations of an evaluation
+    trl.num_generations = size
+    theirs = trl._generate_and_score_completions([{"prompt": "user", "reward": each} for each in rewards.tolist()])
+    assert theirs["advantages"].count_nonzero() > size
+    ours = baselined(rewards.double(), size, "group_norm", eps=1e-4)
+    torch.testing.assert_close(ours, theirs["advantages"].double(), atol=1e-6, rtol=0)
