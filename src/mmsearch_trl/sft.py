@@ -2,7 +2,8 @@
 
 Teaches a model the form of a search, on demonstrations, before reinforcement learning teaches it when to search. Data
 files hold conversations (`data/demonstrations.py`) or the traces of a run, of which the right ones are used
-(`data/demonstrations_from_traces.py`); without tools they hold rows of messages (`trainer/conversations.py`).
+(`data/demonstrations_from_traces.py`); without tools they hold traces or rows of messages
+(`trainer/conversations.py`).
 Demonstrations are put into tokens by the protocol that rollouts use, so that the model is taught the very tokens it
 will meet; only what the assistant says is in the loss.
 """
@@ -27,8 +28,9 @@ from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
+from mmsearch_trl.data.config import OF_QUESTIONS, OF_ROWS
 from mmsearch_trl.data.dataset import load_dataset_rows, row_to_task
-from mmsearch_trl.data.demonstration_files import DemonstrationFile
+from mmsearch_trl.data.demonstration_files import DemonstrationFile, holds_traces
 from mmsearch_trl.data.images import resize_prompt_image
 from mmsearch_trl.data.rows import OnError, RowError, SkippedRows
 from mmsearch_trl.distributed.ranks import Ranks
@@ -36,7 +38,7 @@ from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.recipe.build import build_protocol, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
-from mmsearch_trl.recipe.data import load_rows, load_training_rows
+from mmsearch_trl.recipe.data import load_rows, load_training_rows, reading_of
 from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import record_run
@@ -46,6 +48,8 @@ from mmsearch_trl.trainer.conversations import Conversations
 from mmsearch_trl.trainer.demonstrations import as_trajectory, collate
 from mmsearch_trl.trainer.sft import MMSearchSFTConfig, MMSearchSFTTrainer
 
+
+_OPENING = ("system_prompt", "template")
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +100,11 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     processor = load_processor(recipe.model)
     protocol = build_protocol(recipe, processor)
-    if isinstance(protocol, SearchProtocol):
-        demonstrations = Demonstrations(recipe, protocol)
+    demonstrations = demonstrations_of(recipe, protocol)
+    if isinstance(demonstrations, Demonstrations):
         train_rows = demonstrations.usable(recipe.data.train_files, max_tokens, recipe.data.on_bad_row)
         eval_rows = demonstrations.usable(recipe.data.eval_files, max_tokens, recipe.data.on_bad_row)
     else:
-        demonstrations = conversations(recipe, protocol)
         train_rows = demonstrations.usable("train", max_tokens)
         eval_rows = demonstrations.usable("eval", max_tokens) if recipe.data.eval_files else None
     return MMSearchSFTTrainer(
@@ -113,6 +116,29 @@ def build_trainer(recipe: Recipe) -> MMSearchSFTTrainer:
         processing_class=processor,
         peft_config=new_adapter(recipe.model),
     )
+
+
+def demonstrations_of(recipe: Recipe, protocol: TurnProtocol) -> "Demonstrations | Conversations":
+    """What a recipe's files hold: of a protocol without tools rows of messages, or the traces of runs.
+
+    Raises:
+        UserError: they hold both; or a key is of rows, and they are traces, or the other way round.
+    """
+    if isinstance(protocol, SearchProtocol):
+        return Demonstrations(recipe, protocol)
+    data = recipe.data
+    traces = {file: holds_traces(file) for file in (*data.train_files, *data.eval_files)}
+    if len(set(traces.values())) > 1:
+        one, other = (next(file for file in traces if traces[file] is kind) for kind in (True, False))
+        raise UserError(f"{recipe.path}: {one} holds traces and {other} rows: learn from one, and then from the other")
+    if not any(traces.values()):
+        if data.question_files:
+            raise UserError(f"{recipe.path}: question_files belong to traces, and the files hold rows: take it out")
+        return conversations(recipe, protocol)
+    of_questions = (*OF_QUESTIONS, *_OPENING) if data.question_files else ()
+    if of_rows := [key for key in (*OF_ROWS, *_OPENING) if key not in of_questions and recipe.values.get(key)]:
+        raise UserError(f"{recipe.path}: {of_rows[0]} is of rows, and traces are read whole: take it out")
+    return Demonstrations(recipe, protocol)
 
 
 def conversations(recipe: Recipe, protocol: TurnProtocol) -> Conversations:
@@ -127,7 +153,7 @@ def conversations(recipe: Recipe, protocol: TurnProtocol) -> Conversations:
 class Demonstrations:
     """The demonstrations of a recipe's files; as a collator it lays out rows `{"file", "index"}` of them."""
 
-    def __init__(self, recipe: Recipe, protocol: SearchProtocol) -> None:
+    def __init__(self, recipe: Recipe, protocol: TurnProtocol) -> None:
         self._recipe = recipe
         self._protocol = protocol
         self._files: dict[str, DemonstrationFile] = {}
@@ -198,7 +224,12 @@ class Demonstrations:
     def _originals(self) -> tuple[Dataset, dict[str, int]]:
         """The rows of `question_files`, and where each id stands in them."""
         files = self._recipe.data.question_files
-        rows = load_dataset_rows(list(files), on_error="skip") if files else Dataset.from_dict({"id": []})
+        reading = reading_of(self._recipe, self._protocol, None)
+        rows = (
+            load_dataset_rows(list(files), reading=reading, on_error="skip")
+            if files
+            else Dataset.from_dict({"id": []})
+        )
         return rows, {task_id: index for index, task_id in enumerate(rows["id"])}
 
 

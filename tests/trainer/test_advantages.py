@@ -115,6 +115,7 @@ def test_group_norm_is_trls_own_grpo(size: int, trl: GRPOTrainer) -> None:
     drawn = torch.rand((4, size), generator=torch.Generator().manual_seed(size))
     drawn[1, 0], drawn[2, 1:], drawn[3] = NAN, NAN, NAN
     rewards = torch.cat([drawn, torch.ones(1, size), torch.zeros(1, size), drawn[:1].round()]).flatten()
+    assert trl.model is not None
     trl.model.train()  # else these are generations of an evaluation
     trl.num_generations = size
     theirs = trl._generate_and_score_completions([{"prompt": "user", "reward": each} for each in rewards.tolist()])

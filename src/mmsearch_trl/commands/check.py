@@ -114,13 +114,13 @@ def _loaded(path: Path, overrides: Mapping[str, Any], job: Job) -> "tuple[Recipe
 
 
 def _first_demonstration(recipe: "Recipe") -> str:
-    from mmsearch_trl.protocol.base import SearchProtocol
     from mmsearch_trl.recipe.build import build_protocol, load_processor
-    from mmsearch_trl.sft import Demonstrations, conversations
+    from mmsearch_trl.sft import Demonstrations, demonstrations_of
 
     protocol = build_protocol(recipe, load_processor(recipe.model))
-    if isinstance(protocol, SearchProtocol):
-        trajectory = Demonstrations(recipe, protocol).trajectory(recipe.data.train_files[0], 0)
+    found = demonstrations_of(recipe, protocol)
+    if isinstance(found, Demonstrations):
+        trajectory = found.trajectory(recipe.data.train_files[0], 0)
     else:
-        trajectory = conversations(recipe, protocol).trajectory("train", 0)
+        trajectory = found.trajectory("train", 0)
     return protocol.chat.outlined(trajectory.token_ids)

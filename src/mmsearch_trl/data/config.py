@@ -23,10 +23,9 @@ ProtocolName = Literal["mmsearch_r1", "mmsearch_r1_upstream", "search_r1", "dire
 _MMSEARCH_KEYS = ("after_image_search_prompt", "after_text_search_prompt", "forced_answer_prompt", "reply_templates")
 
 
-OF_ROWS = (
-    *("mixture", "max_samples", "max_samples_per_file", "max_prompt_length", "columns", "image_folder", "streaming"),
-    *("min_pixels", "max_pixels"),
-)
+OF_QUESTIONS = ("columns", "image_folder", "min_pixels", "max_pixels")
+"""Keys that say how a question is read."""
+OF_ROWS = ("mixture", "max_samples", "max_samples_per_file", "max_prompt_length", "streaming", *OF_QUESTIONS)
 """Keys that say how rows are read; demonstrations of searches are no rows."""
 TRAINING_KEYS = ("train_files", "mixture", "max_samples", "max_samples_per_file")
 """Of which an evaluation knows nothing."""

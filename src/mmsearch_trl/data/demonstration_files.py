@@ -17,6 +17,19 @@ from mmsearch_trl.data.rows import RowError
 from mmsearch_trl.traces.records import TraceRecord
 
 
+def holds_traces(file: str) -> bool:
+    """Whether the first line of a file that can be read is a trace."""
+    path = Path(file)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    for line in read_lines(path):
+        try:
+            return _is_trace(line.object())
+        except UserError:
+            continue
+    return False
+
+
 class DemonstrationFile:
     """A sequence of the usable demonstrations of one `.jsonl` file.
 

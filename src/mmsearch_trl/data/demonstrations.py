@@ -42,12 +42,14 @@ class Demonstration:
         texts: What the assistant says, turn by turn.
         observations: What followed each turn but the last; None where the user asked for the final answer.
         reply_tokens: Tokens of each reply in the run that the demonstration is a trace of; empty where there is none.
+        cut: The last turn ended for want of tokens, so that its end is not learned.
     """
 
     task: Task
     texts: tuple[str, ...]
     observations: tuple[Observation | None, ...]
     reply_tokens: tuple[int, ...] = ()
+    cut: bool = False
 
 
 def read_conversation(line: Mapping[str, Any], folder: Path, name: str) -> Demonstration:

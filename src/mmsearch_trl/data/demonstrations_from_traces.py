@@ -1,15 +1,19 @@
 """Rejection sampling: the trajectories of a run that ended in a right answer, as demonstrations.
 
 MMSearch-R1's supervised baseline is made so. A trace keeps images no larger than `traces.images.MAX_SIDE`; the
-question's own image in full size is taken from the data file that the question came from, where that is given.
+question's own image in full size is taken from the data file that the question came from, where that is given. Of a
+run without tools the conversation is shown as it was, and what the model said is learned alone.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
+from mmsearch_trl.core.completion import FinishReason
 from mmsearch_trl.core.errors import UserError
+from mmsearch_trl.core.message import ROLES, Message
 from mmsearch_trl.core.observation import Failure, FailureKind, Hit, ImageHit, Observation, TextHit
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.demonstrations import Demonstration
@@ -35,7 +39,7 @@ class TraceReader:
             original: The question as its data file has it; None takes the trace's own images.
 
         Raises:
-            UserError: an image is missing, a tool or a failure is unknown, or the record has no turn.
+            UserError: an image is missing, a tool, a failure or a role is unknown, or the record has no turn.
         """
         if not record.turns:
             raise UserError("the trajectory has no turn")
@@ -43,6 +47,7 @@ class TraceReader:
             id=record.id,
             question=record.question,
             images=tuple(map(self._image, record.images)),
+            messages=_messages(record),
             answers=record.answers,
             data_source=record.data_source,
             category=record.category,
@@ -53,6 +58,7 @@ class TraceReader:
             texts=tuple(turn.text for turn in record.turns),
             observations=tuple(self._observation(turn.observation) for turn in answered),
             reply_tokens=tuple(map(_observed_tokens, answered)),
+            cut=record.turns[-1].finish_reason == FinishReason.LENGTH,
         )
 
     def _observation(self, trace: TraceObservation | None) -> Observation | None:
@@ -77,6 +83,20 @@ class TraceReader:
         if path is None:
             raise UserError(f"the image {digest} is not in {self.images.folder}: copy a run's traces/ whole")
         return load_image(path)
+
+
+def _messages(record: TraceRecord) -> tuple[Message, ...]:
+    bare = (*({"image": digest} for digest in record.images), record.question)
+    parts = iter(record.prompt)
+    said: list[Message] = []
+    for role, count in record.messages:
+        if role not in ROLES:
+            raise UserError(f"the trace of another version: it knows a role {role!r:.40}")
+        content = tuple(None if isinstance(part, dict) else part for part in islice(parts, count))
+        said.append(Message(role, content))  # pyright: ignore[reportArgumentType]
+    if not said and record.outcome.searched is None and record.prompt != bare:
+        raise UserError("the trace of another version: it does not tell whose words are whose; name question_files")
+    return tuple(said)
 
 
 def _observed_tokens(turn: TraceTurn) -> int:

@@ -144,10 +144,8 @@ class Recipe:
         searching = [key for key in ("search", "tools", "max_search_failure_share") if self.values.get(key)]
         if foreign := [*searching, *limits]:
             raise UserError(f"{self.path}: {foreign[0]}: protocol direct searches nothing, take it out")
-        if self.data.question_files:
-            raise UserError(
-                f"{self.path}: question_files belong to traces, and protocol direct learns rows: take it out"
-            )
+        if self.data.question_files and isinstance(self.trainer, MMSearchGRPOConfig):
+            raise UserError(f"{self.path}: question_files belong to traces, which are not trained on: take it out")
 
     def _check_reference(self) -> None:
         """TRL loads the reference model of the KL term without its revision, and so another model than is trained."""

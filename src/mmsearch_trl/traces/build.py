@@ -46,6 +46,7 @@ def trace_record(scored: ScoredTrajectory, spell: Speller, *, step: int, split: 
         rewards={name: _rounded(value) for name, value in scored.rewards.items()},
         advantage=_rounded(scored.advantage),
         seconds=round(trajectory.seconds, 4),
+        messages=tuple((message.role, len(message.content)) for message in task.messages),
     )
 
 

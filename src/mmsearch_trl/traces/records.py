@@ -92,12 +92,14 @@ class TraceRecord:
         split: `train`, or the name of the evaluation.
         step: Optimizer steps taken before it was sampled.
         group: What reports group by: `extra["group"]` of the task where it has one, else its category.
-        prompt: The first message, images as `{"image": digest}`.
+        prompt: What stood before the first turn, images as `{"image": digest}`.
         images: Digests of the question's images.
         reward: What the policy was paid in all; `rewards` are its parts by name; None stands for a value that is not
             finite.
         advantage: None outside training.
         seconds: Wall time of the whole rollout, waiting included.
+        messages: Of a conversation that the task began with: the role of each message, and how many parts of `prompt`
+            it holds.
     """
 
     id: str
@@ -116,6 +118,7 @@ class TraceRecord:
     rewards: dict[str, float | None]
     advantage: float | None
     seconds: float
+    messages: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> str:
         """The record as one line of ASCII JSON, without the line end."""
@@ -136,8 +139,9 @@ class TraceRecord:
             row |= {key: tuple(row[key]) for key in ("answers", "prompt", "images")}
             row["outcome"] = TraceOutcome(**row["outcome"] | {"failure": _failure(row["outcome"]["failure"])})
             row["turns"] = tuple(map(_turn, row["turns"]))
+            row["messages"] = tuple((role, parts) for role, parts in row.get("messages", ()))
             return cls(**row)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a trace record ({type(error).__name__}: {error})") from error
 
 

@@ -10,23 +10,32 @@ from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.observation import Observation
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
 from mmsearch_trl.data.demonstrations import Demonstration
-from mmsearch_trl.protocol.base import SearchProtocol
+from mmsearch_trl.protocol.base import SearchProtocol, TurnProtocol
 from mmsearch_trl.protocol.chat import ChatEncoder, Encoded
 
 
-def as_trajectory(demonstration: Demonstration, protocol: SearchProtocol) -> Trajectory:
+def as_trajectory(demonstration: Demonstration, protocol: TurnProtocol) -> Trajectory:
     """The trajectory of a policy that said this; log-probs are 0.
 
     Raises:
-        UserError: a turn does not ask for the search that follows it, or the last turn asks for a search.
+        UserError: a turn does not ask for the search that follows it, the last turn asks for a search, or there are
+            several turns and the protocol has one.
     """
     task, texts = demonstration.task, demonstration.texts
     prompt = protocol.prompt(task)
-    trajectory = Trajectory(task=task, prompt=prompt.parts, prompt_ids=prompt.token_ids, stop=StopReason.ANSWERED)
+    trajectory = Trajectory(
+        task=task,
+        prompt=prompt.parts,
+        prompt_ids=prompt.token_ids,
+        stop=StopReason.ANSWERED,
+        has_tools=isinstance(protocol, SearchProtocol),
+    )
     for number, text in enumerate(texts):
-        ids = (*protocol.chat.tokenizer(text, add_special_tokens=False)["input_ids"], protocol.chat.turn_end_id)
-        action = protocol.read(text)
         last = number == len(texts) - 1
+        cut = last and demonstration.cut
+        ids = (*protocol.chat.tokenizer(text, add_special_tokens=False)["input_ids"],)
+        ids += () if cut else (protocol.chat.turn_end_id,)
+        action = protocol.read(text)
         observation = None if last else demonstration.observations[number]
         _check(action, observation, number, last=last)
         reply = None if last else _reply(demonstration, number, ids, protocol)
@@ -34,7 +43,7 @@ def as_trajectory(demonstration: Demonstration, protocol: SearchProtocol) -> Tra
             Turn(
                 token_ids=ids,
                 logprobs=(0.0,) * len(ids),
-                finish_reason=FinishReason.STOP,
+                finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
                 text=text,
                 action=action,
                 observation=observation,
@@ -55,8 +64,10 @@ def _check(action: Action, observation: Observation | None, number: int, *, last
         raise UserError(f"assistant turn {number} is the last and ends in a search that nothing answers")
 
 
-def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: SearchProtocol) -> Encoded:
+def _reply(demonstration: Demonstration, number: int, sampled: Sequence[int], protocol: TurnProtocol) -> Encoded:
     """What the run said: the results, the notice that they were too long, or the request for the final answer."""
+    if not isinstance(protocol, SearchProtocol):
+        raise UserError(f"the assistant speaks {len(demonstration.texts)} times, and without tools it has one turn")
     observation = demonstration.observations[number]
     if observation is None:
         return protocol.ask_for_answer(demonstration.task, sampled)
