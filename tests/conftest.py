@@ -6,10 +6,15 @@ Hypothesis runs without a deadline: on a busy machine the first call of a test i
 `tests` itself is importable, for `tiny.py`.
 """
 
+import atexit
 import gc
+import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,31 +48,47 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on the shared servers are for one process of several, and those on forks of one process for another: what
-    they share starts once. They begin; then files with slow tests, that no process is left with a long one at the end.
-    """
-    order = dict.fromkeys(items, 3)
-    for item in items:
-        if _uses_servers(item):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-            order[item] = 0
-        elif "forks" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("forks"))
-            order[item] = 1
-    if hasattr(config, "workerinput"):
+    """Groups begin, in the order of `_GROUPS`; then files with slow tests, that no process is left with a long one at
+    the end."""
+    groups = {item.nodeid: group for item in items if (group := _group(item)) is not None}
+    if (worker := getattr(config, "workerinput", None)) is not None:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: min(order[item], 2 + (item.path not in slow)))
+        rank: dict[str | None, int] = {group: number for number, group in enumerate(_GROUPS)}
+        items.sort(key=lambda item: rank.get(groups.get(item.nodeid), len(rank) + (item.path not in slow)))
+        written = Path(f"{worker['groups']}.{worker['workerid']}")
+        written.write_text(json.dumps(groups))
+        written.replace(worker["groups"])
 
 
-def _uses_servers(item: pytest.Item) -> bool:
+_GROUPS = ("servers", "forks")
+"""Tests that are for one process of several: what they share starts once."""
+
+
+def _group(item: pytest.Item) -> str | None:
     assert isinstance(item, pytest.Function)
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    return "servers" in item.fixturenames and params.get("build", params.get("mode", "server")) == "server"
+    if "servers" in item.fixturenames and params.get("build", params.get("mode", "server")) == "server":
+        return "servers"
+    return "forks" if "forks" in item.fixturenames else None
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@cache
+def _groups_file() -> Path:
+    """Where processes that run tests tell the one that deals them the group of each: of marks, xdist's own way, it
+    knows nothing from pytest 9.2 on."""
+    folder = Path(tempfile.mkdtemp(prefix="mmsearch-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "groups.json"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["groups"] = str(_groups_file())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,8 +98,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadGroupScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            group = super()._split_scope(nodeid)
-            return group if group != nodeid else nodeid.partition("::")[0]
+            return self._groups.get(nodeid) or nodeid.partition("::")[0]
+
+        @cached_property
+        def _groups(self) -> dict[str, str]:
+            return json.loads(_groups_file().read_text())
 
     if config.getoption("dist") != "loadgroup":
         return None

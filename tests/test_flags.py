@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from parsed import nodes
 from test_docs import PAGES, REFERENCE, ROOT, text_of
 
 from mmsearch_trl.commands.main import parser
@@ -78,10 +79,9 @@ def typed_in(text: str, file: str, about: tuple[str, ...]) -> Iterator[Typed]:
 def of_messages() -> Iterator[Typed]:
     for path in sorted(SOURCE.rglob("*.py")):
         file = path.relative_to(SOURCE).as_posix()
-        tree = ast.parse(path.read_text())
         declared = {
             id(argument)
-            for node in ast.walk(tree)
+            for node in nodes(path)
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
             for argument in node.args
         }
@@ -89,7 +89,7 @@ def of_messages() -> Iterator[Typed]:
         about = ABOUT[max((start for start in ABOUT if file.startswith(start)), key=len)]
         if command in COMMANDS:
             about = (command, *(RUNS if command in ("check", "tiny") else ()))
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in declared:
                 yield from typed_in(node.value, file, about)
 

@@ -9,10 +9,10 @@ import ast
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 
 import pytest
+from parsed import nodes
 
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +23,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 HEADING = "## Where things lie"
 
 Graph = Mapping[str, Collection[str]]
-
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def module_name(path: Path) -> str:
@@ -41,7 +36,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 def imported(path: Path) -> Iterator[str]:
     """Full names of what a file imports, wherever in it: `torch.nn`, and `trl.name` of `from trl import name`."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -166,7 +161,7 @@ def test_no_test_fakes_a_trainer() -> None:
 
 def _fakes(path: Path) -> Iterator[int]:
     """Lines."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in STAND_INS:
             if {"args", "accelerator"} & {keyword.arg for keyword in node.keywords}:
                 yield node.lineno
@@ -180,6 +175,6 @@ STAND_INS = {"SimpleNamespace", "Mock", "MagicMock"}
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_file_and_its_functions_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
-    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}

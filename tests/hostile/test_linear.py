@@ -18,6 +18,7 @@ import toy
 from hostile import families
 from hypothesis import given
 from hypothesis import strategies as st
+from parsed import nodes
 
 import mmsearch_trl
 from mmsearch_trl.core.action import Action, ActionKind
@@ -176,11 +177,8 @@ def no_endless_match() -> Iterator[None]:
 def _expressions() -> Iterator[tuple[str, re.Pattern[Any], str]]:
     """Every regular expression of the package, with a method by which it is used, and where."""
     for path in sorted(SOURCE.rglob("*.py")):
-        source = path.read_text("utf-8")
-        if "re." not in source:
-            continue
         where, named = path.relative_to(SOURCE).as_posix(), set[str]()
-        for node in ast.walk(ast.parse(source)):
+        for node in nodes(path):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in METHODS):
                 continue
             method, of = node.func.attr, ast.unparse(node.func.value)
