@@ -242,7 +242,7 @@ def test_a_body_that_comes_in_drops_is_cut_off() -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"])
 def test_half_a_head_is_held_for_its_time_and_no_longer(http: str, before: bytes) -> None:
-    with served(Echo(), http=http, head_s=0.5) as url:
+    with served(Echo(), http=http, head_s=0.3) as url:
         start = time.monotonic()
         answer = sent(url, before + b"POST /retrieve HTTP/1.1\r\nHost: a\r\n")
         assert time.monotonic() - start < 4 and (b" 200 " in answer) == bool(before)
@@ -252,7 +252,7 @@ def test_half_a_head_is_held_for_its_time_and_no_longer(http: str, before: bytes
 def test_a_request_that_takes_longer_is_not_cut_off() -> None:
     class Slow(Echo):
         async def search(self, query: str, k: int) -> Sequence[TextHit]:
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(0.9)
             return await super().search(query, k)
 
     with served(Slow(), head_s=0.3) as url:
@@ -261,7 +261,10 @@ def test_a_request_that_takes_longer_is_not_cut_off() -> None:
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 10\r\n"])
-def test_a_body_in_pieces_is_refused_however_long_it_says_it_is(http: str, head: bytes) -> None:
+def test_a_body_in_pieces_is_refused_however_long_it_says_it_is(
+    http: str, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_guard, "_LINGER_S", 0.3)
     with served(Echo(), http=http) as url:
         answer = sent(url, HEAD + head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", wait=8)
         assert answer.split(b" ")[1] in (b"400", b"411")

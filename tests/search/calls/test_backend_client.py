@@ -167,7 +167,7 @@ def test_a_backend_that_is_back_is_asked_again() -> None:
 
 def test_a_backend_that_asks_for_patience_is_not_taken_for_dead() -> None:
     breaker = CircuitBreaker(failures=2, pause_s=30.0)
-    asking(Backend(failure(FailureKind.RATE_LIMITED)), breaker=breaker, retries=5)
+    asking(Backend(failure(FailureKind.RATE_LIMITED)), breaker=breaker, retries=2)
     assert asking(Backend(None), breaker=breaker) == [HITS]
 
 
