@@ -12,7 +12,8 @@ from test_train import some_rows
 from mmsearch_trl import evaluate, train
 from mmsearch_trl.commands.main import main
 from mmsearch_trl.recipe.command_line import recipe_arguments
-from mmsearch_trl.recipe.preflight import Level, Preflight
+from mmsearch_trl.recipe.finding import Level
+from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import load_recipe
 from mmsearch_trl.rollout.background_loop import BackgroundLoop, run_to_end
 

@@ -39,8 +39,8 @@ from mmsearch_trl.data.sources import data_name
 from mmsearch_trl.distributed.policy import Policy
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.evaluator import Evaluation, Evaluator, Row
-from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
+from mmsearch_trl.evaluation.summary import EvaluationSummary, GroupSummary
 from mmsearch_trl.recipe.build import build_protocol, build_tools, end_ids, load_agent, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments
 from mmsearch_trl.recipe.data import load_rows

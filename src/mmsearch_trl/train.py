@@ -20,8 +20,8 @@ from mmsearch_trl.core.interrupts import described
 from mmsearch_trl.core.script import finish, run_script
 from mmsearch_trl.data.sources import data_name
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import summary_table
+from mmsearch_trl.evaluation.summary import GroupSummary
 from mmsearch_trl.hub.push import check_login, pushing
 from mmsearch_trl.recipe.build import build_protocol, build_tools, keep_token_out_of_files, load_processor
 from mmsearch_trl.recipe.command_line import recipe_arguments

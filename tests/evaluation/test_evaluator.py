@@ -21,7 +21,7 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.evaluation.evaluator import Evaluation, EvaluationOptions, Evaluator
-from mmsearch_trl.evaluation.metrics import EvaluationSummary
+from mmsearch_trl.evaluation.summary import EvaluationSummary
 from mmsearch_trl.rollout.limits import Limits
 from mmsearch_trl.rollout.outage import OutageMonitor
 from mmsearch_trl.rollout.rollouter import Rollouter

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table, save_rows, summary_table
+from mmsearch_trl.evaluation.summary import GroupSummary
 from mmsearch_trl.traces.rows import EvaluationRow
 
 

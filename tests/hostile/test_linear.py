@@ -37,7 +37,7 @@ from mmsearch_trl.protocol.upstream_mmsearch import UpstreamMMSearchProtocol
 from mmsearch_trl.rewards import format as form
 from mmsearch_trl.rewards import search_r1
 from mmsearch_trl.rewards.matching import normalize_answer
-from mmsearch_trl.search.runtime import normalise_query
+from mmsearch_trl.search.query import normalise_query
 from mmsearch_trl.search.text.summarisers import _THOUGHT, excerpt
 from mmsearch_trl.search.web.addresses import check_host
 from mmsearch_trl.tools.crop import CropCall

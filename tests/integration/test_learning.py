@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.evaluation.summary import GroupSummary
 from mmsearch_trl.world.demo import evaluated_groups, make_trainer
 from mmsearch_trl.world.files import write_world
 from mmsearch_trl.world.tokenizer import build_processor

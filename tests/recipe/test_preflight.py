@@ -13,9 +13,10 @@ from mmsearch_trl.commands.main import main
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.recipe import build
 from mmsearch_trl.recipe.command_line import recipe_arguments
+from mmsearch_trl.recipe.finding import Finding, Level
 from mmsearch_trl.recipe.memory import Demand, Sharding, memory_of
 from mmsearch_trl.recipe.model_shape import model_shape
-from mmsearch_trl.recipe.preflight import Finding, Level, Preflight
+from mmsearch_trl.recipe.preflight import Preflight
 from mmsearch_trl.recipe.recipe import load_recipe
 
 

@@ -16,7 +16,8 @@ from mmsearch_trl.search.cache.store import ResultStore
 from mmsearch_trl.search.calls.backend import Answer
 from mmsearch_trl.search.calls.backend_client import CallPolicy
 from mmsearch_trl.search.image.service import ImageService
-from mmsearch_trl.search.runtime import Mode, SearchRuntime, normalise_query
+from mmsearch_trl.search.query import normalise_query
+from mmsearch_trl.search.runtime import Mode, SearchRuntime
 from mmsearch_trl.search.text.retriever import Retriever
 
 

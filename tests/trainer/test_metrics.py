@@ -14,7 +14,7 @@ from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.trajectory import StopReason, Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.metrics import Measures
+from mmsearch_trl.evaluation.measures import Measures
 from mmsearch_trl.trainer.metrics import accuracy_by_search
 
 

@@ -65,7 +65,8 @@ def check_recipe(path: Path, overrides: Mapping[str, Any], job: Job | None, proc
 
 
 def _report(path: Path, overrides: Mapping[str, Any], job: Job, processes: int | None, console: Any) -> int:
-    from mmsearch_trl.recipe.preflight import Finding, Level, Preflight
+    from mmsearch_trl.recipe.finding import Finding, Level
+    from mmsearch_trl.recipe.preflight import Preflight
 
     problems = 0
 

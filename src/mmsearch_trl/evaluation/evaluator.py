@@ -26,9 +26,11 @@ from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.distributed.ranks import Ranks
 from mmsearch_trl.engine.base import TimedEngine
-from mmsearch_trl.evaluation.metrics import EvaluationSummary, Measures, Summarizer
+from mmsearch_trl.evaluation.measures import Measures
 from mmsearch_trl.evaluation.parts import Part, Parts, PartWriter
 from mmsearch_trl.evaluation.report import save_rows
+from mmsearch_trl.evaluation.summarizer import Summarizer
+from mmsearch_trl.evaluation.summary import EvaluationSummary
 from mmsearch_trl.rollout.outage import OutageMonitor, Tally
 from mmsearch_trl.rollout.rollouter import Rollouter
 from mmsearch_trl.rollout.stream import Ended, Job

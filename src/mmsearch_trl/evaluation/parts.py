@@ -25,7 +25,7 @@ import torch
 
 from mmsearch_trl.core.boundaries import writing
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.evaluation.metrics import Measures
+from mmsearch_trl.evaluation.measures import Measures
 from mmsearch_trl.traces.files import cut_torn_line, cut_traces, forget_traces, trace_path
 
 

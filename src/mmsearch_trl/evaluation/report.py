@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmsearch_trl.core.boundaries import writing
-from mmsearch_trl.evaluation.metrics import GroupSummary
+from mmsearch_trl.evaluation.summary import GroupSummary
 
 
 _Column = tuple[str, Callable[[GroupSummary], str | None]]

@@ -24,14 +24,12 @@ from mmsearch_trl.core.images import ImageInput, Part
 from mmsearch_trl.core.message import Message
 from mmsearch_trl.engine.images import ImageEncoder
 from mmsearch_trl.models.family import SUPPORTED
+from mmsearch_trl.protocol.control_tokens import ControlTokens
 from mmsearch_trl.protocol.safe_text import SafeText
 
 
-NO_TOKEN = -1
 _ASSISTANT = "ASSISTANT-TURN-MARKER"
-_VISION_TOKENS = ("image_token", "video_token", "vision_start_token", "vision_end_token")
 _GEOMETRY = ("patch_size", "merge_size")
-_TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
 class Encoded(NamedTuple):
@@ -77,34 +75,27 @@ class ChatEncoder:
         self.images = ImageEncoder(processor.image_processor if self.sees_images else None)
         self.safe = SafeText(self.tokenizer)
         self._upstream_framing = upstream_framing
-        self.image_pad_id: int = NO_TOKEN
-        """`NO_TOKEN` for a language model."""
-        if self.sees_images:
-            self.image_pad_id = self.tokenizer.convert_tokens_to_ids(processor.image_token)
-        vocabulary = self.tokenizer.get_vocab()
-        self.vocabulary_size = 1 + max(vocabulary.values())
+        self._controls = ControlTokens(processor)
+        self.image_pad_id = self._controls.image_pad
+        """Below 0 for a language model."""
+        self.vocabulary_size = 1 + max(self.tokenizer.get_vocab().values())
         """Ids from here on have no token (ids may have gaps, so the number of tokens does not tell)."""
-        names = [getattr(processor, name, None) for name in _VISION_TOKENS]
-        names += ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|vision_pad|>"]
-        self.vision_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
-        tools = {name for name in _TOOL_TOKENS if name in vocabulary}
-        self.forbidden_ids = self.vision_ids | {vocabulary[name] for name in tools}
+        self.vision_ids = self._controls.vision
+        self.forbidden_ids = self.vision_ids | self._controls.tools
         """What a turn may not sample: images, and calls in the model's own tool format, which nothing here answers."""
-        self._control_ids = _special_ids(self.tokenizer) | self.vision_ids
-        self._control_texts = [
-            str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids - {None}))
-        ]
-        self._prompt_controls = self._controls(self._ids(self._first_message(["-"])))
+        self._prompt_controls = self._controls.count(self._ids(self._first_message(["-"])))
         self._image_controls = 0
         if self.sees_images:
-            self._image_controls = self._controls(self._ids(self._first_message(["-", None]))) - self._prompt_controls
+            self._image_controls = (
+                self._controls.count(self._ids(self._first_message(["-", None]))) - self._prompt_controls
+            )
         frame = self._ids(self._after_assistant(["-"]))
         if not frame:
             raise UserError(
                 f"{self.tokenizer.name_or_path or 'the model'}: the tokenizer has no token for the end of a turn, as "
                 "one whose files are missing"
             )
-        self._reply_controls = self._controls(frame)
+        self._reply_controls = self._controls.count(frame)
         self.turn_end_id: int = frame[0]
         """The token with which the template closes an assistant turn."""
         self._conversation_controls: dict[tuple[str, ...], int] = {}
@@ -147,28 +138,20 @@ class ChatEncoder:
         roles = tuple(message.role for message in messages)
         if roles not in self._conversation_controls:
             bare = [{"role": role, "content": self._content(["-"])} for role in roles]
-            self._conversation_controls[roles] = self._controls(self._ids(self._render(bare)))
+            self._conversation_controls[roles] = self._controls.count(self._ids(self._render(bare)))
         written = [{"role": message.role, "content": self._content(message.content)} for message in messages]
         return self._ids(self._render(written)), self._conversation_controls[roles]
 
     def _check_text(self, message: Message) -> None:
         for text in "".join("\0" if part is None else part for part in message.content).split("\0"):
-            if not self._may_hold_controls(text):
+            if not self._controls.may_be_in(text):
                 continue
-            found = next((token for token in self._ids(text) if token in self._control_ids), None)
+            found = next((token for token in self._ids(text) if token in self._controls), None)
             if found is not None:
                 raise UserError(
                     f"a message of the {message.role} holds {self.tokenizer.convert_ids_to_tokens(found)!r}, which is "
                     "a control token of the model: take it out; pictures are named by blocks of type image"
                 )
-
-    def _may_hold_controls(self, text: str) -> bool:
-        """False where a text certainly becomes no control token: a glance costs a thousandth of tokenising it."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return True
-        normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
-        return any(literal in text or literal in normal for literal in self._control_texts)
 
     def reply(self, content: Sequence[str | Image.Image], sampled: Sequence[int]) -> Encoded:
         """Encode a user message that follows the sampled turn, from the turn's end to the next turn's start.
@@ -210,7 +193,7 @@ class ChatEncoder:
     def without_end(self, sampled: Sequence[int]) -> int:
         """How many of the sampled ids remain without the control tokens at their end."""
         end = len(sampled)
-        while end and sampled[end - 1] in self._control_ids:
+        while end and sampled[end - 1] in self._controls:
             end -= 1
         return end
 
@@ -218,7 +201,7 @@ class ChatEncoder:
     def controls_fingerprint(self) -> str:
         """Names what `check_conversation` refuses among the same of other models."""
         template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template)
-        return hashlib.sha256(json.dumps([sorted(self._control_texts), template]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([sorted(self._controls.texts), template]).encode()).hexdigest()
 
     def can_show(self, image: Image.Image) -> bool:
         """Whether the model takes an image; Qwen's processor refuses one 200 times as long as it is wide."""
@@ -277,9 +260,6 @@ class ChatEncoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _controls(self, ids: Sequence[int]) -> int:
-        return sum(token in self._control_ids for token in ids)
-
     def _expand(self, ids: Sequence[int], framing: int, parts: Sequence[Part]) -> tuple[int, ...]:
         """Repeat each image pad as often as its image has tokens; `framing` is the template's own control tokens."""
         images = [part for part in parts if isinstance(part, ImageInput)]
@@ -291,21 +271,12 @@ class ChatEncoder:
         return tuple(expanded)
 
     def _check_controls(self, ids: Sequence[int], framing: int, images: int) -> None:
-        expected = framing + images * self._image_controls
-        if list(ids).count(self.image_pad_id) != images or self._controls(ids) != expected:
+        expected, found = framing + images * self._image_controls, self._controls.count(ids)
+        if list(ids).count(self.image_pad_id) != images or found != expected:
             raise UserError(
-                f"A message holds {self._controls(ids)} control tokens where its template writes {expected}: text "
+                f"A message holds {found} control tokens where its template writes {expected}: text "
                 "became a control token or an image placeholder. Prompt files must hold none; use {image} for images."
             )
-
-
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that control a model; an unknown character is none, unless it is written as one (Qwen: <|endoftext|>)."""
-    ids = set(tokenizer.all_special_ids)
-    # Llama's and Gemma's configurations name few tokens; that the others are special stands beside each alone.
-    ids |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids -= {tokenizer.unk_token_id}
-    return frozenset(ids | {tokenizer.eos_token_id, tokenizer.pad_token_id})
 
 
 def _opens_thinking(prompt: str) -> bool:

@@ -3,15 +3,14 @@ problem. In seconds, and without weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from mmsearch_trl.core.errors import EngineError, SearchLost, UserError, VersionError
+from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.data.sources import count_rows, data_name, find_source
 from mmsearch_trl.data.tasks import read_tasks
@@ -21,6 +20,7 @@ from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.base import TurnProtocol
 from mmsearch_trl.recipe.build import base_of, build_protocol, is_adapter, load_processor
 from mmsearch_trl.recipe.data import count_training_rows, reading_of
+from mmsearch_trl.recipe.finding import Finding, Level, examined
 from mmsearch_trl.recipe.memory import Demand, Memory, Sharding, memory_here, memory_of
 from mmsearch_trl.recipe.model_shape import ModelShape, model_shape
 from mmsearch_trl.recipe.recipe import Recipe
@@ -40,21 +40,6 @@ _ANY_STEPS = 1000
 _MODEL, _SHAPE, _MEMORY, _DATA = "model", "adapter and attention", "memory", "data"
 _RESTS_ON = {_SHAPE: (_MODEL,), _MEMORY: (_MODEL, _SHAPE), _DATA: (_MODEL,)}
 _LOADS_ENCODER = ("dense", "hybrid", "qdrant")
-
-
-class Level(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report."""
-
-    name: str
-    found: str
-    level: Level = Level.OK
 
 
 Check = tuple[str, Callable[[], str]]
@@ -305,11 +290,3 @@ class Preflight:
             f"{self._args.vllm_server_timeout:g} s"  # pyright: ignore[reportAttributeAccessIssue]
         )
         return "does not answer"
-
-
-def examined(name: str, look: Callable[[], str]) -> Finding:
-    """What a check found, or the problem that it raised."""
-    try:
-        return Finding(name=name, found=look())
-    except (UserError, VersionError, SearchLost, EngineError) as error:
-        return Finding(name=name, found=" ".join(str(error).split()), level=Level.PROBLEM)

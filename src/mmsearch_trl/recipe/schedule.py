@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, get_scheduler
 
 from mmsearch_trl.core.errors import UserError
-from mmsearch_trl.evaluation.metrics import OF_ANSWERS, OF_SEARCHES, GroupSummary
+from mmsearch_trl.evaluation.summary import OF_ANSWERS, OF_SEARCHES, GroupSummary
 from mmsearch_trl.trainer.config import MMSearchGRPOConfig
 from mmsearch_trl.trainer.critic import build_schedule
 from mmsearch_trl.trainer.schedules import sigmoid_decay

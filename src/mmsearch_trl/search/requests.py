@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from mmsearch_trl.core.observation import TextHit
-from mmsearch_trl.search.runtime import MAX_QUERY_CHARS
+from mmsearch_trl.search.query import MAX_QUERY_CHARS
 from mmsearch_trl.search.server_guard import Refusal
 from mmsearch_trl.search.text.analysis import encodable
 from mmsearch_trl.search.text.passages import contents

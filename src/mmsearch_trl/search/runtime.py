@@ -14,14 +14,12 @@ import asyncio
 import logging
 import threading
 import time
-import unicodedata
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from mmsearch_trl.core.action import Action, ActionKind
 from mmsearch_trl.core.errors import SearchError, UserError
-from mmsearch_trl.core.images import image_digest
 from mmsearch_trl.core.observation import Failure, FailureKind, Hit, ImageQuery, Observation
 from mmsearch_trl.core.trajectory import Trajectory
 from mmsearch_trl.search.cache.store import ResultStore, answer_key
@@ -34,12 +32,10 @@ from mmsearch_trl.search.calls.single_flight import CallCancelled, SingleFlight
 from mmsearch_trl.search.calls.threads import call_blocking
 from mmsearch_trl.search.calls.totals import SearchTotals, totals_of
 from mmsearch_trl.search.calls.validation import checked_answer
+from mmsearch_trl.search.query import identity, normalise_query
 
 
 logger = logging.getLogger(__name__)
-
-MAX_QUERY_CHARS = 2000
-"""A longer text query is cut: it leaves the machine, and no search engine reads more."""
 
 
 class Mode(StrEnum):
@@ -191,7 +187,7 @@ class SearchRuntime:
             observation = _failed(tool, backend.name, FailureKind.INVALID_QUERY, "the query is empty")
         else:
             try:
-                key = answer_key(tool, backend.fingerprint, await _identity(backend, query), self.k[tool])
+                key = answer_key(tool, backend.fingerprint, await identity(backend, query), self.k[tool])
                 observation, cost = await self._join(tool, backend, query, key)
             except Exception as error:
                 observation = _unexpected(tool, backend.name, error)
@@ -285,21 +281,6 @@ class SearchRuntime:
             logger.warning("A wrong entry of the answer cache %s is dropped: %s", cache.path, error.failure.message)
             cache.drop(key)
             return None
-
-
-def normalise_query(query: str) -> str:
-    """Unicode normal form C, control characters and lone surrogates as blanks, blanks collapsed, length bounded."""
-    plain = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in query[:MAX_QUERY_CHARS])
-    return " ".join(unicodedata.normalize("NFC", plain).split())
-
-
-async def _identity(backend: SearchBackend[Any], query: str | ImageQuery) -> list[str | None]:
-    """What a result is cached under: a text; an image's digest, and the names it goes by, unless the backend says that
-    only pixels matter to it."""
-    if isinstance(query, str):
-        return [query]
-    digest = await call_blocking(image_digest, query.image)
-    return [digest] if getattr(backend, "by_pixels", False) else [digest, query.data_id, query.url]
 
 
 def _failed(tool: ActionKind, backend: str, kind: FailureKind, message: str) -> Observation:

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.engine.vllm_process import VLLMProcess
-from mmsearch_trl.evaluation.metrics import GroupSummary
 from mmsearch_trl.evaluation.report import comparison_table
+from mmsearch_trl.evaluation.summary import GroupSummary
 from mmsearch_trl.recipe.recipe import Recipe, load_recipe
 from mmsearch_trl.recipe.run_folder import next_steps, record_run
 from mmsearch_trl.traces.files import read_traces

@@ -13,7 +13,9 @@ from mmsearch_trl.core.reward import RewardParts
 from mmsearch_trl.core.statistics import wilson_interval
 from mmsearch_trl.core.task import Task
 from mmsearch_trl.core.trajectory import StopReason, Trajectory, Turn
-from mmsearch_trl.evaluation.metrics import EvaluationSummary, GroupSummary, Measures, Summarizer
+from mmsearch_trl.evaluation.measures import Measures
+from mmsearch_trl.evaluation.summarizer import Summarizer
+from mmsearch_trl.evaluation.summary import EvaluationSummary, GroupSummary
 
 
 DOWN = Failure(FailureKind.TIMEOUT, "slow")
