@@ -139,9 +139,9 @@ class TraceRecord:
             row |= {key: tuple(row[key]) for key in ("answers", "prompt", "images")}
             row["outcome"] = TraceOutcome(**row["outcome"] | {"failure": _failure(row["outcome"]["failure"])})
             row["turns"] = tuple(map(_turn, row["turns"]))
-            row["messages"] = tuple((role, parts) for role, parts in row.get("messages", ()))
+            row["messages"] = tuple(_message(*message) for message in row.get("messages", ()))
             return cls(**row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"not a trace record ({type(error).__name__}: {error})") from error
 
 
@@ -152,6 +152,10 @@ def _as_object(part: Any) -> dict[str, Any]:
 
 def _failure(row: dict[str, str] | None) -> TraceFailure | None:
     return TraceFailure(**row) if row else None
+
+
+def _message(role: str, parts: int) -> tuple[str, int]:
+    return role, parts
 
 
 def _turn(row: dict[str, Any]) -> TraceTurn:
