@@ -90,7 +90,8 @@ def test_a_bad_row_is_named_before_the_model_is_loaded(
 def test_two_data_files_of_one_name_are_refused(
     world_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = f"[{tmp_path}/a/test.jsonl, {tmp_path}/b/test.jsonl]"
+    first, second = (write_jsonl(tmp_path / name / "test.jsonl", [{"question": "?"}]) for name in ("a", "b"))
+    files = f"[{first}, {second}]"
     assert main(["eval", *grpo_arguments(world_home, tmp_path / "run", eval_files=files)]) == 1
     assert "two files have one name" in capsys.readouterr().err
 

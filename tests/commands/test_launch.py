@@ -11,6 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from mmsearch_trl.commands import launch
 from mmsearch_trl.commands.main import main
+from mmsearch_trl.recipe import files
 
 
 MMSEARCH = "mmsearch_trl.commands.main"
@@ -47,9 +48,16 @@ def test_two_machines_train(world_home: Path, forks: Forks, tmp_path: Path) -> N
 MACHINES = ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "h", "--main_process_port", "29500"]
 
 
+@pytest.fixture
+def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the recipe names need not be there, for nothing is carried out."""
+    monkeypatch.setattr(files, "check_files_of", lambda *_, **__: None)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.mark.usefixtures("without_files")
 def test_a_machine_of_several_tells_accelerate_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(launch, "_launch", told.extend)
     for sharing in ([], ["--accelerate", "multi_node"]):
         assert main(["train", "--config", "world/grpo", *MACHINES, "--num_processes", "16", *sharing]) == 0
@@ -59,6 +67,7 @@ def test_a_machine_of_several_tells_accelerate_its_part(monkeypatch: pytest.Monk
         told.clear()
 
 
+@pytest.mark.usefixtures("without_files")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,13 +83,13 @@ def test_a_machine_of_several_tells_accelerate_its_part(monkeypatch: pytest.Monk
     ],
 )
 def test_what_cannot_be_launched_is_refused(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert main(["train", "--config", "world/grpo", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_files")
 @pytest.mark.parametrize(
     ("status", "ends"), [(3, 3), (-signal.SIGKILL, "mmsearch: error: process 1 was ended by SIGKILL")]
 )
@@ -90,7 +99,6 @@ def test_what_ends_a_process_ends_the_command(status: int, ends: int | str, monk
         raise ChildFailedError("train", {1: failure})
 
     monkeypatch.setattr("accelerate.commands.launch.launch_command", failing)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(SystemExit) as end:
         main(["train", "--config", "world/grpo", "--num_processes", "2"])
     assert end.value.code == ends

@@ -61,6 +61,9 @@ MISTAKES = [
     ("sft", "num_generations: 8", "unknown key `num_generations`"),
     ("sft", "search: {}", "unknown key `search`"),
     ("stages", "learning_rat: 2e-5", "unknown key `learning_rat`; did you mean `learning_rate`?"),
+    ("train", "seed: 1", "recipe.yaml: train_files: data file not found: a.jsonl"),
+    ("sft", "seed: 2", "recipe.yaml: train_files: data file not found: a.jsonl"),
+    ("eval", "eval_files: [b.jsonl]", "recipe.yaml: eval_files: data file not found: b.jsonl"),
     ("train", "extends: gone.yaml", "extends: recipe not found"),
 ]
 EACH = f"""

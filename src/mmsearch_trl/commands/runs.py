@@ -34,13 +34,15 @@ def _add(command: argparse.ArgumentParser, job: Job) -> None:
 
 
 def _run(job: Job, options: argparse.Namespace) -> None:
+    from mmsearch_trl.recipe.files import check_files_of
     from mmsearch_trl.recipe.written import read_written
 
     recipe, keys = recipe_of(options, options.rest)
     if options.dry_run:
         return check_recipe(recipe, keys, job, options.num_processes)
     # What can be told without TRL, whose import takes long, is told now.
-    read_written(recipe, keys, kind="sft" if job == "sft" else "grpo")
+    written = read_written(recipe, keys, kind="sft" if job == "sft" else "grpo")
+    check_files_of(recipe, written.values, written.data, written.search, evaluation=job == "eval")
     module = "mmsearch_trl.evaluate" if job == "eval" else f"mmsearch_trl.{job}"
     if not launch(module, options, ["--config", str(recipe), *options.rest]):
         import_module(module).main(recipe, keys)

@@ -14,19 +14,19 @@ A recipe with a mistake is refused before any work is done.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from mmsearch_trl.core.errors import UserError
 from mmsearch_trl.data.config import OF_ROWS, DataConfig
-from mmsearch_trl.data.sources import data_name, find_source
+from mmsearch_trl.data.sources import data_name
 from mmsearch_trl.distributed.sharding import check_sharded
-from mmsearch_trl.models.location import find_model
 from mmsearch_trl.protocol.mmsearch import IMAGE_SEARCH_TAG
 from mmsearch_trl.protocol.search_r1 import SEARCH_END, load_search_r1_prompt
 from mmsearch_trl.protocol.tool import Tool
+from mmsearch_trl.recipe.files import check_files_of
 from mmsearch_trl.recipe.model_config import RecipeModelConfig
 from mmsearch_trl.recipe.packages import check_packages
 from mmsearch_trl.recipe.tools import build_tools
@@ -80,7 +80,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise UserError(f"{self.path}: eval_files: two files have one name, and results go by it: {names}")
         if check_files:
-            self._check_files(("eval_files",) if evaluation else ("train_files", "eval_files", "question_files"))
+            check_files_of(self.path, self.values, self.data, self.search, evaluation=evaluation)
         check_sharded()
         check_packages(self.path, self.model, self.trainer, reporting=not evaluation)
         if check_files and not evaluation:
@@ -155,25 +155,6 @@ class Recipe:
                 f"{self.path}: model_revision with beta > 0: the reference would be of the main revision; save this "
                 "revision to a folder and name that"
             )
-
-    def _check_files(self, keys: Sequence[str]) -> None:
-        find_model(f"{self.path}: model_name_or_path", str(self.model.model_name_or_path), weights=False, hub=False)
-        for key in keys:
-            for file in getattr(self.data, key):
-                try:
-                    find_source(file)
-                except UserError as error:
-                    raise UserError(f"{self.path}: {key}: {error}") from error
-        out = Path(str(self.trainer.output_dir)).absolute()
-        there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"{self.path}: output_dir: {there} is no folder that can be written to")
-        for section in (self.search.image, self.search.text):
-            try:
-                if section is not None:
-                    section.check()
-            except UserError as error:
-                raise UserError(f"{self.path}: {error}") from error
 
     def _check_searches_possible(self, check_files: bool) -> None:
         """A search that the first prompt offers can be carried out."""
