@@ -45,7 +45,7 @@ DEFECTS = {
         "import mmsearch_trl.trainer.config as m; checked = m.MMSearchGRPOConfig.__post_init__\n"
         f"m.MMSearchGRPOConfig.__post_init__ = lambda self: (checked(self), {INT})"
     ),
-    "check of the files": defect(f"import mmsearch_trl.recipe.recipe as m; m.find_source = lambda _: {INT}"),
+    "check of the files": defect(f"import mmsearch_trl.recipe.files as m; m.find_source = lambda _: {INT}"),
     "conversion of values": defect(f"import mmsearch_trl.recipe.validation as m; m._narrowed = lambda _: {ZIP}"),
     "reader of lines": defect(f"import mmsearch_trl.data.plain as m; m.layout_of = lambda *_: {INT}", **SKIP),
     "reader of parquet": defect(
