@@ -57,15 +57,17 @@ def _all_windows(
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [patches, heads, dim]
     if query.is_cuda and query.dtype in _HALF and not dropout:
         ends, longest = cu_seq_lens_q.to(torch.int32), max_length_q
-        found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
-        assert isinstance(found, torch.Tensor)  # it returns more only where more is asked for
-        return found[None], None
-    order, lengths, found = [], cu_seq_lens_q.diff(), []
+        attended = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
+        assert isinstance(attended, torch.Tensor)  # it returns more only where more is asked for
+        return attended[None], None
+    lengths = cu_seq_lens_q.diff()
+    order, found = [], []
     for length in lengths.unique().tolist():
         starts = cu_seq_lens_q[:-1][lengths == length]
         patches = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
         windows = (part[patches].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
-        attended = scaled_dot_product_attention(*windows, dropout_p=dropout, scale=scaling)
         order.append(patches)
-        found.append(attended.transpose(1, 2).flatten(0, 1))
+        found.append(
+            scaled_dot_product_attention(*windows, dropout_p=dropout, scale=scaling).transpose(1, 2).flatten(0, 1)
+        )
     return torch.cat(found)[torch.cat(order).argsort()][None], None

@@ -22,7 +22,7 @@ from mmsearch_trl.core.boundaries import loading, writing
 from mmsearch_trl.core.errors import EngineLost, RunEnded, SearchLost
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import saved_whole
+from mmsearch_trl.distributed.sharding import check_sharded, keep_outputs_exact, saved_whole
 from mmsearch_trl.hub.allow_list import allow_listed
 from mmsearch_trl.trainer.checkpoint_folder import STATE, checkpoint_to_resume, obstacle
 from mmsearch_trl.trainer.preemption import Preemption, StepEnd
@@ -107,6 +107,12 @@ class FullCheckpoints(Trainer):
         except (RunEnded, EngineLost, SearchLost):
             self._save_step_end()
             raise
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers', for weights that are whole on each process or sharded (`distributed/sharding.py`)."""
+        super().create_accelerator_and_postprocess()
+        check_sharded()
+        keep_outputs_exact(self.accelerator)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if Ranks().any(self.preemption.requested):

@@ -7,7 +7,6 @@ from trl import SFTConfig, SFTTrainer
 
 from mmsearch_trl.core.redaction import redacted
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import check_sharded, keep_outputs_exact
 from mmsearch_trl.trainer.checkpoints import FullCheckpoints
 from mmsearch_trl.trainer.console import use_console
 from mmsearch_trl.trainer.freezing import freeze
@@ -61,11 +60,6 @@ class MMSearchSFTTrainer(FullCheckpoints, SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self._vision = VisionOnAllRanks(self.processing_class, Ranks())
         use_console(self, title)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        check_sharded()
-        keep_outputs_exact(self.accelerator)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         blank = self._vision.blank("pixel_values" in inputs)

@@ -5,7 +5,6 @@
 * `_compute_loss` says which tokens are scored, and has MMSearch-R1's own loss (`trajectory_loss.py`) and bounds of the
   KL term (`kl.py`).
 * `log` joins shares of several batches by what they are shares of.
-* `create_accelerator_and_postprocess` keeps FSDP2 from rounding log-probs (`distributed/sharding.py`).
 * `create_scheduler` has its learning rate (`schedules.py`).
 * `_get_train_sampler` orders each epoch by its number, so that a resumed run goes on with the data (`samplers.py`).
 * `_save_rng_state` and `_load_rng_state` keep where training stands in a generation batch (`batch_position.py`).
@@ -20,7 +19,6 @@ from trl import GRPOTrainer
 
 from mmsearch_trl.core.ratio import Ratio
 from mmsearch_trl.distributed.ranks import Ranks
-from mmsearch_trl.distributed.sharding import check_sharded, keep_outputs_exact
 from mmsearch_trl.trainer.advantages import RewardScale
 from mmsearch_trl.trainer.batch_position import BatchLayout, BatchPosition
 from mmsearch_trl.trainer.blank_picture import BlankPicture
@@ -75,11 +73,6 @@ class TrimmedGRPOTrainer(GRPOTrainer):
 
     _loss_inputs: dict[str, Any] | None = None
     """What TRL's loss goes on to read, while it asks for log-probs."""
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        check_sharded()
-        keep_outputs_exact(self.accelerator)
 
     def append_metrics(self, metrics: dict[str, float]) -> None:
         mode = "train" if self.model.training else "eval"
